@@ -1,0 +1,1 @@
+"""Cluster millions of images without labels on Ray."""

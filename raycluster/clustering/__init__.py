@@ -1,0 +1,1 @@
+"""Clustering building blocks on tensors: k-means, neighbors, scores."""

@@ -1,0 +1,218 @@
+"""The run configuration: its fields, how it is loaded and overridden, and how parts of it become fingerprints.
+
+Fast to import (no torch, no Ray, no pyarrow): the command line builds its help from these classes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from raycluster.errors import ConfigError
+
+TAC_PROMPTS = (
+    "itap of a {}.",
+    "a bad photo of the {}.",
+    "a origami {}.",
+    "a photo of the large {}.",
+    "a {} in a video game.",
+    "art of the {}.",
+    "a photo of the small {}.",
+)
+
+
+class Section(BaseModel):
+    """A frozen part of the configuration; an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class EncoderConfig(Section):
+    """The CLIP model that turns pictures and nouns into embeddings."""
+
+    model: str = "ViT-B-32-quickgelu"
+    """An open_clip architecture name, `local-dir:<folder>` in open_clip's format, or `builtin` (the tiny demo model)."""
+    pretrained: str | None = None
+    """open_clip weight tag (`openai`, `laion2b_s34b_b79k`, …) or a local checkpoint file; absent for `local-dir:` and `builtin`."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Arithmetic of the forward pass: `auto` is bf16 on a GPU and fp32 on a CPU."""
+    max_bytes: int = Field(default=64 * 2**20, gt=0)
+    """Larger files get the status `too_large` and are never read."""
+    max_pixels: int = Field(default=100_000_000, gt=0)
+    """Pictures whose header announces more pixels get the status `too_large` and are never decoded."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_weights(cls, data: Any) -> Any:
+        if isinstance(data, Mapping) and "model" not in data and "pretrained" not in data:
+            return {**data, "pretrained": "openai"}
+        return data
+
+    @model_validator(mode="after")
+    def _weights_match_model(self) -> EncoderConfig:
+        carries_weights = self.model == "builtin" or self.model.startswith("local-dir:")
+        if carries_weights and self.pretrained is not None:
+            raise ValueError(f"model {self.model!r} brings its own weights: remove `pretrained`")
+        if not carries_weights and self.pretrained is None:
+            raise ValueError(f"model {self.model!r} needs `pretrained`: a weight tag (`openai`) or a checkpoint file")
+        return self
+
+
+class VocabularyConfig(Section):
+    """The nouns that give the clusters their text side and their names."""
+
+    source: str = "builtin"
+    """`builtin`, `wordnet`, or a text, CSV or Parquet file of nouns (text: one a line; tables: column `noun`)."""
+    path: str | None = None
+    """With `wordnet`: the folder that holds `index.noun` and `data.noun`, or the name of a lexicon of the `wn` package."""
+    embeddings: str | None = None
+    """Ready-made noun embeddings: Parquet with `noun` and `embedding`; no text encoder is loaded then."""
+    prompts: tuple[str, ...] = TAC_PROMPTS
+    """Prompt templates, `{}` standing for the noun; their embeddings are averaged."""
+    cache: str | None = None
+    """Folder for noun embeddings, shared by runs; default `$RAYCLUSTER_CACHE`, else the user's cache folder."""
+
+    @field_validator("prompts")
+    @classmethod
+    def _prompts_hold_a_noun(cls, prompts: tuple[str, ...]) -> tuple[str, ...]:
+        if not prompts or any(prompt.count("{}") != 1 for prompt in prompts):
+            raise ValueError("give at least one template, each with exactly one `{}` for the noun")
+        return prompts
+
+
+class MethodConfig(Section):
+    """The clustering method. Its own constants stand in its file in `raycluster/methods`."""
+
+    # The method's own class (methods.configure) checks the other keys: this room does not know the methods.
+    model_config = ConfigDict(extra="allow")
+
+    name: str = "dxmc"
+    """`kmeans` or `dxmc`."""
+    profile: Literal["default", "paper"] = "default"
+    """`paper`: the authors' constants as published; `default`: steps, batch and neighbors scaled to the data."""
+    train_sample: int = Field(default=1_000_000, ge=2)
+    """With more images than this, heads are trained on a seeded sample of this size; all images are assigned."""
+
+
+class FinetuneConfig(Section):
+    """Self-enhancement of the encoder on its own pseudo-labels."""
+
+    enabled: bool = False
+    """Fine-tune the encoder after training the heads."""
+
+
+class ShardsConfig(Section):
+    """Rewriting many small objects into few large Parquet files of checked, resized pictures."""
+
+    enabled: bool = False
+    """Write shards before embedding."""
+
+
+class StorageConfig(Section):
+    """How object storage is reached. Credentials come from the usual AWS chain, never from this file."""
+
+    endpoint_url: str | None = None
+    """URL of an S3-compatible server; absent for AWS itself."""
+    region: str | None = None
+    """Region of the buckets; absent: asked of the server."""
+    anonymous: bool = False
+    """Read public buckets without credentials."""
+
+
+class ResourcesConfig(Section):
+    """What to use of the cluster; never part of a fingerprint. Default: what the cluster has."""
+
+    encoder_actors: int | None = Field(default=None, ge=1)
+    """Number of encoder actors; default one per GPU, else one per CPU."""
+    train_workers: int | None = Field(default=None, ge=1)
+    """Number of Ray Train workers; default one per GPU, else one."""
+    use_gpu: bool | None = None
+    """Default: use GPUs if the cluster has any."""
+
+
+class ReportConfig(Section):
+    """What the HTML report shows."""
+
+    most_typical: int = Field(default=12, ge=0, le=100)
+    """Exemplar thumbnails a cluster, most confident first."""
+    least_typical: int = Field(default=6, ge=0, le=100)
+    """Least typical thumbnails a cluster, least confident first."""
+    thumbnail: int = Field(default=96, ge=16, le=512)
+    """Longest side of a thumbnail in pixels."""
+    map_sample: int = Field(default=2000, ge=0, le=50_000)
+    """Images drawn on the 2-D map; 0 leaves the map out."""
+
+
+class RunConfig(Section):
+    """One run: pictures (or embeddings) in, clusters out."""
+
+    images: str | tuple[str, ...] | None = None
+    """A folder or prefix, a list of URIs (`.parquet`, `.csv` with a column `uri`), or several of them."""
+    embeddings: str | tuple[str, ...] | None = None
+    """Ready-made embeddings instead of images: Parquet with `image_id`, `embedding`, optional `label`."""
+    labels: Literal["folder"] | None = None
+    """`folder`: the parent folder's name is the label, used for scores only."""
+    output: str
+    """The run folder, local or `s3://`; everything the run writes lies below it."""
+    clusters: int = Field(ge=2)
+    """Number of clusters."""
+    seed: int = Field(default=0, ge=0, lt=2**31)
+    """Every random choice follows from it."""
+    vocabulary: VocabularyConfig = VocabularyConfig()
+    encoder: EncoderConfig = EncoderConfig(pretrained="openai")
+    method: MethodConfig = MethodConfig()
+    finetune: FinetuneConfig = FinetuneConfig()
+    shards: ShardsConfig = ShardsConfig()
+    max_failed_fraction: float = Field(default=0.05, ge=0, le=1)
+    """The run stops (exit 3) when a larger share of the images could not be read."""
+    storage: StorageConfig = StorageConfig()
+    resources: ResourcesConfig = ResourcesConfig()
+    report: ReportConfig = ReportConfig()
+
+    @model_validator(mode="after")
+    def _one_input(self) -> RunConfig:
+        if (self.images is None) == (self.embeddings is None):
+            raise ValueError("give exactly one of `images` and `embeddings`")
+        return self
+
+    @property
+    def image_sources(self) -> tuple[str, ...]:
+        """`images` as a tuple, whatever way it was written."""
+        return _as_tuple(self.images)
+
+
+def _as_tuple(value: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    return () if value is None else (value,) if isinstance(value, str) else tuple(value)
+
+
+def validate(data: Mapping[str, Any], model: type[Section] = RunConfig, where: str = "config") -> Any:
+    """Build `model` from plain data, or raise one :class:`ConfigError` that names every bad field."""
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        raise ConfigError(f"{where}: " + "; ".join(_explain(item, model) for item in error.errors())) from None
+
+
+def _explain(item: Any, model: type[BaseModel]) -> str:
+    field = ".".join(str(part) for part in item["loc"]) or "(top level)"
+    if item["type"] == "extra_forbidden":
+        for part in item["loc"][:-1]:
+            annotation = model.model_fields[part].annotation
+            if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+                break
+            model = annotation
+        return f"unknown key `{field}`; known here: {', '.join(model.model_fields)}"
+    if item["type"] == "missing":
+        return f"`{field}` is missing"
+    return f"`{field}`: {item['msg'].removeprefix('Value error, ')} (given: {item['input']!r:.80})"
+
+
+def fingerprint(*parts: Any) -> str:
+    """Sixteen hex digits that change whenever any part (JSON data or :class:`Section`) changes."""
+    plain = [part.model_dump(mode="json") if isinstance(part, BaseModel) else part for part in parts]
+    canonical = json.dumps(plain, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()[:16]

@@ -1,0 +1,1 @@
+"""Drawn pictures and the tiny CLIP that was trained on such drawings."""

@@ -1,0 +1,27 @@
+"""The errors a user can cause or mend. Each message names the field or file, the reason and the remedy."""
+
+from typing import ClassVar
+
+
+class RayclusterError(Exception):
+    """Base of every error that ends a command with one clear line instead of a traceback."""
+
+    exit_code: ClassVar[int] = 1
+
+
+class ConfigError(RayclusterError):
+    """The configuration, or what it points at, cannot work; found before any costly work (exit code 2)."""
+
+    exit_code = 2
+
+
+class DataQualityError(RayclusterError):
+    """More images failed than ``max_failed_fraction`` allows, or a table lost or doubled rows (exit code 3)."""
+
+    exit_code = 3
+
+
+class ArtifactError(RayclusterError):
+    """A file on disk is not the one its record describes: damaged, foreign or of another version (exit code 4)."""
+
+    exit_code = 4

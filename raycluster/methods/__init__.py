@@ -1,0 +1,1 @@
+"""The clustering methods, one file a paper."""

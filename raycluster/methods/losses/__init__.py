@@ -1,0 +1,1 @@
+"""Losses shared by several methods, one file a loss."""

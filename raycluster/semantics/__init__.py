@@ -1,0 +1,1 @@
+"""Text side: the vocabulary of nouns and each image's text counterpart."""

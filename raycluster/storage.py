@@ -1,0 +1,168 @@
+"""URI → filesystem. The only place that knows a local path from an S3 address.
+
+A :class:`Location` is a file or folder; everything else joins names to it and reads, writes and lists through it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pyarrow import fs
+
+from raycluster.config import StorageConfig
+from raycluster.errors import ConfigError
+
+# Many S3-compatible servers answer 411 to the checksum trailers that newer AWS SDKs add to every upload.
+os.environ.setdefault("AWS_REQUEST_CHECKSUM_CALCULATION", "when_required")
+
+
+@dataclass(frozen=True)
+class Location:
+    """A file or folder in some storage. Cheap to send to Ray tasks: the filesystem is made where it is used."""
+
+    path: str
+    """Absolute POSIX path (local), or `bucket/key` (S3); no trailing slash."""
+    scheme: str = "file"
+    options: StorageConfig = StorageConfig()
+
+    @property
+    def uri(self) -> str:
+        """The address as a user would write it."""
+        return self.path if self.scheme == "file" else f"{self.scheme}://{self.path}"
+
+    @property
+    def name(self) -> str:
+        """Last part of the path."""
+        return self.path.rsplit("/", 1)[-1]
+
+    @property
+    def parent(self) -> Location:
+        """The folder that holds this."""
+        return Location(self.path.rsplit("/", 1)[0] or "/", self.scheme, self.options)
+
+    @property
+    def filesystem(self) -> fs.FileSystem:
+        """Arrow's client for this storage."""
+        return _filesystem(self.scheme, self.options)
+
+    def __truediv__(self, name: str) -> Location:
+        return Location(f"{self.path.rstrip('/')}/{name}", self.scheme, self.options)
+
+    def exists(self) -> bool:
+        """Whether a file or folder is here."""
+        return self.filesystem.get_file_info(self.path).type != fs.FileType.NotFound
+
+    def is_file(self) -> bool:
+        """Whether a file is here."""
+        return self.filesystem.get_file_info(self.path).type == fs.FileType.File
+
+    def list(self, suffix: str = "", recursive: bool = False) -> list[Location]:
+        """Files below this folder whose names end in `suffix`, sorted by path; none if the folder is absent."""
+        selector = fs.FileSelector(self.path, allow_not_found=True, recursive=recursive)
+        infos = self.filesystem.get_file_info(selector)
+        paths = sorted(i.path for i in infos if i.type == fs.FileType.File and i.path.endswith(suffix))
+        return [Location(path, self.scheme, self.options) for path in paths]
+
+    def read_bytes(self) -> bytes:
+        """The whole file."""
+        with self.filesystem.open_input_stream(self.path) as stream:
+            return stream.read()
+
+    def write_bytes(self, data: bytes) -> None:
+        """Write the whole file at once: readers see the old file or the new one, never a part."""
+        with self._replacing() as (filesystem, path), filesystem.open_output_stream(path) as stream:
+            stream.write(data)
+
+    def read_json(self) -> Any:
+        """The file, parsed as JSON."""
+        return json.loads(self.read_bytes())
+
+    def write_json(self, value: Any) -> None:
+        """Write `value` as readable JSON, at once."""
+        self.write_bytes((json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+
+    def write_table(self, table: pa.Table) -> None:
+        """Write one Parquet file at once."""
+        with self._replacing() as (filesystem, path):
+            pq.write_table(table, path, filesystem=filesystem, compression="zstd")
+
+    def delete(self) -> None:
+        """Remove this file or folder; absent is fine."""
+        info = self.filesystem.get_file_info(self.path)
+        if info.type == fs.FileType.File:
+            self.filesystem.delete_file(self.path)
+        elif info.type == fs.FileType.Directory:
+            self.filesystem.delete_dir(self.path)
+
+    def _replacing(self) -> _Replacing:
+        return _Replacing(self)
+
+
+class _Replacing:
+    """Context in which a file is written beside its place and then moved there (one PUT on S3, which is atomic)."""
+
+    def __init__(self, target: Location) -> None:
+        self.target = target
+        self.local = target.scheme == "file"
+        head, _, tail = target.path.rpartition("/")
+        self.path = f"{head}/.{tail}.{os.getpid()}.tmp" if self.local else target.path
+
+    def __enter__(self) -> tuple[fs.FileSystem, str]:
+        if self.local:
+            os.makedirs(os.path.dirname(self.path), exist_ok=True)
+        return self.target.filesystem, self.path
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        if not self.local:
+            return
+        if kind is None:
+            os.replace(self.path, self.target.path)
+        else:
+            Path(self.path).unlink(missing_ok=True)
+
+
+def locate(uri: str, options: StorageConfig | None = None) -> Location:
+    """The place that `uri` names: an `s3://` address, a `file://` address or a local path (`~` allowed)."""
+    options = options or StorageConfig()
+    scheme, separator, rest = uri.partition("://")
+    if not separator or scheme == "file":
+        path = os.path.abspath(os.path.expanduser(rest if separator else uri))
+        return Location(path, "file", StorageConfig())
+    if scheme != "s3":
+        raise ConfigError(f"{uri}: storage {scheme}:// is not supported; use a local path or s3://bucket/prefix")
+    if not rest.strip("/"):
+        raise ConfigError(f"{uri}: the bucket is missing; write s3://bucket/prefix")
+    return Location(rest.rstrip("/"), "s3", options)
+
+
+@lru_cache(maxsize=32)
+def _filesystem(scheme: str, options: StorageConfig) -> fs.FileSystem:
+    if scheme == "file":
+        return fs.LocalFileSystem()
+    return fs.S3FileSystem(
+        anonymous=options.anonymous,
+        region=options.region or os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION"),
+        endpoint_override=options.endpoint_url or os.environ.get("AWS_ENDPOINT_URL"),
+        # A small file becomes one PUT instead of a multipart upload: a third of the time.
+        allow_delayed_open=True,
+    )
+
+
+def read_table(files: list[Location], columns: list[str] | None = None) -> pa.Table:
+    """The rows of several Parquet files of one storage, in the order given."""
+    tables = [pq.read_table(f.path, filesystem=f.filesystem, columns=columns, partitioning=None) for f in files]
+    return pa.concat_tables(tables)
+
+
+def iter_tables(files: list[Location], columns: list[str] | None = None) -> Iterator[pa.Table]:
+    """The same file by file, for tables larger than memory."""
+    for file in files:
+        yield pq.read_table(file.path, filesystem=file.filesystem, columns=columns, partitioning=None)
