@@ -1,0 +1,97 @@
+"""Ray at its plainest: join or start it, know its resources, map a function over items as tasks."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import ray
+
+from raycluster.config import ResourcesConfig
+from raycluster.errors import ConfigError
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What a run uses of the cluster."""
+
+    cpus: float
+    gpus: float
+    encoder_actors: int
+    train_workers: int
+
+    @property
+    def use_gpu(self) -> bool:
+        """Whether models run on GPUs."""
+        return self.gpus > 0
+
+    @property
+    def actor_cpus(self) -> float:
+        """CPUs that each encoder actor reserves: together one core less than there are, which is left for decoding."""
+        return max(0.1, (self.cpus - 1) / self.encoder_actors)
+
+    @property
+    def heavy_task(self) -> dict[str, float]:
+        """Ray resources for a task that runs alone: one GPU, or the cores of the smallest node but one.
+
+        A task that reserved every core would wait for ever beside anything else.
+        """
+        return {"num_cpus": 1, "num_gpus": 1} if self.use_gpu else {"num_cpus": max(1, smallest_node_cpus() - 1)}
+
+
+def connect() -> None:
+    """Join the Ray cluster that `RAY_ADDRESS` names, or start Ray on this machine; a Ray already joined is kept."""
+    if ray.is_initialized():
+        return
+    # Ray's own usage banner and worker logs would drown the one line a stage prints; errors travel as exceptions.
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    address = os.environ.get("RAY_ADDRESS")
+    ray.init(address=address or "local", log_to_driver=False, logging_level=logging.WARNING, include_dashboard=None if address else False)
+    log.info("ray: %s", f"joined {address}" if address else "started on this machine")
+
+
+def smallest_node_cpus() -> int:
+    """CPUs of the smallest node that has any."""
+    cpus = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
+    return max(1, min((n for n in cpus if n > 0), default=1))
+
+
+def resolve(config: ResourcesConfig) -> Resources:
+    """Fill the gaps of `resources:` from the cluster; raises :class:`ConfigError` for what it cannot give."""
+    cluster = ray.cluster_resources()
+    cpus, gpus = cluster.get("CPU", 0.0), cluster.get("GPU", 0.0)
+    if config.use_gpu and not gpus:
+        raise ConfigError("resources.use_gpu is true, but this Ray cluster has no GPU: remove it, or join a cluster with GPUs")
+    if config.use_gpu is False:
+        gpus = 0.0
+    limit = int(gpus) if gpus else int(cpus)
+    for field, wanted in (("encoder_actors", config.encoder_actors), ("train_workers", config.train_workers)):
+        if wanted and wanted > limit:
+            kind = "GPUs" if gpus else "CPUs"
+            raise ConfigError(f"resources.{field} is {wanted}, but this Ray cluster has {limit} {kind}: lower it")
+    return Resources(cpus, gpus, config.encoder_actors or max(1, limit), config.train_workers or max(1, int(gpus)))
+
+
+def map_tasks(
+    function: Callable[..., Any], items: Iterable[Any], *shared: ray.ObjectRef, num_cpus: float = 1, in_flight: int | None = None
+) -> Iterator[Any]:
+    """Call `function(item, *shared)` as one Ray task an item and yield the results as they come.
+
+    At most `in_flight` tasks (default: twice the cores) exist at a time, so that memory does not grow with the items.
+    `shared` are references from :func:`ray.put`: one copy a node, read-only.
+    """
+    task = ray.remote(num_cpus=num_cpus)(function)
+    rest = iter(items)
+    limit = in_flight or 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))
+    pending = [task.remote(item, *shared) for item in islice(rest, limit)]
+    while pending:
+        done, pending = ray.wait(pending)
+        pending += [task.remote(item, *shared) for item in islice(rest, len(done))]
+        for reference in done:
+            yield ray.get(reference)

@@ -1,0 +1,136 @@
+"""Ready-made embeddings in place of an encoder: list them as a manifest, import them as the embeddings table."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from raycluster.config import StorageConfig
+from raycluster.errors import ConfigError
+from raycluster.run import part_name
+from raycluster.storage import Location, locate
+from raycluster.tables import MANIFEST, embeddings_schema
+
+BATCH = 4096
+
+
+def list_provided(sources: tuple[str, ...], storage: StorageConfig) -> pa.Table:
+    """The manifest (schema MANIFEST without row_id) of Parquet files with `image_id`, `embedding`, optional `label`, `uri`.
+
+    `etag` is a hash of the vector, so that a changed embedding counts as a changed image. Raises :class:`ConfigError`.
+    """
+    tables = []
+    for file in _files(sources, storage):
+        for batch in _batches(file):
+            ids = batch.column("image_id").cast(pa.string())
+            etags = [None if value is None else hashlib.sha256(value.tobytes()).hexdigest()[:16] for value in _rows(batch)]
+            columns = {
+                "image_id": ids,
+                "uri": _optional(batch, "uri") if "uri" in batch.schema.names else ids,
+                "size": pa.nulls(len(batch), pa.int64()),
+                "etag": pa.array(etags, pa.string()),
+                "modified": pa.nulls(len(batch), pa.timestamp("us", tz="UTC")),
+                "label": _optional(batch, "label"),
+            }
+            tables.append(pa.table(columns))
+    table = pa.concat_tables(tables).sort_by("image_id")
+    if table.column("image_id").null_count:
+        raise ConfigError("embeddings: some rows have no image_id; give each row a unique one")
+    counts = table.column("image_id").value_counts()
+    doubled = counts.filter(pc.greater(counts.field("counts"), 1)).field("values").to_pylist()
+    if doubled:
+        raise ConfigError(f"embeddings: {len(doubled)} image_ids occur twice ({', '.join(doubled[:3])}); make them unique")
+    return table.cast(pa.schema([field for field in MANIFEST if field.name != "row_id"]))
+
+
+def import_provided(
+    sources: tuple[str, ...], storage: StorageConfig, manifest: pa.Table, done: np.ndarray, folder: Location
+) -> Iterator[int]:
+    """Write the embeddings of the manifest's rows that are not in `done`; yields rows written, file by file."""
+    ids = manifest.column("image_id")
+    position = {image_id: row for image_id, row in zip(ids.to_pylist(), manifest.column("row_id").to_pylist(), strict=True)}
+    dim, finished = None, set(done.tolist())
+    for file in _files(sources, storage):
+        for batch in _batches(file):
+            batch_ids = batch.column("image_id").cast(pa.string()).to_pylist()
+            vectors = _rows(batch)
+            found = {len(vector) for vector in vectors if vector is not None} | ({dim} if dim else set())
+            if len(found) > 1:
+                raise ConfigError(f"{file.uri}: embeddings of different lengths ({sorted(found)}); use one encoder for all")
+            if not found:
+                continue
+            dim = found.pop()
+            rows = [(position[i], i, vector) for i, vector in zip(batch_ids, vectors, strict=True) if position[i] not in finished]
+            if rows:
+                part = _part(rows, dim)
+                (folder / part_name(part.column("row_id"))).write_table(part)
+                yield len(part)
+
+
+def _part(rows: list[tuple[int, str, np.ndarray | None]], dim: int) -> pa.Table:
+    ids, image_ids, given = zip(*rows, strict=True)
+    with np.errstate(over="ignore"):
+        vectors = [None if vector is None else vector.astype(np.float16) for vector in given]
+    reasons = [_fault(vector) for vector in vectors]
+    good = [vector if reason is None else None for vector, reason in zip(vectors, reasons, strict=True)]
+    return pa.table(
+        [
+            pa.array(ids, pa.int64()),
+            pa.array(image_ids, pa.string()),
+            pa.array(["ok" if reason is None else "failed" for reason in reasons]),
+            pa.array(reasons, pa.string()),
+            pa.nulls(len(rows), pa.int32()),
+            pa.nulls(len(rows), pa.int32()),
+            pa.array(good, pa.list_(pa.float16(), dim)),
+        ],
+        schema=embeddings_schema(dim),
+    )
+
+
+def _fault(vector: np.ndarray | None) -> str | None:
+    if vector is None:
+        return "the embedding is null"
+    if not np.isfinite(vector).all():
+        return "the embedding holds NaN, infinite values or values beyond float16"
+    return None if vector.any() else "the embedding is zero"
+
+
+def _files(sources: tuple[str, ...], storage: StorageConfig) -> list[Location]:
+    files: list[Location] = []
+    for source in sources:
+        place = locate(source, storage)
+        found = [place] if place.is_file() else place.list(suffix=".parquet", recursive=True)
+        if not found:
+            raise ConfigError(f"embeddings: {source}: no Parquet file is there; give a file or a folder of them")
+        files += found
+    return files
+
+
+def _batches(file: Location) -> Iterator[pa.RecordBatch]:
+    try:
+        parquet = pq.ParquetFile(file.path, filesystem=file.filesystem)
+    except pa.ArrowInvalid as error:
+        raise ConfigError(f"embeddings: {file.uri} is not a Parquet file ({error})") from None
+    schema = parquet.schema_arrow
+    missing = {"image_id", "embedding"} - set(schema.names)
+    if missing:
+        raise ConfigError(f"embeddings: {file.uri} lacks the column {' and '.join(sorted(missing))}; it has {', '.join(schema.names)}")
+    kind = schema.field("embedding").type
+    listed = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    if not listed or not pa.types.is_floating(kind.value_type):
+        raise ConfigError(f"embeddings: {file.uri}: `embedding` is {kind}; it must be a list of floats")
+    wanted = [name for name in ("image_id", "embedding", "label", "uri") if name in schema.names]
+    yield from parquet.iter_batches(BATCH, columns=wanted)
+
+
+def _rows(batch: pa.RecordBatch) -> list[np.ndarray | None]:
+    return [None if value.values is None else value.values.to_numpy(zero_copy_only=False) for value in batch.column("embedding")]
+
+
+def _optional(batch: pa.RecordBatch, name: str) -> pa.Array:
+    return batch.column(name).cast(pa.string()) if name in batch.schema.names else pa.nulls(len(batch), pa.string())

@@ -1,0 +1,67 @@
+"""Scores of a finished assignment: against labels where there are any, and always those that need none."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from raycluster.clustering.scores import label_free_scores, supervised_scores
+from raycluster.rows import gather
+from raycluster.storage import Location
+from raycluster.training.counted import uniform
+
+SAMPLE = 10_000
+"""Images behind the label-free scores: neighbors of every one of a million would cost more than the clustering."""
+
+
+def evaluate(
+    manifest: pa.Table,
+    assignments: pa.Table,
+    embeddings: list[Location],
+    counterparts: list[Location] | None,
+    n_clusters: int,
+    seed: int,
+) -> dict[str, Any]:
+    """All scores of the design's `metrics.json`.
+
+    `manifest`: columns row_id, label; `assignments`: columns row_id, cluster, confidence, margin. Rows without a cluster
+    count in `n_rows` only.
+    """
+    rows = assignments.filter(pc.is_valid(assignments.column("cluster"))).sort_by("row_id")
+    ids, clusters = rows.column("row_id").to_numpy(), rows.column("cluster").to_numpy()
+    labels = _labels(manifest, ids)
+    sample = sampled(ids, SAMPLE, seed)
+    at = np.searchsorted(ids, sample)
+    free = label_free_scores(
+        gather(embeddings, sample).astype(np.float32),
+        None if counterparts is None else gather(counterparts, sample, "counterpart").astype(np.float32),
+        clusters[at],
+        rows.column("confidence").to_numpy()[at],
+        rows.column("margin").to_numpy()[at],
+        n_clusters,
+        seed=seed,
+    )
+    return {**supervised_scores(labels, clusters), "n_rows": len(assignments), **free}
+
+
+def sampled(row_ids: np.ndarray, size: int, seed: int) -> np.ndarray:
+    """At most `size` of the ids, ascending: those whose counted random number is smallest, so that growth changes few."""
+    if len(row_ids) <= size:
+        return np.sort(row_ids)
+    import torch
+
+    draws = np.asarray(uniform(seed, 0, torch.from_numpy(row_ids), stream=SAMPLE_STREAM))
+    return np.sort(row_ids[np.argpartition(draws, size)[:size]])
+
+
+SAMPLE_STREAM = 7
+"""Stream of the counted random numbers behind :func:`sampled`; training uses the smaller ones."""
+
+
+def _labels(manifest: pa.Table, ids: np.ndarray) -> list[str | None]:
+    order = np.argsort(manifest.column("row_id").to_numpy())
+    place = np.searchsorted(manifest.column("row_id").to_numpy()[order], ids)
+    return manifest.column("label").take(pa.array(order[place])).to_pylist()

@@ -1,0 +1,222 @@
+"""The servable model: save, load, verify, predict.
+
+A model folder holds `model.json` (written last, with the sha256 of every other file), `heads.safetensors` (all that the
+method needs to predict) and `clusters.json` (a name for each cluster).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from safetensors.torch import load, save
+
+from raycluster.config import EncoderConfig, StorageConfig, validate
+from raycluster.errors import ArtifactError, ConfigError
+from raycluster.methods import registry
+from raycluster.methods.base import Method
+from raycluster.run import RunFolder
+from raycluster.storage import Location, locate
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from raycluster.encoder.clip import ClipEncoder
+
+FORMAT = 1
+_FILES = ("heads.safetensors", "clusters.json")
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What the model says of n pictures; rows whose status is not `ok` hold cluster -1 and NaN."""
+
+    cluster: np.ndarray
+    """int32 [n]."""
+    name: list[str | None]
+    """Name of the cluster."""
+    confidence: np.ndarray
+    """float32 [n], the largest probability."""
+    margin: np.ndarray
+    """float32 [n], largest minus second largest probability."""
+    runner_up: np.ndarray
+    """int32 [n], the second most probable cluster."""
+    status: list[str]
+    """`ok`, or why there is no prediction (the statuses of the manifest)."""
+    error: list[str | None]
+    """The reason in words where the status is not `ok`."""
+
+
+def probabilities(method: Method, embeddings: np.ndarray) -> torch.Tensor:
+    """[n, d] embeddings as the encoder gives them → [n, C] float32 probabilities.
+
+    The one place where embeddings meet the heads, for batch and serving alike: float16 first, as the table stores them.
+    """
+    rounded = torch.from_numpy(np.ascontiguousarray(embeddings, dtype=np.float16)).float()
+    return method.predict(rounded.to(next(iter(method.state_dict().values())).device)).cpu()
+
+
+def top_two(p: torch.Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """[n, C] probabilities → cluster int32, confidence float32, margin float32, runner-up int32, each [n]."""
+    values, indices = p.topk(2, dim=1)
+    clusters, confidence = indices.to(torch.int32).numpy(), values.numpy()
+    return clusters[:, 0], confidence[:, 0], confidence[:, 0] - confidence[:, 1], clusters[:, 1]
+
+
+@dataclass(frozen=True)
+class Model:
+    """A trained method, the record it was saved with, and the names of its clusters."""
+
+    method: Method
+    record: dict[str, Any]
+    clusters: list[dict[str, Any]]
+    storage: StorageConfig = StorageConfig()
+
+    @property
+    def names(self) -> list[str]:
+        """Cluster names, indexed by cluster."""
+        return [cluster["name"] for cluster in self.clusters]
+
+    @cached_property
+    def encoder(self) -> ClipEncoder:
+        """The encoder that the model was trained behind; loaded at first use and checked against the record."""
+        from raycluster.encoder.clip import ClipEncoder, resolve_encoder
+
+        stored = self.record["encoder"]
+        if stored["config"] is None:
+            raise ConfigError("this model was trained on ready-made embeddings: predict on embeddings of the same encoder")
+        spec = resolve_encoder(validate(stored["config"], EncoderConfig, "model.json: encoder"), use_gpu=False)
+        if spec.fingerprint != stored["fingerprint"]:
+            raise ArtifactError(
+                f"encoder {spec.model}: the weights found now (fingerprint {spec.fingerprint}) are not those the model was trained "
+                f"with ({stored['fingerprint']}); restore them, or train again"
+            )
+        return ClipEncoder.load(spec, "cpu")
+
+    def predict(self, pictures: np.ndarray | Sequence[str | Path | bytes | Image]) -> Predictions:
+        """Assign pictures to clusters.
+
+        `pictures`: paths or URIs, encoded bytes, PIL images – mixed as you like – or an array [n, d] of embeddings as the
+        encoder gives them. A picture that cannot be read gets its status; it never raises.
+        """
+        if isinstance(pictures, np.ndarray):
+            return self._assign(self._checked(pictures), ["ok"] * len(pictures), [None] * len(pictures))
+        embeddings, status, error = self._embed(list(pictures))
+        return self._assign(embeddings, status, error)
+
+    def _checked(self, embeddings: np.ndarray) -> np.ndarray:
+        dim = self.record["dim"]
+        if embeddings.ndim != 2 or embeddings.shape[1] != dim:
+            raise ConfigError(f"embeddings have the shape {embeddings.shape}; this model takes [n, {dim}]")
+        if not np.isfinite(embeddings).all():
+            raise ConfigError("embeddings contain NaN or infinite values; remove those rows")
+        return embeddings
+
+    def _embed(self, pictures: list[Any]) -> tuple[np.ndarray, list[str], list[str | None]]:
+        from raycluster.encoder.clip import pil_transform
+        from raycluster.images.decode import decode_batch
+        from raycluster.images.fetch import Fetched, fetch
+
+        limits = validate(self.record["encoder"]["config"], EncoderConfig, "model.json: encoder")
+        spec = self.encoder.spec
+        fetched = []
+        for picture in pictures:
+            if isinstance(picture, (str, Path)):
+                fetched.append(fetch(str(picture), self.storage, limits.max_bytes))
+            else:
+                fetched.append(Fetched(picture if isinstance(picture, bytes) else _png(picture), "ok", None))
+        decoded = decode_batch(fetched, pil_transform(spec), limits.max_pixels, min_side=min(spec.image_size))
+        ok = [pixels for pixels in decoded.pixels if pixels is not None]
+        embeddings = np.full((len(pictures), spec.dim), np.nan, np.float16)
+        rows = np.flatnonzero([pixels is not None for pixels in decoded.pixels])
+        for start in range(0, len(ok), 64):
+            batch = np.frombuffer(b"".join(ok[start : start + 64]), np.uint8).reshape(-1, *spec.pixel_shape)
+            embeddings[rows[start : start + 64]] = self.encoder.encode_pixels(batch)
+        return embeddings, decoded.status, decoded.error
+
+    def _assign(self, embeddings: np.ndarray, status: list[str], error: list[str | None]) -> Predictions:
+        n, rows = len(status), np.flatnonzero([s == "ok" for s in status])
+        cluster, runner_up = np.full(n, -1, np.int32), np.full(n, -1, np.int32)
+        confidence, margin = np.full(n, np.nan, np.float32), np.full(n, np.nan, np.float32)
+        if len(rows):
+            p = probabilities(self.method, embeddings[rows])
+            cluster[rows], confidence[rows], margin[rows], runner_up[rows] = top_two(p)
+        names = [self.names[c] if c >= 0 else None for c in cluster]
+        return Predictions(cluster, names, confidence, margin, runner_up, list(status), list(error))
+
+
+def _png(image: Image) -> bytes:
+    from io import BytesIO
+
+    buffer = BytesIO()
+    image.convert("RGB").save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()
+
+
+def save_model(
+    folder: Location, method: Method, encoder: dict[str, Any], clusters: list[dict[str, Any]], facts: dict[str, Any]
+) -> None:
+    """Write a model folder. `encoder`: its config (None for ready-made embeddings) and fingerprint; `facts` go along."""
+    files = {
+        "heads.safetensors": save({key: t.detach().cpu().contiguous() for key, t in method.state_dict().items()}),
+        "clusters.json": (json.dumps(clusters, indent=1, ensure_ascii=False) + "\n").encode(),
+    }
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    (folder / "model.json").write_json(
+        {
+            "format": FORMAT,
+            "method": method.name,
+            "constants": method.constants,
+            "dim": method.dim,
+            "n_clusters": method.n_clusters,
+            "n_rows": method.n_rows,
+            "encoder": encoder,
+            **facts,
+            "versions": {package: version(package) for package in ("raycluster", "torch", "open_clip_torch")},
+            "sha256": {name: hashlib.sha256(content).hexdigest() for name, content in files.items()},
+        }
+    )
+
+
+def load_model(path: str | Location, storage: StorageConfig | None = None, device: str = "cpu") -> Model:
+    """Load a model for prediction from a run's output folder (its current model) or from a model folder itself.
+
+    Raises :class:`ConfigError` if no model is there and :class:`ArtifactError` if a file is not the one that was saved.
+    """
+    folder = _model_folder(path if isinstance(path, Location) else locate(path, storage))
+    record = json.loads((folder / "model.json").read_bytes())
+    if record["format"] != FORMAT:
+        raise ArtifactError(f"{folder.uri}: model format {record['format']}, this raycluster reads {FORMAT}; install the version that wrote it")
+    contents = {name: _verified(folder / name, record["sha256"][name]) for name in _FILES}
+    method = registry.restore(
+        record["method"], record["constants"], record["dim"], record["n_clusters"], record["n_rows"], load(contents["heads.safetensors"])
+    )
+    return Model(method.to(device).eval(), record, json.loads(contents["clusters.json"]), storage or StorageConfig())
+
+
+def _model_folder(place: Location) -> Location:
+    if (place / "model.json").exists():
+        return place
+    marker = RunFolder(place).marker("train")
+    if marker is None:
+        raise ConfigError(f"{place.uri}: neither a run folder with a finished model nor a model folder; run `raycluster train` first")
+    return place / marker.path
+
+
+def _verified(file: Location, sha256: str) -> bytes:
+    try:
+        content = file.read_bytes()
+    except FileNotFoundError:
+        raise ArtifactError(f"{file.uri} is missing; restore it, or delete the folder and train again") from None
+    if hashlib.sha256(content).hexdigest() != sha256:
+        raise ArtifactError(f"{file.uri} is not the file that model.json describes (sha256 differs); restore it or train again")
+    return content

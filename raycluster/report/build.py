@@ -1,0 +1,62 @@
+"""Gather a run's tables and thumbnails into the data of the report page."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from raycluster.config import EncoderConfig, ReportConfig, StorageConfig
+from raycluster.evaluate import sampled
+from raycluster.images.decode import Rejected, decode
+from raycluster.images.fetch import fetch
+from raycluster.report.page import Card, Thumb
+from raycluster.report.projection import project
+from raycluster.report.thumbnails import thumbnail
+from raycluster.rows import gather
+from raycluster.storage import Location
+
+THREADS = 16
+"""Pictures are few, but each may wait for object storage."""
+
+
+def cards(clusters: pa.Table, report: ReportConfig, encoder: EncoderConfig, storage: StorageConfig, pixels: bool) -> tuple[Card, ...]:
+    """A card for each row of the clusters table. Without `pixels` (ready-made embeddings) thumbnails stay empty."""
+
+    def thumb(image: dict[str, Any]) -> Thumb:
+        jpeg = _thumbnail(image["uri"], report.thumbnail, encoder, storage) if pixels else None
+        return Thumb(image["image_id"], image["confidence"], jpeg)
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        rows = [(row, pool.map(thumb, row["exemplars"]), pool.map(thumb, row["least_typical"])) for row in clusters.to_pylist()]
+        return tuple(
+            Card(row["cluster"], row["name"], tuple(row["nouns"]), row["size"], row["mean_confidence"], tuple(most), tuple(least))
+            for row, most, least in rows
+        )
+
+
+def _thumbnail(uri: str, side: int, encoder: EncoderConfig, storage: StorageConfig) -> bytes | None:
+    """None if the picture is gone since it was embedded: the page then shows its name only."""
+    fetched = fetch(uri, storage, encoder.max_bytes)
+    if fetched.data is None:
+        return None
+    try:
+        return thumbnail(decode(fetched.data, encoder.max_pixels, min_side=side).image, side)
+    except Rejected:
+        return None
+
+
+def sample_map(
+    embeddings: list[Location], assignments: pa.Table, size: int, seed: int
+) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """2-D coordinates [n, 2] and clusters [n] of a seeded sample of the assigned images; None if the map is left out."""
+    rows = assignments.filter(pc.is_valid(assignments.column("cluster"))).sort_by("row_id")
+    if size == 0 or not len(rows):
+        return None, None
+    ids = rows.column("row_id").to_numpy()
+    chosen = sampled(ids, size, seed)
+    clusters = rows.column("cluster").to_numpy()[np.searchsorted(ids, chosen)]
+    return project(gather(embeddings, chosen).astype(np.float32), seed), clusters

@@ -1,0 +1,77 @@
+"""Rows of Parquet tables as arrays: their ids, their vectors, the vectors of some of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from raycluster.storage import Location, iter_tables
+
+
+def row_ids(files: Iterable[Location]) -> np.ndarray:
+    """All row ids of a table, int64 [n], in file order."""
+    columns = [table.column("row_id").to_numpy() for table in iter_tables(list(files), ["row_id"])]
+    return np.concatenate(columns) if columns else np.empty(0, np.int64)
+
+
+def vectors(table: pa.Table, column: str = "embedding") -> np.ndarray:
+    """A fixed-size-list column without nulls as an array [n, d], without a copy where the column is one chunk."""
+    values = table.column(column)
+    width = values.type.list_size
+    chunks = [chunk.flatten().to_numpy().reshape(-1, width) for chunk in values.chunks]
+    if len(chunks) == 1:
+        return chunks[0]
+    return np.concatenate(chunks) if chunks else np.empty((0, width), values.type.value_type.to_pandas_dtype())
+
+
+def gather(files: Iterable[Location], wanted: np.ndarray, column: str = "embedding") -> np.ndarray:
+    """The vectors of the rows `wanted` (int64 [n], ascending), as one array [n, d] in that order.
+
+    File by file, so that memory holds the result and one file. Raises :class:`KeyError` for a row that is not there.
+    """
+    result: np.ndarray | None = None
+    found = np.zeros(len(wanted), bool)
+    for table in iter_tables(list(files), ["row_id", column]):
+        ids = table.column("row_id").to_numpy()
+        place = np.searchsorted(wanted, ids)
+        keep = place < len(wanted)
+        keep[keep] = wanted[place[keep]] == ids[keep]
+        if not keep.any():
+            continue
+        part = vectors(table.filter(pa.array(keep)), column)
+        if result is None:
+            result = np.empty((len(wanted), part.shape[1]), part.dtype)
+        result[place[keep]] = part
+        found[place[keep]] = True
+    if result is None or not found.all():
+        raise KeyError(f"{int((~found).sum())} of {len(wanted)} rows have no {column}")
+    return result
+
+
+def statuses(files: Iterable[Location], wanted: np.ndarray) -> tuple[np.ndarray, dict[str, int]]:
+    """Of an embeddings table, the ascending ids of the rows of `wanted` that are `ok`, and the status histogram of all of `wanted`."""
+    ok: list[np.ndarray] = []
+    counts: dict[str, int] = {}
+    for table in iter_tables(list(files), ["row_id", "status"]):
+        table = table.filter(pa.array(np.isin(table.column("row_id").to_numpy(), wanted)))
+        for item in table.column("status").value_counts().to_pylist():
+            counts[item["values"]] = counts.get(item["values"], 0) + item["counts"]
+        ok.append(table.filter(pc.equal(table.column("status"), "ok")).column("row_id").to_numpy())
+    return np.sort(np.concatenate(ok)) if ok else np.empty(0, np.int64), counts
+
+
+def failures(files: Iterable[Location], manifest: pa.Table, examples: int = 3) -> dict[str, list[tuple[str, str]]]:
+    """For each status but `ok`, the first `examples` failed rows as (uri, reason); `manifest` has row_id and uri."""
+    order = np.argsort(manifest.column("row_id").to_numpy())
+    known = manifest.column("row_id").to_numpy()[order]
+    found: dict[str, list[tuple[str, str]]] = {}
+    for table in iter_tables(list(files), ["row_id", "status", "error"]):
+        for row in table.filter(pc.not_equal(table.column("status"), "ok")).to_pylist():
+            reasons = found.setdefault(row["status"], [])
+            place = int(np.searchsorted(known, row["row_id"]))
+            if len(reasons) < examples and place < len(known) and known[place] == row["row_id"]:
+                reasons.append((manifest.column("uri")[int(order[place])].as_py(), row["error"] or ""))
+    return found

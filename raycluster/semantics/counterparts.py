@@ -1,0 +1,122 @@
+"""The semantics stage on Ray: embed the vocabulary, keep the nouns that fit the pictures, pair each picture with them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import ray
+
+from raycluster.config import RunConfig
+from raycluster.distributed import Resources, map_tasks
+from raycluster.encoder.clip import ClipEncoder, EncoderSpec
+from raycluster.rows import vectors
+from raycluster.run import part_name
+from raycluster.semantics import vocabulary
+from raycluster.storage import Location, read_table
+from raycluster.tables import counterparts_schema, nouns_schema
+
+log = logging.getLogger(__name__)
+
+NOUNS_A_TASK = 512
+FILES_A_TASK = 16
+
+
+def embed_vocabulary(config: RunConfig, nouns: list[str], spec: EncoderSpec, resources: Resources) -> np.ndarray:
+    """Unit noun embeddings, float32 [M, d], from the cache or from the text encoder, which fills the cache."""
+    key = vocabulary.vocabulary_key(nouns, config.vocabulary.prompts, spec.fingerprint)
+    folder = vocabulary.cache_folder(config.vocabulary, config.storage)
+    cached = vocabulary.read_cached(folder, key)
+    if cached is not None:
+        log.info("vocabulary: %d noun embeddings from the cache %s", len(nouns), folder.uri)
+        return cached[1]
+    log.info("vocabulary: encoding %d nouns with %d prompts each", len(nouns), len(config.vocabulary.prompts))
+    embeddings = np.concatenate(list(_encode(nouns, config.vocabulary.prompts, spec, resources)))
+    vocabulary.write_cached(folder, key, nouns, embeddings)
+    return embeddings
+
+
+def _encode(nouns: list[str], prompts: tuple[str, ...], spec: EncoderSpec, resources: Resources) -> Iterator[np.ndarray]:
+    device = "cuda" if resources.use_gpu else "cpu"
+    threads = max(1, int(resources.cpus // resources.encoder_actors))
+
+    class TextEncoder:
+        def __init__(self) -> None:
+            import torch
+
+            if device == "cpu":
+                torch.set_num_threads(threads)
+            self.encoder = ClipEncoder.load(spec, device)
+
+        def encode(self, chunk: list[str]) -> np.ndarray:
+            return vocabulary.embed_nouns(chunk, prompts, self.encoder.encode_texts)
+
+    demand = {"num_gpus": resources.gpus / resources.encoder_actors} if resources.use_gpu else {"num_cpus": resources.actor_cpus}
+    chunks = [nouns[start : start + NOUNS_A_TASK] for start in range(0, len(nouns), NOUNS_A_TASK)]
+    actor = ray.remote(**demand)(TextEncoder)
+    pool = ray.util.ActorPool([actor.remote() for _ in range(min(resources.encoder_actors, len(chunks)))])
+    yield from pool.map(lambda actor, chunk: actor.encode.remote(chunk), chunks)
+
+
+def keep_nouns(images: np.ndarray, nouns: np.ndarray, n_clusters: int, seed: int, resources: Resources) -> np.ndarray:
+    """Indices (ascending) of the nouns kept for these images: TAC's selection, see :mod:`raycluster.semantics.pairing`.
+
+    `images` [N, d] float16 as embedded, `nouns` [M, d] float32 unit rows; the work runs in one Ray task, on a GPU if any.
+    """
+
+    def select(images: np.ndarray, nouns: np.ndarray) -> np.ndarray:
+        import torch
+        from torch.nn.functional import normalize
+
+        from raycluster.semantics import pairing
+
+        device = "cuda" if resources.use_gpu else "cpu"
+        x = normalize(torch.from_numpy(np.array(images)).to(device).float(), dim=1)
+        t = torch.from_numpy(np.array(nouns)).to(device)
+        centers = pairing.semantic_center_count(len(x), n_clusters)
+        return pairing.select_nouns(x, t, centers, seed=seed).cpu().numpy()
+
+    return ray.get(ray.remote(**resources.heavy_task)(select).remote(ray.put(images), ray.put(nouns)))
+
+
+def pair(embeddings: list[Location], wanted: np.ndarray, kept: np.ndarray, folder: Location) -> Iterator[int]:
+    """Write the text counterparts of the rows `wanted` (int64, ascending); yields the number of rows of each task."""
+
+    def pair_parts(files: list[Location], wanted: np.ndarray, kept: np.ndarray) -> int:
+        import torch
+        from torch.nn.functional import normalize
+
+        from raycluster.semantics import pairing
+
+        rows = 0
+        for file in files:
+            table = read_table([file], ["row_id", "status", "embedding"])
+            table = table.filter(pc.equal(table.column("status"), "ok"))
+            table = table.filter(pa.array(np.isin(table.column("row_id").to_numpy(), wanted)))
+            if not len(table):
+                continue
+            x = normalize(torch.from_numpy(vectors(table).astype(np.float32)), dim=1)
+            paired = pairing.text_counterparts(x, torch.from_numpy(np.array(kept))).numpy().astype(np.float16)
+            values = pa.FixedSizeListArray.from_arrays(pa.array(paired.reshape(-1)), paired.shape[1])
+            part = pa.table([table.column("row_id"), values], schema=counterparts_schema(paired.shape[1]))
+            (folder / part_name(table.column("row_id"))).write_table(part)
+            rows += len(part)
+        return rows
+
+    groups = [embeddings[start : start + FILES_A_TASK] for start in range(0, len(embeddings), FILES_A_TASK)]
+    yield from map_tasks(pair_parts, groups, ray.put(wanted), ray.put(kept))
+
+
+def write_nouns(file: Location, nouns: list[str], embeddings: np.ndarray) -> None:
+    """Write nouns and their unit embeddings [M, d] float32 (schema nouns_schema)."""
+    values = pa.FixedSizeListArray.from_arrays(pa.array(embeddings.reshape(-1), pa.float32()), embeddings.shape[1])
+    file.write_table(pa.table([pa.array(nouns), values], schema=nouns_schema(embeddings.shape[1])))
+
+
+def read_nouns(file: Location) -> tuple[list[str], np.ndarray]:
+    """Nouns and their unit embeddings [M, d] float32."""
+    table = read_table([file])
+    return table.column("noun").to_pylist(), vectors(table)
