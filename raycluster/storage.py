@@ -110,10 +110,10 @@ class Location:
         """Write `value` as readable JSON, at once."""
         self.write_bytes((json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
 
-    def write_table(self, table: pa.Table) -> None:
+    def write_table(self, table: pa.Table, row_group_size: int | None = None) -> None:
         """Write one Parquet file at once."""
         with self._replacing() as (filesystem, path):
-            pq.write_table(table, path, filesystem=filesystem, compression="zstd")
+            pq.write_table(table, path, filesystem=filesystem, compression="zstd", row_group_size=row_group_size)
 
     def delete(self) -> None:
         """Remove this file or folder; absent is fine."""

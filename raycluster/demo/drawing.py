@@ -38,7 +38,7 @@ HUES: dict[str, tuple[tuple[float, float], tuple[float, float], tuple[float, flo
 """Color names and their ranges of hue, saturation and value."""
 
 BACKGROUNDS = ("plain", "shaded", "striped", "checked", "spotted", "cluttered")
-SIZES = {"small": (0.24, 0.30), "medium": (0.30, 0.38), "large": (0.38, 0.46)}
+SIZES = {"small": (0.29, 0.34), "medium": (0.34, 0.40), "large": (0.40, 0.47)}
 """Half the extent of a thing's box, as a fraction of the picture's side."""
 
 
@@ -138,7 +138,7 @@ def _place(side: int, size: str, random: Random) -> tuple[float, float, float, f
     """Draw the affine map from the unit box to pixels: mirror, stretch, shear, turn, scale, shift."""
     half = random.uniform(*SIZES[size]) * side
     stretch, shear = math.exp(random.uniform(-0.15, 0.15)), random.uniform(-0.15, 0.15)
-    turn = math.radians(random.uniform(-40, 40))
+    turn = math.radians(random.uniform(-25, 25))
     mirror = random.choice((-1, 1))
     c, s = math.cos(turn) * half, math.sin(turn) * half
     x, y = (random.uniform(half, side - half) for _ in range(2))
@@ -147,7 +147,7 @@ def _place(side: int, size: str, random: Random) -> tuple[float, float, float, f
 
 def _draw_background(draw: ImageDraw.ImageDraw, side: int, scene: Scene, random: Random) -> None:
     ground = _tint(scene.background_color, random)
-    other = _blend(ground, _any_color(random), random.uniform(0.25, 0.6))
+    other = _blend(ground, _any_color(random), random.uniform(0.2, 0.5))
     draw.rectangle((0, 0, side, side), fill=ground)
     pitch = side * random.uniform(0.1, 0.2)
     cells = math.ceil(side / pitch) + 1

@@ -1,4 +1,4 @@
-"""Read the bytes of pictures. What is wrong with an object becomes its status; what is wrong with the storage is raised.
+"""Read the bytes of pictures. What is wrong with one of them becomes its status; with the storage, an error.
 
 The line between the two decides whether a run can be trusted: a status is final (the row is never read again), so
 only errors known to be permanent become one. Everything else is retried, and then ends the task with StorageError.

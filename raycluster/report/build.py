@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from raycluster.config import EncoderConfig, ReportConfig, StorageConfig
+from raycluster.config import EncoderConfig, ReportConfig, RunConfig, StorageConfig
 from raycluster.evaluate import sampled
 from raycluster.images.decode import Rejected, decode
 from raycluster.images.fetch import fetch
@@ -60,3 +61,21 @@ def sample_map(
     chosen = sampled(ids, size, seed)
     clusters = rows.column("cluster").to_numpy()[np.searchsorted(ids, chosen)]
     return project(gather(embeddings, chosen).astype(np.float32), seed), clusters
+
+
+def facts(config: RunConfig, method: dict[str, Any], encoder: str, other_files: int) -> dict[str, str]:
+    """What was run, in words, for the head of the page."""
+    given = config.images if config.images is not None else config.embeddings
+    sources = given if isinstance(given, str) else " · ".join(given or ())
+    versions = ", ".join(f"{package} {version(package)}" for package in ("raycluster", "ray", "torch", "open_clip_torch"))
+    constants = ", ".join(f"{key} {value}" for key, value in method.items())
+    return {
+        "Images" if config.images is not None else "Embeddings": sources,
+        "Other files there": str(other_files),
+        "Encoder": f"{config.encoder.model} {config.encoder.pretrained or ''} ({encoder})" if config.images is not None else "none: ready-made embeddings",
+        "Method": f"{config.method.name} ({config.method.profile}): {constants}",
+        "Vocabulary": config.vocabulary.embeddings or " ".join(filter(None, (config.vocabulary.source, config.vocabulary.path))),
+        "Clusters": str(config.clusters),
+        "Seed": str(config.seed),
+        "Versions": versions,
+    }

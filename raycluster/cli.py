@@ -1,0 +1,192 @@
+"""The command line: `raycluster <command> --config run.yaml [--section.field value …]`.
+
+The options are made from the fields of :class:`~raycluster.config.RunConfig`. Only what parses the command line is
+imported here, so that `--help` answers at once. (tyro was tried for this: it needs a complete, valid default
+configuration before it parses, and cannot take the constants of a method that is known only after parsing.)
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import re
+import sys
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, TextIO
+
+import yaml
+from pydantic import BaseModel
+
+from raycluster.config import RunConfig, StorageConfig, validate
+from raycluster.errors import ConfigError, RayclusterError
+
+COMMANDS = {
+    "run": "do every stage that is not done yet, up to the report",
+    "manifest": "list the images",
+    "embed": "stream the pictures through the encoder",
+    "semantics": "keep the nouns that fit the images and pair each image with them",
+    "train": "train the cluster heads and name the clusters",
+    "assign": "give every image its cluster",
+    "describe": "sum up each cluster: name, size, typical images",
+    "evaluate": "score the clusters",
+    "report": "write the HTML page",
+    "status": "say what is done, what is left and how many images failed and why",
+    "demo": "draw a few hundred pictures and cluster them, without network",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code: 0 ok, 2 configuration, 3 data quality, 4 artefact, 1 anything else."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    options, overrides = _parse(arguments)
+    with _stdout_for_result() as stdout:
+        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
+        for noisy in ("httpx", "fsspec", "ray", "botocore", "aiobotocore"):
+            logging.getLogger(noisy).setLevel(logging.WARNING)
+        try:
+            result, code = _execute(options, overrides), 0
+        except RayclusterError as error:
+            result, code = {"command": options.command, "status": "failed", "error": str(error)}, error.exit_code
+            print(f"raycluster {options.command}: {error}", file=sys.stderr)
+        except Exception as error:  # noqa: BLE001 - the last line of defense: the traceback goes to stderr, exit code 1
+            traceback.print_exc(file=sys.stderr)
+            result, code = {"command": options.command, "status": "failed", "error": f"{type(error).__name__}: {error}"}, 1
+        print(json.dumps(result, ensure_ascii=False), file=stdout, flush=True)
+    return code
+
+
+def _execute(options: argparse.Namespace, overrides: dict[str, Any]) -> dict[str, Any]:
+    if options.command == "status":
+        from raycluster.status import status
+
+        return status(options.output, validate(overrides.get("storage", {}), StorageConfig, "storage"))
+    if options.command == "demo":
+        from raycluster.demo.main import demo
+
+        return demo(options.output, options.seed, options.method)
+    from raycluster.pipeline import run
+
+    config = load_config(options.config, overrides)
+    until = "report" if options.command == "run" else options.command
+    result = run(config, until=until, retrain=options.retrain, dry_run=options.dry_run, command=options.command)
+    return result.as_json()
+
+
+def load_config(path: str | None, overrides: Mapping[str, Any]) -> RunConfig:
+    """The configuration of a YAML file (local or `s3://`; None: empty) with nested `overrides` on top."""
+    data: Any = {}
+    if path is not None:
+        from raycluster.storage import locate
+
+        file = locate(path)
+        try:
+            data = yaml.safe_load(file.read_bytes()) or {}
+        except FileNotFoundError:
+            raise ConfigError(f"--config: {path} does not exist; give the path of a YAML file") from None
+        except yaml.YAMLError as error:
+            raise ConfigError(f"--config: {path} is not valid YAML: {' '.join(str(error).split())}") from None
+        if not isinstance(data, dict):
+            raise ConfigError(f"--config: {path} must hold `key: value` lines, such as `images: photos/`")
+    return validate(_merge(data, overrides), where=path or "options")
+
+
+def _merge(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        below = merged.get(key)
+        merged[key] = _merge(below, value) if isinstance(value, Mapping) and isinstance(below, dict) else value
+    # Another model brings other weights: a tag from the file must not stick to it.
+    if "model" in over and "pretrained" not in over:
+        merged.pop("pretrained", None)
+    return merged
+
+
+def _parse(arguments: list[str]) -> tuple[argparse.Namespace, dict[str, Any]]:
+    parser = argparse.ArgumentParser(prog="raycluster", description="Cluster images without labels, on Ray.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="command")
+    for name, what in COMMANDS.items():
+        command = commands.add_parser(name, help=what, description=what[0].upper() + what[1:] + ".", allow_abbrev=False)
+        if name == "status":
+            command.add_argument("output", help="the run folder, local or s3://")
+            _add_fields(command, StorageConfig, "storage.")
+        elif name == "demo":
+            command.add_argument("--output", default="raycluster-demo", help="folder for pictures and run (default: %(default)s)")
+            command.add_argument("--seed", type=int, default=0, help="seed of drawing and training (default: %(default)s)")
+            command.add_argument("--method", default="dxmc", help="clustering method (default: %(default)s)")
+        else:
+            command.add_argument("--config", metavar="FILE", help="YAML file, local or s3://; options given here override it")
+            command.add_argument("--dry-run", action="store_true", help="write nothing; say which stages would run, and why")
+            command.add_argument("--retrain", action="store_true", help="train again although only rows were added")
+            _add_fields(command, RunConfig, "")
+    options, rest = parser.parse_known_args(arguments)
+    given = {key: value for key, value in vars(options).items() if "." in key or key.startswith("=")}
+    overrides: dict[str, Any] = {}
+    for key, value in [*given.items(), *_constants(rest, commands.choices[options.command])]:
+        _put(overrides, key.lstrip("=").split("."), value)
+    return options, overrides
+
+
+def _add_fields(parser: argparse.ArgumentParser, section: type[BaseModel], prefix: str) -> None:
+    """An option for each field; sections become dotted names."""
+    for name, field in section.model_fields.items():
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            _add_fields(parser, kind, f"{name}.")
+            continue
+        default = "" if field.is_required() or field.default is None else f" (default: {field.default})"
+        help_text = f"{_plain(field.description)}{default}".replace("%", "%%")
+        # A leading `=` keeps top-level fields apart from the command's own options.
+        destination = f"{prefix}{name}" if prefix else f"={name}"
+        flag = f"--{prefix}{name}"
+        parser.add_argument(flag, dest=destination, type=_value, default=argparse.SUPPRESS, metavar="…", help=help_text)
+
+
+def _plain(description: str | None) -> str:
+    return re.sub(r"\s+", " ", description or "")
+
+
+def _value(text: str) -> Any:
+    """YAML, so that numbers, booleans, null and lists mean the same as in the file."""
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+
+
+def _constants(rest: list[str], parser: argparse.ArgumentParser) -> Iterator[tuple[str, Any]]:
+    """`--method.x value`: the method's own constants, which only the method knows."""
+    words = [part for word in rest for part in (word.split("=", 1) if word.startswith("--") else [word])]
+    while words:
+        flag = words.pop(0)
+        if not flag.startswith("--method.") or not words:
+            parser.error(f"unknown option {flag}; `raycluster {parser.prog.split()[-1]} --help` lists them")
+        yield flag.removeprefix("--"), _value(words.pop(0))
+
+
+def _put(tree: dict[str, Any], path: list[str], value: Any) -> None:
+    for part in path[:-1]:
+        tree = tree.setdefault(part, {})
+    tree[path[-1]] = value
+
+
+@contextmanager
+def _stdout_for_result() -> Iterator[TextIO]:
+    """Yield the real stdout, and send everything else that is printed, Ray's children included, to stderr."""
+    sys.stdout.flush()
+    real = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        with os.fdopen(os.dup(real), "w") as stdout:
+            yield stdout
+    finally:
+        sys.stdout.flush()
+        os.dup2(real, 1)
+        os.close(real)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

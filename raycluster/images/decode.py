@@ -1,0 +1,245 @@
+"""Decode pictures to RGB, or say why not. One bad file gets a status; it never ends a run.
+
+What a picture looks like is settled here, and only here:
+
+- the first frame of an animation, the first page of a TIFF, the first picture of an MPO;
+- EXIF orientation is applied;
+- real transparency is laid on white, as viewers show it. Where every pixel is opaque, the alpha channel is dropped,
+  which equals open_clip's own `convert("RGB")`; with transparency that call would show colors nobody was meant to see;
+- 16-bit gray is scaled to 8 bits (Pillow's conversion clips it to white);
+- CMYK and YCbCr by Pillow's plain formulas, as in open_clip; CIE Lab through LittleCMS;
+- floating-point and 32-bit integer TIFFs are `unsupported`: no field says which value is white.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import struct
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import numpy as np
+from PIL import ExifTags, Image, ImageCms, TiffImagePlugin, UnidentifiedImageError
+
+from raycluster.images.fetch import Fetched
+from raycluster.tables import Status
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+"""Pillow's readers in use; its JPEG reader takes MPO too."""
+
+
+class Rejected(Exception):
+    """The picture cannot be used: `status` and `reason` say why."""
+
+    def __init__(self, status: Status, reason: str) -> None:
+        super().__init__(reason)
+        self.status: Status = status
+        self.reason = _short(reason)
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """A picture as it is meant to be seen."""
+
+    image: Image.Image
+    """Mode RGB; smaller than `width` × `height` if a JPEG was decoded at a reduced scale."""
+    width: int
+    """Pixels of the stored picture, after its orientation is applied."""
+    height: int
+
+
+@dataclass(frozen=True)
+class DecodedBatch:
+    """Decoded pictures as columns, one entry a picture."""
+
+    status: list[Status]
+    error: list[str | None]
+    width: list[int | None]
+    height: list[int | None]
+    pixels: list[bytes | None]
+    """The uint8 array that `to_pixels` gave, in C order; None unless the status is `ok`."""
+
+
+def decode(data: bytes, max_pixels: int, min_side: int | None = None) -> Decoded:
+    """Decode one picture.
+
+    Parameters
+    ----------
+    data
+        The whole file.
+    max_pixels
+        A picture whose header announces more (or that would have more once its short side is resized to `min_side`) is
+        rejected as `too_large` before a pixel is decoded.
+    min_side
+        Side in pixels of the square that the picture will be resized to. A JPEG is then decoded at the smallest of
+        libjpeg's scales (1, 1/2, 1/4, 1/8) that leaves both sides at least twice as long. None: at full size.
+
+    Raises
+    ------
+    Rejected
+        With status `empty`, `too_large`, `unsupported` or `undecodable` (not a picture, damaged, truncated).
+    """
+    if not data:
+        raise Rejected("empty", "zero bytes")
+    try:
+        return _decode(Image.open(io.BytesIO(data), formats=FORMATS), max_pixels, min_side)
+    except Image.DecompressionBombError as error:
+        raise Rejected("too_large", str(error)) from None
+    except UnidentifiedImageError:
+        raise _unidentified(data) from None
+    except Rejected:
+        raise
+    # Pillow's readers raise whatever a damaged file makes them stumble over: OSError, SyntaxError, ValueError,
+    # struct.error, zlib.error, KeyError, MemoryError (an absurd length field) and more.
+    except Exception as error:  # noqa: BLE001
+        if "truncated" in str(error).lower():
+            raise Rejected("undecodable", "the file is truncated") from None
+        raise Rejected("undecodable", f"{type(error).__name__}: {error}") from None
+
+
+def decode_batch(
+    fetched: Sequence[Fetched],
+    to_pixels: Callable[[Image.Image], np.ndarray],
+    max_pixels: int,
+    min_side: int | None = None,
+) -> DecodedBatch:
+    """Decode and preprocess what was fetched; what was not keeps its status and error.
+
+    `to_pixels` turns an RGB picture into a uint8 array of one shape; a picture on which it fails gets status `failed`.
+    """
+    batch = DecodedBatch([], [], [], [], [])
+    with warnings.catch_warnings():
+        # Pillow warns of odd metadata and of large pictures; the former do no harm, the latter are judged here.
+        warnings.filterwarnings("ignore", module="PIL")
+        for item in fetched:
+            row = _decode_row(item, to_pixels, max_pixels, min_side)
+            batch.status.append(row[0])
+            batch.error.append(row[1])
+            batch.width.append(row[2])
+            batch.height.append(row[3])
+            batch.pixels.append(row[4])
+    return batch
+
+
+_Row = tuple[Status, str | None, int | None, int | None, bytes | None]
+
+
+def _decode_row(
+    item: Fetched, to_pixels: Callable[[Image.Image], np.ndarray], max_pixels: int, min_side: int | None
+) -> _Row:
+    if item.data is None:
+        return item.status, item.error, None, None, None
+    try:
+        decoded = decode(item.data, max_pixels, min_side)
+    except Rejected as rejected:
+        return rejected.status, rejected.reason, None, None, None
+    size = decoded.width, decoded.height
+    try:
+        pixels = to_pixels(decoded.image)
+    except Exception as error:  # noqa: BLE001  – a picture of odd shape must not end the run; the failure gate counts it
+        return "failed", _short(f"preprocessing: {type(error).__name__}: {error}"), *size, None
+    if pixels.dtype != np.uint8:
+        raise TypeError(f"to_pixels must give uint8, not {pixels.dtype}")
+    return "ok", None, *size, pixels.tobytes()
+
+
+def _decode(image: Image.Image, max_pixels: int, min_side: int | None) -> Decoded:
+    width, height = image.size
+    if width * height > max_pixels:
+        raise Rejected("too_large", f"{width} × {height} pixels, more than max_pixels = {max_pixels}")
+    if min_side:
+        if max(width, height) * min_side**2 > max_pixels * min(width, height):
+            raise Rejected("too_large", f"{width} × {height} pixels: too narrow to be resized to {min_side} pixels")
+        image.draft(None, (2 * min_side, 2 * min_side))
+    image.load()
+    orientation = _orientation(image)
+    rgb = _to_rgb(image)
+    if orientation in _UPRIGHT:
+        rgb = rgb.transpose(_UPRIGHT[orientation])
+    if orientation in _ON_ITS_SIDE:
+        width, height = height, width
+    return Decoded(rgb, width, height)
+
+
+# How to undo each value of EXIF's orientation tag. A TIFF is turned by Pillow as it loads, and then has no such tag.
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_ON_ITS_SIDE = (5, 6, 7, 8)
+
+
+def _orientation(image: Image.Image) -> object:
+    """EXIF's orientation tag. Not ImageOps.exif_transpose: that rewrites the whole EXIF block, and damaged ones abound."""
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation)
+    except (SyntaxError, ValueError, OSError, KeyError, TypeError, struct.error):  # damaged EXIF around a good picture
+        return None
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):  # PNG: "I" up to Pillow 10
+        return _from_16_bit(image).convert("RGB")
+    if image.mode in ("I", "F"):
+        kind = "floating-point" if image.mode == "F" else "32-bit or signed integer"
+        raise Rejected("unsupported", f"{image.format} with {kind} samples: no field says which value is white")
+    if image.mode == "LAB":
+        lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+        converted = ImageCms.profileToProfile(image, lab, srgb, outputMode="RGB")
+        return cast(Image.Image, converted)  # None only with inPlace
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    rgba = image.convert("RGBA")
+    if rgba.getchannel("A").getextrema()[0] == 255:
+        return rgba.convert("RGB")
+    return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+
+
+def _from_16_bit(image: Image.Image) -> Image.Image:
+    """The high 8 bits, as Pillow itself takes them of 16-bit color."""
+    values, bits = np.asarray(image), 16
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        bits = image.tag_v2.get(TiffImagePlugin.BITSPERSAMPLE, (16,))[0]  # 12 comes in this mode too
+        if image.tag_v2.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0:  # white is zero
+            values = (1 << bits) - 1 - values
+    return Image.fromarray((values >> (bits - 8)).astype(np.uint8))
+
+
+# What often carries a picture's name; ISO media files (HEIF, AVIF) have theirs at byte 4.
+_FOREIGN = {
+    b"%PDF": "PDF",
+    b"%!PS": "PostScript",
+    b"\xc5\xd0\xd3\xc6": "EPS",
+    b"\0\0\1\0": "ICO",
+    b"8BPS": "Photoshop",
+    b"<svg": "SVG",
+    b"\xff\x0a": "JPEG XL",
+    b"\0\0\0\x0cJXL ": "JPEG XL",
+    b"\0\0\0\x0cjP  ": "JPEG 2000",
+    b"\xff\x4f\xff\x51": "JPEG 2000",
+    b"DDS ": "DDS",
+    b"II\xbc": "JPEG XR",
+}
+
+
+def _unidentified(data: bytes) -> Rejected:
+    name = next((name for magic, name in _FOREIGN.items() if data.startswith(magic)), None)
+    if name is None and data[4:8] == b"ftyp":
+        name = "AVIF" if data[8:12] in (b"avif", b"avis") else "HEIF or video"
+    if name:
+        return Rejected("unsupported", f"format {name}; supported: {', '.join(FORMATS)}")
+    return Rejected("undecodable", "not a picture, or its header is damaged")
+
+
+def _short(reason: str) -> str:
+    """At most 200 characters, and the same in every process: memory addresses are taken out."""
+    reason = re.sub(r"0x[0-9a-fA-F]{4,}", "0x…", " ".join(reason.split()))
+    return reason.encode("utf-8", "replace").decode()[:200]

@@ -1,0 +1,155 @@
+"""The stages in order: check everything that can be checked, plan, run what is not done, say what came of it."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field, replace
+from importlib.metadata import version
+from typing import Any
+
+from raycluster import lock, plan
+from raycluster.config import RunConfig, validate
+from raycluster.errors import ConfigError, RayclusterError
+from raycluster.plan import STAGES, Inputs, Step
+from raycluster.run import RunFolder, check_failures, now
+from raycluster.stages import Outcome, Stages
+from raycluster.storage import locate
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class RunResult:
+    """What a command did; printed as the final JSON line."""
+
+    command: str
+    status: str
+    output: str
+    stages: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """For each stage `{state, rows, seconds}`; state is `ran`, `skipped`, or with `dry_run` `would run`."""
+    tables: dict[str, str] = field(default_factory=dict)
+    model: str | None = None
+    metrics: dict[str, Any] = field(default_factory=dict)
+    report: str | None = None
+    warnings: list[str] = field(default_factory=list)
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain data, in the order of the design."""
+        return asdict(self)
+
+
+def run(
+    config: RunConfig | dict[str, Any], *, until: str = "report", retrain: bool = False, dry_run: bool = False, command: str = "run"
+) -> RunResult:
+    """Run every stage up to `until` that is not done yet.
+
+    `config`: a :class:`RunConfig` or the same as plain data. `retrain`: train again although only rows were added.
+    `dry_run`: write nothing, only say what would run and why. Raises :class:`RayclusterError` and its subclasses.
+    """
+    if not isinstance(config, RunConfig):
+        config = validate(config)
+    if until not in STAGES:
+        raise ConfigError(f"stage {until!r} is unknown; stages are {', '.join(STAGES)}")
+    folder = RunFolder(locate(config.output, config.storage))
+    result = RunResult(command, "ok", folder.root.uri)
+    _check_rooms(config)
+    if not dry_run:
+        _check_writable(folder)
+    with nullcontext() if dry_run else lock.held(folder.root):
+        stages = Stages.prepare(config, folder, result.warnings)
+        steps = plan.make(folder, replace(stages.inputs, retrain=retrain))
+        stages.steps = steps
+        for step in steps.values():
+            _do(stages, step, result, dry_run)
+            if step.stage == "embed" and not dry_run:
+                _gate_failures(stages)
+            if step.stage == until:
+                break
+        if not dry_run:
+            _record(config, folder, result)
+    return result
+
+
+def _check_rooms(config: RunConfig) -> None:
+    for section in ("finetune", "shards"):
+        if getattr(config, section).enabled:
+            raise ConfigError(f"{section}.enabled: this version of raycluster does not do that yet; remove it")
+
+
+def _check_writable(folder: RunFolder) -> None:
+    probe = folder.root / "_writable"
+    try:
+        probe.write_bytes(b"")
+        probe.delete()
+    except OSError as error:
+        raise ConfigError(f"output: {folder.root.uri} cannot be written ({error}); choose another `output`") from None
+
+
+def _do(stages: Stages, step: Step, result: RunResult, dry_run: bool) -> None:
+    """Run or skip one stage, and note it in the result."""
+    marker, state, seconds = step.marker, "skipped", 0.0
+    if dry_run:
+        state = "would run" if step.run else "would be skipped"
+        log.info("%-9s %s: %s", step.stage, state, step.reason)
+        result.stages[step.stage] = {"state": state, "reason": step.reason, "rows": marker.rows if marker else None, "seconds": 0.0}
+        return
+    if step.run:
+        log.info("%-9s running: %s", step.stage, step.reason)
+        started = time.perf_counter()
+        outcome: Outcome = _stage_function(stages, step.stage)(step)
+        seconds = round(time.perf_counter() - started, 2)
+        marker = stages.finish(step, outcome, seconds)
+        state = "ran"
+        log.info("%-9s %d rows in %.1f s%s", step.stage, outcome.rows, seconds, f" · {outcome.note}" if outcome.note else "")
+    elif marker is not None:
+        log.info("%-9s skipped: %s", step.stage, step.reason)
+        # Gone back to an earlier configuration: its result becomes the current one again.
+        current = stages.folder.marker(step.stage)
+        if step.stage == "manifest" or current is None or current.fingerprint != marker.fingerprint:
+            stages.folder.finish(stages.current(marker))
+    if marker is None:
+        raise RayclusterError(f"{step.stage}: skipped without a result; this is a bug in raycluster")
+    result.stages[step.stage] = {"state": state, "rows": marker.rows, "seconds": seconds}
+    _point(result, stages.folder, step.stage, marker.path)
+
+
+def _stage_function(stages: Stages, stage: str) -> Callable[[Step], Outcome]:
+    return getattr(stages, stage)
+
+
+def _point(result: RunResult, folder: RunFolder, stage: str, path: str) -> None:
+    place = folder.root / path
+    if stage == "train":
+        result.model = place.uri
+    elif stage == "report":
+        result.report = (place / "index.html").uri
+    elif stage == "evaluate":
+        result.metrics = (place / "metrics.json").read_json()
+    else:
+        result.tables[path.split("/")[0]] = place.uri
+
+
+def _gate_failures(stages: Stages) -> None:
+    """After every embed stage, skipped or not: a raised limit must be able to let a finished table pass."""
+    counts, examples = stages.failures()
+    check_failures(counts, examples, stages.config.max_failed_fraction)
+    failed = sum(n for status, n in counts.items() if status != "ok")
+    if failed:
+        histogram = ", ".join(f"{status} {n}" for status, n in sorted(counts.items()) if status != "ok")
+        stages.warnings.append(f"{failed} of {sum(counts.values())} images could not be read: {histogram}")
+
+
+def _record(config: RunConfig, folder: RunFolder, result: RunResult) -> None:
+    packages = ("raycluster", "ray", "torch", "open_clip_torch", "pyarrow", "numpy", "scikit-learn")
+    (folder.root / "run.json").write_json(
+        {
+            "config": config.model_dump(mode="json"),
+            "versions": {package: version(package) for package in packages},
+            "finished": now(),
+            "stages": {stage: marker.path for stage in STAGES if (marker := folder.marker(stage)) is not None},
+            "result": result.as_json(),
+        }
+    )

@@ -1,0 +1,109 @@
+"""Which stages a run has to do: a recipe and a fingerprint for each, and the reason to run or to skip it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from raycluster.config import MethodConfig, RunConfig, fingerprint
+from raycluster.run import FOLDERS, Marker, RunFolder
+
+STAGES = tuple(FOLDERS)
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What the plan is made from; all of it is known before any costly work."""
+
+    config: RunConfig
+    method: MethodConfig
+    manifest: str
+    """Fingerprint of the manifest as listed now."""
+    lineage: str
+    """Constant while the manifest only grows."""
+    encoder: str
+    """Fingerprint of the encoder; of ready-made embeddings, the word `provided`."""
+    vocabulary: str | None
+    """Key of the noun embeddings; None without nouns."""
+    retrain: bool = False
+
+
+@dataclass(frozen=True)
+class Step:
+    """One stage of the plan."""
+
+    stage: str
+    fingerprint: str
+    recipe: dict[str, Any]
+    reason: str
+    """Why it runs or why it is skipped, in words."""
+    marker: Marker | None
+    """The finished result, if there is one; of a row-incremental stage perhaps of fewer rows."""
+    run: bool
+
+
+def manifest_recipe(config: RunConfig) -> dict[str, Any]:
+    """What a manifest depends on besides the storage itself."""
+    return {"images": config.images, "embeddings": config.embeddings, "labels": config.labels}
+
+
+def make(folder: RunFolder, inputs: Inputs) -> dict[str, Step]:
+    """The plan: stages in order. Stages that the configuration has no use for are left out."""
+    config, planner = inputs.config, _Planner(folder, inputs)
+    planner.fixed("manifest", manifest_recipe(config), inputs.manifest)
+    limits = {"max_bytes": config.encoder.max_bytes, "max_pixels": config.encoder.max_pixels}
+    embed = planner.growing("embed", {"encoder": inputs.encoder, **(limits if config.images else {})})
+    # The row set stays out of the next two recipes: added rows do not change the nouns or the heads.
+    shared = {"source": manifest_recipe(config), "embed": embed, "clusters": config.clusters, "seed": config.seed}
+    shared["train_sample"] = config.method.train_sample
+    nouns = None
+    if inputs.vocabulary is not None:
+        nouns = planner.trained("semantics", {**shared, "vocabulary": inputs.vocabulary})
+    model = planner.trained("train", {**shared, "semantics": nouns, "method": inputs.method.model_dump(mode="json")})
+    assign = planner.growing("assign", {"model": model, "embed": embed, "lineage": inputs.lineage})
+    final = {"assign": assign, "manifest": inputs.manifest}
+    shown = config.report
+    clusters = {**final, "most_typical": shown.most_typical, "least_typical": shown.least_typical}
+    described = planner.fixed("describe", clusters)
+    scored = planner.fixed("evaluate", {**final, "semantics": nouns})
+    planner.fixed("report", {"clusters": described, "evaluation": scored, "report": shown.model_dump(mode="json")})
+    return planner.steps
+
+
+class _Planner:
+    def __init__(self, folder: RunFolder, inputs: Inputs) -> None:
+        self.folder, self.inputs = folder, inputs
+        self.steps: dict[str, Step] = {}
+
+    def fixed(self, stage: str, recipe: dict[str, Any], name: str | None = None) -> str:
+        """A stage whose result depends on the recipe alone."""
+        return self._add(stage, recipe, name or fingerprint(stage, recipe))
+
+    def growing(self, stage: str, recipe: dict[str, Any]) -> str:
+        """A row-incremental stage: the same folder takes the rows that are added later."""
+        return self._add(stage, recipe, fingerprint(stage, recipe), grows=True)
+
+    def trained(self, stage: str, recipe: dict[str, Any]) -> str:
+        """A stage that is kept when rows are added, and named after the rows it saw first."""
+        kept = None if self.inputs.retrain else self.folder.latest_with(stage, recipe)
+        name = kept.fingerprint if kept else fingerprint(stage, recipe, self.inputs.manifest)
+        return self._add(stage, recipe, name, grows=stage == "semantics")
+
+    def _add(self, stage: str, recipe: dict[str, Any], name: str, grows: bool = False) -> str:
+        marker = self.folder.find(stage, name)
+        if marker is None:
+            reason = self._change(stage, recipe)
+        elif grows and marker.facts["manifest"] != self.inputs.manifest:
+            reason = "the manifest has changed since: its new rows are to be done"
+        else:
+            reason = f"done on {marker.finished[:16].replace('T', ' ')} UTC"
+        run = not reason.startswith("done on")
+        self.steps[stage] = Step(stage, name, recipe, reason, marker, run)
+        return name
+
+    def _change(self, stage: str, recipe: dict[str, Any]) -> str:
+        current = self.folder.marker(stage)
+        if current is None:
+            return "not done yet"
+        changed = [key for key in recipe if recipe[key] != current.recipe.get(key)]
+        return f"changed: {', '.join(changed)}" if changed else "the images have changed"
