@@ -62,10 +62,21 @@ def assign_rows(method: Method, embeddings: pa.Table, wanted: pa.Table) -> pa.Ta
     ok = np.asarray(status.to_pylist(), object) == "ok"
     columns = [np.zeros(len(ok), dtype) for dtype in (np.int32, np.float32, np.float32, np.int32)]
     if ok.any():
-        for column, values in zip(columns, top_two(probabilities(method, vectors(embeddings.filter(pa.array(ok))))), strict=True):
+        for column, values in zip(
+            columns, top_two(probabilities(method, vectors(embeddings.filter(pa.array(ok))))), strict=True
+        ):
             column[ok] = values
     cluster, confidence, margin, runner_up = (pa.array(column, mask=~ok) for column in columns)
     return pa.table(
-        [source.column("row_id"), source.column("image_id"), source.column("uri"), status, cluster, confidence, margin, runner_up],
+        [
+            source.column("row_id"),
+            source.column("image_id"),
+            source.column("uri"),
+            status,
+            cluster,
+            confidence,
+            margin,
+            runner_up,
+        ],
         names=ASSIGNMENTS.names,
     ).cast(ASSIGNMENTS)

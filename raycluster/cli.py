@@ -54,7 +54,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"raycluster {options.command}: {error}", file=sys.stderr)
         except Exception as error:  # noqa: BLE001 - the last line of defense: the traceback goes to stderr, exit code 1
             traceback.print_exc(file=sys.stderr)
-            result, code = {"command": options.command, "status": "failed", "error": f"{type(error).__name__}: {error}"}, 1
+            result, code = (
+                {"command": options.command, "status": "failed", "error": f"{type(error).__name__}: {error}"},
+                1,
+            )
         print(json.dumps(result, ensure_ascii=False), file=stdout, flush=True)
     return code
 
@@ -114,12 +117,20 @@ def _parse(arguments: list[str]) -> tuple[argparse.Namespace, dict[str, Any]]:
             command.add_argument("output", help="the run folder, local or s3://")
             _add_fields(command, StorageConfig, "storage.")
         elif name == "demo":
-            command.add_argument("--output", default="raycluster-demo", help="folder for pictures and run (default: %(default)s)")
-            command.add_argument("--seed", type=int, default=0, help="seed of drawing and training (default: %(default)s)")
+            command.add_argument(
+                "--output", default="raycluster-demo", help="folder for pictures and run (default: %(default)s)"
+            )
+            command.add_argument(
+                "--seed", type=int, default=0, help="seed of drawing and training (default: %(default)s)"
+            )
             command.add_argument("--method", default="dxmc", help="clustering method (default: %(default)s)")
         else:
-            command.add_argument("--config", metavar="FILE", help="YAML file, local or s3://; options given here override it")
-            command.add_argument("--dry-run", action="store_true", help="write nothing; say which stages would run, and why")
+            command.add_argument(
+                "--config", metavar="FILE", help="YAML file, local or s3://; options given here override it"
+            )
+            command.add_argument(
+                "--dry-run", action="store_true", help="write nothing; say which stages would run, and why"
+            )
             command.add_argument("--retrain", action="store_true", help="train again although only rows were added")
             _add_fields(command, RunConfig, "")
     options, rest = parser.parse_known_args(arguments)

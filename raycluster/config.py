@@ -35,9 +35,9 @@ class EncoderConfig(Section):
     """The CLIP model that turns pictures and nouns into embeddings."""
 
     model: str = "ViT-B-32-quickgelu"
-    """An open_clip architecture name, `local-dir:<folder>` in open_clip's format, or `builtin` (the tiny demo model)."""
+    """An open_clip architecture, `local-dir:<folder>` in open_clip's format, or `builtin` (the tiny demo model)."""
     pretrained: str | None = None
-    """open_clip weight tag (`openai`, `laion2b_s34b_b79k`, …) or a local checkpoint file; absent for `local-dir:` and `builtin`."""
+    """open_clip weight tag (`openai`, …) or a local checkpoint file; absent for `local-dir:` and `builtin`."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Arithmetic of the forward pass: `auto` is bf16 on a GPU and fp32 on a CPU."""
     max_bytes: int = Field(default=64 * 2**20, gt=0)
@@ -183,6 +183,11 @@ class RunConfig(Section):
     def image_sources(self) -> tuple[str, ...]:
         """`images` as a tuple, whatever way it was written."""
         return _as_tuple(self.images)
+
+    @property
+    def embedding_sources(self) -> tuple[str, ...]:
+        """`embeddings` as a tuple, whatever way it was written."""
+        return _as_tuple(self.embeddings)
 
 
 def _as_tuple(value: str | tuple[str, ...] | None) -> tuple[str, ...]:

@@ -52,7 +52,12 @@ def connect() -> None:
     # Ray's own usage banner and worker logs would drown the one line a stage prints; errors travel as exceptions.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     address = os.environ.get("RAY_ADDRESS")
-    ray.init(address=address or "local", log_to_driver=False, logging_level=logging.WARNING, include_dashboard=None if address else False)
+    ray.init(
+        address=address or "local",
+        log_to_driver=False,
+        logging_level=logging.WARNING,
+        include_dashboard=None if address else False,
+    )
     log.info("ray: %s", f"joined {address}" if address else "started on this machine")
 
 
@@ -67,7 +72,9 @@ def resolve(config: ResourcesConfig) -> Resources:
     cluster = ray.cluster_resources()
     cpus, gpus = cluster.get("CPU", 0.0), cluster.get("GPU", 0.0)
     if config.use_gpu and not gpus:
-        raise ConfigError("resources.use_gpu is true, but this Ray cluster has no GPU: remove it, or join a cluster with GPUs")
+        raise ConfigError(
+            "resources.use_gpu is true, but this Ray cluster has no GPU: remove it, or join a cluster with GPUs"
+        )
     if config.use_gpu is False:
         gpus = 0.0
     limit = int(gpus) if gpus else int(cpus)
@@ -79,7 +86,11 @@ def resolve(config: ResourcesConfig) -> Resources:
 
 
 def map_tasks(
-    function: Callable[..., Any], items: Iterable[Any], *shared: ray.ObjectRef, num_cpus: float = 1, in_flight: int | None = None
+    function: Callable[..., Any],
+    items: Iterable[Any],
+    *shared: ray.ObjectRef,
+    num_cpus: float = 1,
+    in_flight: int | None = None,
 ) -> Iterator[Any]:
     """Call `function(item, *shared)` as one Ray task an item and yield the results as they come.
 

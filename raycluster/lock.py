@@ -27,7 +27,12 @@ DEAD_AFTER = 60.0
 def held(folder: Location) -> Iterator[None]:
     """Hold the lock of a run folder; raises :class:`RayclusterError` naming a live holder."""
     file = folder / "_lock.json"
-    token = {"host": socket.gethostname(), "pid": os.getpid(), "job": os.environ.get("RAY_JOB_ID"), "since": time.time()}
+    token = {
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "job": os.environ.get("RAY_JOB_ID"),
+        "since": time.time(),
+    }
     _take(file, token)
     stop = threading.Event()
     beat = threading.Thread(target=_beat, args=(file, token, stop), name="run-lock", daemon=True)

@@ -92,7 +92,9 @@ class Model:
 
         stored = self.record["encoder"]
         if stored["config"] is None:
-            raise ConfigError("this model was trained on ready-made embeddings: predict on embeddings of the same encoder")
+            raise ConfigError(
+                "this model was trained on ready-made embeddings: predict on embeddings of the same encoder"
+            )
         spec = resolve_encoder(validate(stored["config"], EncoderConfig, "model.json: encoder"), use_gpu=False)
         if spec.fingerprint != stored["fingerprint"]:
             raise ArtifactError(
@@ -195,10 +197,17 @@ def load_model(path: str | Location, storage: StorageConfig | None = None, devic
     folder = _model_folder(path if isinstance(path, Location) else locate(path, storage))
     record = json.loads((folder / "model.json").read_bytes())
     if record["format"] != FORMAT:
-        raise ArtifactError(f"{folder.uri}: model format {record['format']}, this raycluster reads {FORMAT}; install the version that wrote it")
+        raise ArtifactError(
+            f"{folder.uri}: model format {record['format']}, this raycluster reads {FORMAT}; install the version that wrote it"
+        )
     contents = {name: _verified(folder / name, record["sha256"][name]) for name in _FILES}
     method = registry.restore(
-        record["method"], record["constants"], record["dim"], record["n_clusters"], record["n_rows"], load(contents["heads.safetensors"])
+        record["method"],
+        record["constants"],
+        record["dim"],
+        record["n_clusters"],
+        record["n_rows"],
+        load(contents["heads.safetensors"]),
     )
     return Model(method.to(device).eval(), record, json.loads(contents["clusters.json"]), storage or StorageConfig())
 
@@ -208,7 +217,9 @@ def _model_folder(place: Location) -> Location:
         return place
     marker = RunFolder(place).marker("train")
     if marker is None:
-        raise ConfigError(f"{place.uri}: neither a run folder with a finished model nor a model folder; run `raycluster train` first")
+        raise ConfigError(
+            f"{place.uri}: neither a run folder with a finished model nor a model folder; run `raycluster train` first"
+        )
     return place / marker.path
 
 
@@ -218,5 +229,7 @@ def _verified(file: Location, sha256: str) -> bytes:
     except FileNotFoundError:
         raise ArtifactError(f"{file.uri} is missing; restore it, or delete the folder and train again") from None
     if hashlib.sha256(content).hexdigest() != sha256:
-        raise ArtifactError(f"{file.uri} is not the file that model.json describes (sha256 differs); restore it or train again")
+        raise ArtifactError(
+            f"{file.uri} is not the file that model.json describes (sha256 differs); restore it or train again"
+        )
     return content

@@ -6,14 +6,15 @@ import logging
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from typing import Any
 
 from raycluster import lock, plan
 from raycluster.config import RunConfig, validate
 from raycluster.errors import ConfigError, RayclusterError
-from raycluster.plan import STAGES, Inputs, Step
+from raycluster.plan import STAGES, Step
+from raycluster.prepare import prepare
 from raycluster.run import RunFolder, check_failures, now
 from raycluster.stages import Outcome, Stages
 from raycluster.storage import locate
@@ -42,7 +43,12 @@ class RunResult:
 
 
 def run(
-    config: RunConfig | dict[str, Any], *, until: str = "report", retrain: bool = False, dry_run: bool = False, command: str = "run"
+    config: RunConfig | dict[str, Any],
+    *,
+    until: str = "report",
+    retrain: bool = False,
+    dry_run: bool = False,
+    command: str = "run",
 ) -> RunResult:
     """Run every stage up to `until` that is not done yet.
 
@@ -59,10 +65,9 @@ def run(
     if not dry_run:
         _check_writable(folder)
     with nullcontext() if dry_run else lock.held(folder.root):
-        stages = Stages.prepare(config, folder, result.warnings)
-        steps = plan.make(folder, replace(stages.inputs, retrain=retrain))
-        stages.steps = steps
-        for step in steps.values():
+        ready = prepare(config, folder, retrain)
+        stages = Stages(ready, plan.make(folder, ready.inputs), result.warnings)
+        for step in stages.steps.values():
             _do(stages, step, result, dry_run)
             if step.stage == "embed" and not dry_run:
                 _gate_failures(stages)
@@ -94,7 +99,12 @@ def _do(stages: Stages, step: Step, result: RunResult, dry_run: bool) -> None:
     if dry_run:
         state = "would run" if step.run else "would be skipped"
         log.info("%-9s %s: %s", step.stage, state, step.reason)
-        result.stages[step.stage] = {"state": state, "reason": step.reason, "rows": marker.rows if marker else None, "seconds": 0.0}
+        result.stages[step.stage] = {
+            "state": state,
+            "reason": step.reason,
+            "rows": marker.rows if marker else None,
+            "seconds": 0.0,
+        }
         return
     if step.run:
         log.info("%-9s running: %s", step.stage, step.reason)
@@ -103,7 +113,9 @@ def _do(stages: Stages, step: Step, result: RunResult, dry_run: bool) -> None:
         seconds = round(time.perf_counter() - started, 2)
         marker = stages.finish(step, outcome, seconds)
         state = "ran"
-        log.info("%-9s %d rows in %.1f s%s", step.stage, outcome.rows, seconds, f" · {outcome.note}" if outcome.note else "")
+        log.info(
+            "%-9s %d rows in %.1f s%s", step.stage, outcome.rows, seconds, f" · {outcome.note}" if outcome.note else ""
+        )
     elif marker is not None:
         log.info("%-9s skipped: %s", step.stage, step.reason)
         # Gone back to an earlier configuration: its result becomes the current one again.

@@ -107,7 +107,9 @@ class RunFolder:
         try:
             marker = validate(file.read_json(), Marker, file.uri)
         except (ValueError, ConfigError) as error:
-            raise ArtifactError(f"{file.uri}: not a stage marker ({error}); delete it to run that stage again") from None
+            raise ArtifactError(
+                f"{file.uri}: not a stage marker ({error}); delete it to run that stage again"
+            ) from None
         return marker
 
 

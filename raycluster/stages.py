@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import sys
 from collections import Counter
@@ -15,17 +14,14 @@ import pyarrow as pa
 from tqdm import tqdm
 
 from raycluster import describe as naming
-from raycluster import distributed, rows
-from raycluster.config import MethodConfig, RunConfig, fingerprint
-from raycluster.distributed import Resources
+from raycluster import rows
+from raycluster.config import RunConfig
 from raycluster.encoder import provided
-from raycluster.encoder.clip import EncoderSpec, resolve_encoder
-from raycluster.errors import ConfigError, DataQualityError
-from raycluster.images.manifest import content_digest, grown_only, list_images, number_rows
+from raycluster.errors import DataQualityError
 from raycluster.methods import registry
-from raycluster.plan import Inputs, Step, manifest_recipe
+from raycluster.plan import Step
+from raycluster.prepare import Prepared
 from raycluster.run import Marker, RunFolder, check_rows, now, parts
-from raycluster.semantics import vocabulary
 from raycluster.storage import Location, read_table
 
 log = logging.getLogger(__name__)
@@ -50,45 +46,26 @@ class Outcome:
 
 @dataclass
 class Stages:
-    """The stages of one run, on what :meth:`prepare` found out before any costly work."""
+    """The stages of one run, on what was found out before any costly work."""
 
-    config: RunConfig
-    folder: RunFolder
-    method: MethodConfig
-    resources: Resources
-    spec: EncoderSpec | None
-    """None with ready-made embeddings."""
-    nouns: list[str] | None
-    """The vocabulary; None if there is none."""
-    noun_embeddings: np.ndarray | None
-    """Given with `vocabulary.embeddings`; otherwise embedded in the semantics stage."""
-    listing: pa.Table
-    """The manifest as listed now."""
-    inputs: Inputs
-    manifest_facts: dict[str, Any]
+    ready: Prepared
+    steps: dict[str, Step]
+    """The plan."""
     warnings: list[str]
-    steps: dict[str, Step] = field(default_factory=dict)
 
-    @classmethod
-    def prepare(cls, config: RunConfig, folder: RunFolder, warnings: list[str]) -> Stages:
-        """Check all that can be wrong, cheapest first; raises :class:`ConfigError`."""
-        method = registry.configure(config.method)
-        nouns, noun_embeddings, key = _vocabulary(config, method)
-        distributed.connect()
-        resources = distributed.resolve(config.resources)
-        spec = resolve_encoder(config.encoder, resources.use_gpu) if config.images else None
-        encoder = spec.fingerprint if spec else "provided"
-        if key is None and nouns is not None:
-            key = vocabulary.vocabulary_key(nouns, config.vocabulary.prompts, encoder)
-        listing, facts = _list(config, folder)
-        if len(listing) < config.clusters:
-            raise ConfigError(f"clusters: {config.clusters} clusters, but only {len(listing)} images were found; lower `clusters`")
-        inputs = Inputs(config, method, facts["fingerprint"], facts["lineage"], encoder, key)
-        return cls(config, folder, method, resources, spec, nouns, noun_embeddings, listing, inputs, facts, warnings)
+    @property
+    def config(self) -> RunConfig:
+        """The run's configuration."""
+        return self.ready.config
+
+    @property
+    def folder(self) -> RunFolder:
+        """The run folder."""
+        return self.ready.folder
 
     def finish(self, step: Step, outcome: Outcome, seconds: float) -> Marker:
         """Write the marker of a stage that ran."""
-        facts = {**outcome.facts, **({"manifest": self.inputs.manifest} if step.stage in FOLLOWS_ROWS else {})}
+        facts = {**outcome.facts, **({"manifest": self.ready.inputs.manifest} if step.stage in FOLLOWS_ROWS else {})}
         earlier = step.marker.seconds if step.marker and step.stage in FOLLOWS_ROWS else 0.0
         marker = Marker(
             stage=step.stage,
@@ -113,7 +90,7 @@ class Stages:
     @cached_property
     def row_ids(self) -> np.ndarray:
         """Ids of the manifest's rows, ascending."""
-        return np.sort(self.listing.column("row_id").to_numpy())
+        return np.sort(self.ready.listing.column("row_id").to_numpy())
 
     @cached_property
     def _embedded(self) -> tuple[np.ndarray, dict[str, int]]:
@@ -122,16 +99,16 @@ class Stages:
     def failures(self) -> tuple[dict[str, int], dict[str, list[tuple[str, str]]]]:
         """Status histogram of the embedded images, and for each status but `ok` up to three (uri, reason)."""
         counts = self._embedded[1]
-        return counts, rows.failures(self._parts("embed"), self.listing) if set(counts) - {"ok"} else {}
+        return counts, rows.failures(self._parts("embed"), self.ready.listing) if set(counts) - {"ok"} else {}
 
     def manifest(self, step: Step) -> Outcome:
         """Write the list of images."""
         place = self._place(step)
-        table = self.listing.sort_by("row_id")
+        table = self.ready.listing.sort_by("row_id")
         for start in range(0, len(table), MANIFEST_PART):
             (place / f"part-{start:012d}.parquet").write_table(table.slice(start, MANIFEST_PART), MANIFEST_ROW_GROUP)
-        others = self.manifest_facts["other_files"]
-        return Outcome(len(table), facts=self.manifest_facts, note=f"{others} other files" if others else "")
+        others = self.ready.manifest_facts["other_files"]
+        return Outcome(len(table), facts=self.ready.manifest_facts, note=f"{others} other files" if others else "")
 
     def embed(self, step: Step) -> Outcome:
         """Embed the images that are in the manifest and not in the table."""
@@ -139,14 +116,16 @@ class Stages:
         done = rows.row_ids(parts(place))
         self.__dict__.pop("_embedded", None)
         with self._progress("embed", len(np.setdiff1d(self.row_ids, done))) as bar:
-            if self.spec is None:
-                for count in provided.import_provided(_sources(self.config.embeddings), self.config.storage, self.listing, done, place):
+            if self.ready.spec is None:
+                for count in provided.import_provided(
+                    self.config.embedding_sources, self.config.storage, self.ready.listing, done, place
+                ):
                     bar.update(count)
             else:
                 from raycluster.encoder.embed import EmbedJob, embed
 
-                job = EmbedJob(self.spec, self.config.encoder, self.config.storage, place)
-                for counts in embed(job, parts(self._place(self.steps["manifest"])), done, self.resources):
+                job = EmbedJob(self.ready.spec, self.config.encoder, self.config.storage, place)
+                for counts in embed(job, parts(self._place(self.steps["manifest"])), done, self.ready.resources):
                     bar.update(sum(counts.column("rows").to_pylist()))
         check_rows(place.uri, rows.row_ids(parts(place)), self.row_ids, exact=False)
         ok, counts = rows.statuses(parts(place), self.row_ids)
@@ -163,16 +142,20 @@ class Stages:
             embeddings = self._noun_embeddings()
             sample = self._training_rows()
             images = rows.gather(self._parts("embed"), sample)
-            kept = counterparts.keep_nouns(images, embeddings, self.config.clusters, self.config.seed, self.resources)
-            assert self.nouns is not None
-            counterparts.write_nouns(place / "nouns.parquet", [self.nouns[i] for i in kept], embeddings[kept])
+            kept = counterparts.keep_nouns(
+                images, embeddings, self.config.clusters, self.config.seed, self.ready.resources
+            )
+            assert self.ready.nouns is not None
+            counterparts.write_nouns(place / "nouns.parquet", [self.ready.nouns[i] for i in kept], embeddings[kept])
         names, kept_embeddings = counterparts.read_nouns(place / "nouns.parquet")
         missing = np.setdiff1d(ok, rows.row_ids(parts(place)))
         with self._progress("semantics", len(missing)) as bar:
             for count in counterparts.pair(self._parts("embed"), missing, kept_embeddings, place):
                 bar.update(count)
         check_rows(place.uri, rows.row_ids(parts(place)), ok, exact=False)
-        return Outcome(len(ok), facts={"kept_nouns": len(names)}, note=f"{len(names)} nouns kept of {len(self.nouns or [])}")
+        return Outcome(
+            len(ok), facts={"kept_nouns": len(names)}, note=f"{len(names)} nouns kept of {len(self.ready.nouns or [])}"
+        )
 
     def train(self, step: Step) -> Outcome:
         """Train the heads, name the clusters, write the model."""
@@ -181,22 +164,29 @@ class Stages:
 
         sample = self._training_rows()
         data = {"row_ids": sample, "images": rows.gather(self._parts("embed"), sample)}
-        uses_text = registry.method_class(self.method.name).uses_text
+        uses_text = registry.method_class(self.ready.method.name).uses_text
         if uses_text:
             data["counterparts"] = rows.gather(self._parts("semantics"), sample, "counterpart")
-        job = HeadsJob(self.method, data["images"].shape[1], self.config.clusters, len(sample), self.config.seed)
+        job = HeadsJob(self.ready.method, data["images"].shape[1], self.config.clusters, len(sample), self.config.seed)
         training = self.folder.root / "training" / step.fingerprint
-        method, metrics = train_heads(job, data, training, self.resources)
+        method, metrics = train_heads(job, data, training, self.ready.resources)
         chunks = np.array_split(data["images"], max(1, len(sample) // 16_384))
         assigned = np.concatenate([probabilities(method, chunk).argmax(1).numpy() for chunk in chunks])
         names = self._names(data["images"], assigned)
-        encoder = {"config": None if self.spec is None else self.config.encoder.model_dump(mode="json"), "fingerprint": self.inputs.encoder}
+        encoder = {
+            "config": None if self.ready.spec is None else self.config.encoder.model_dump(mode="json"),
+            "fingerprint": self.ready.inputs.encoder,
+        }
         facts = {"seed": self.config.seed, "training": {**describe_schedule(method), **metrics}}
         save_model(self._place(step), method, encoder, names, facts)
         used = len(np.unique(assigned))
         if used < self.config.clusters:
-            self.warnings.append(f"{self.config.clusters - used} of {self.config.clusters} clusters are empty; fewer `clusters` may fit better")
-        return Outcome(len(sample), facts={**facts, "used_clusters": used}, note=f"{self.method.name}, {used} clusters used")
+            self.warnings.append(
+                f"{self.config.clusters - used} of {self.config.clusters} clusters are empty; fewer `clusters` may fit better"
+            )
+        return Outcome(
+            len(sample), facts={**facts, "used_clusters": used}, note=f"{self.ready.method.name}, {used} clusters used"
+        )
 
     def assign(self, step: Step) -> Outcome:
         """Give every image of the manifest its cluster or its status."""
@@ -208,7 +198,7 @@ class Stages:
         done = rows.row_ids(parts(place))
         counts: Counter[str] = Counter()
         with self._progress("assign", len(np.setdiff1d(self.row_ids, done))) as bar:
-            for counted in assign(method, self._parts("embed"), self.listing, done, place):
+            for counted in assign(method, self._parts("embed"), self.ready.listing, done, place):
                 counts.update(counted)
                 bar.update(counted.total())
         check_rows(place.uri, rows.row_ids(parts(place)), self.row_ids, exact=True)
@@ -229,7 +219,12 @@ class Stages:
 
         paired = self._parts("semantics") if "semantics" in self.steps else None
         scores = evaluate(
-            self.listing, self._assignments(), self._parts("embed"), paired, self.config.clusters, self.config.seed
+            self.ready.listing,
+            self._assignments(),
+            self._parts("embed"),
+            paired,
+            self.config.clusters,
+            self.config.seed,
         )
         (self._place(step) / "metrics.json").write_json(scores)
         shown = [f"{name.upper()} {scores[name]:.3f}" for name in ("acc", "nmi", "ari") if scores[name] is not None]
@@ -245,17 +240,28 @@ class Stages:
         counts, failed = self.failures()
         model = load_model(self._place(self.steps["train"]))
         markers = [self.folder.marker(stage) for stage in self.steps]
-        points, clusters = build.sample_map(self._parts("embed"), self._assignments(), config.report.map_sample, config.seed)
+        points, clusters = build.sample_map(
+            self._parts("embed"), self._assignments(), config.report.map_sample, config.seed
+        )
         page = render(
             ReportData(
                 title=self.folder.root.uri,
                 created=now(),
-                facts=build.facts(config, model.record["constants"], self.inputs.encoder, self.manifest_facts["other_files"]),
+                facts=build.facts(
+                    config,
+                    model.record["constants"],
+                    self.ready.inputs.encoder,
+                    self.ready.manifest_facts["other_files"],
+                ),
                 statuses=counts,
                 failures=failed,
                 n_images=len(self.row_ids),
                 cards=build.cards(
-                    read_table(self._parts("describe")), config.report, config.encoder, config.storage, pixels=self.spec is not None
+                    read_table(self._parts("describe")),
+                    config.report,
+                    config.encoder,
+                    config.storage,
+                    pixels=self.ready.spec is not None,
                 ),
                 metrics=(self._place(self.steps["evaluate"]) / "metrics.json").read_json(),
                 stages={marker.stage: marker.seconds for marker in markers if marker is not None},
@@ -290,10 +296,11 @@ class Stages:
     def _noun_embeddings(self) -> np.ndarray:
         from raycluster.semantics.counterparts import embed_vocabulary
 
-        if self.noun_embeddings is None:
-            assert self.nouns is not None and self.spec is not None
-            self.noun_embeddings = embed_vocabulary(self.config, self.nouns, self.spec, self.resources)
-        return self.noun_embeddings
+        assert self.ready.nouns is not None
+        if self.ready.noun_embeddings is not None:
+            return self.ready.noun_embeddings
+        assert self.ready.spec is not None
+        return embed_vocabulary(self.config, self.ready.nouns, self.ready.spec, self.ready.resources)
 
     def _names(self, images: np.ndarray, assigned: np.ndarray) -> list[dict[str, Any]]:
         from raycluster.semantics.counterparts import read_nouns
@@ -308,53 +315,3 @@ class Stages:
     def _progress(self, stage: str, total: int) -> Any:
         # A bar in a terminal; elsewhere (job logs) it would be thousands of lines.
         return tqdm(total=total, desc=stage, unit="img", disable=not sys.stderr.isatty(), leave=False)
-
-
-def _sources(value: str | tuple[str, ...] | None) -> tuple[str, ...]:
-    return () if value is None else (value,) if isinstance(value, str) else value
-
-
-def _vocabulary(config: RunConfig, method: MethodConfig) -> tuple[list[str] | None, np.ndarray | None, str | None]:
-    """Nouns, their embeddings if given, and the key of given embeddings."""
-    if config.vocabulary.embeddings is not None:
-        nouns, embeddings = vocabulary.load_noun_embeddings(config.vocabulary.embeddings, config.storage)
-        return nouns, embeddings, fingerprint(nouns, _digest(embeddings))
-    if config.images is not None:
-        return vocabulary.load_nouns(config.vocabulary, config.storage), None, None
-    if registry.method_class(method.name).uses_text:
-        raise ConfigError(
-            f"vocabulary.embeddings: method {method.name} needs nouns, and ready-made image embeddings come without a text encoder; "
-            "give noun embeddings of the same model, or choose method kmeans"
-        )
-    return None, None, None
-
-
-def _digest(array: np.ndarray) -> str:
-    return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
-
-
-def _list(config: RunConfig, folder: RunFolder) -> tuple[pa.Table, dict[str, Any]]:
-    """The manifest as it would be written now, and its facts: fingerprint, lineage, next row id, other files."""
-    others = 0
-    if config.images is not None:
-        listing = list_images(config.image_sources, config.storage, config.labels)
-        found, others = listing.table, listing.other_files
-    else:
-        found = provided.list_provided(_sources(config.embeddings), config.storage)
-    earlier = folder.latest_with("manifest", manifest_recipe(config))
-    previous = read_table(folder.parts(earlier)) if earlier else None
-    current = folder.marker("manifest")
-    next_row_id = current.facts["next_row_id"] if current else 0
-    table = number_rows(found, previous, next_row_id)
-    digest = content_digest(table)[:16]
-    if earlier is None or previous is None:
-        lineage = digest
-    else:
-        lineage = earlier.facts["lineage"] if grown_only(previous, table) else fingerprint(digest, earlier.fingerprint)
-    highest = int(table.column("row_id").to_numpy().max()) + 1
-    return table, {
-        "fingerprint": digest,
-        "lineage": lineage,
-        "next_row_id": max(highest, next_row_id),
-        "other_files": others,
-    }

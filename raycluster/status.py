@@ -38,7 +38,9 @@ def status(output: str, storage: StorageConfig) -> dict[str, Any]:
         warnings.append("the manifest has rows that are not embedded yet: run again")
     if manifest and train and train.rows < manifest.rows:
         share = 1 - train.rows / manifest.rows
-        warnings.append(f"the model was trained on {train.rows} of {manifest.rows} images; {share:.1%} it has not seen (`--retrain` trains again)")
+        warnings.append(
+            f"the model was trained on {train.rows} of {manifest.rows} images; {share:.1%} it has not seen (`--retrain` trains again)"
+        )
     for warning in warnings:
         log.info("%s", warning)
     return {
@@ -46,7 +48,11 @@ def status(output: str, storage: StorageConfig) -> dict[str, Any]:
         "status": "ok" if all(markers.values()) else "unfinished",
         "output": folder.root.uri,
         "stages": stages,
-        "tables": {stage: folder.located(marker).uri for stage, marker in markers.items() if marker and parts(folder.located(marker))},
+        "tables": {
+            stage: folder.located(marker).uri
+            for stage, marker in markers.items()
+            if marker and parts(folder.located(marker))
+        },
         "model": folder.located(train).uri if train else None,
         "metrics": (folder.located(markers["evaluate"]) / "metrics.json").read_json() if markers["evaluate"] else {},
         "report": (folder.located(markers["report"]) / "index.html").uri if markers["report"] else None,

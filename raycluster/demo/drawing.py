@@ -65,8 +65,11 @@ def imagine(kind: str, seed: int) -> Scene:
     return _imagine(kind, Random(seed))
 
 
-def draw_picture(kind: str, seed: int, size: int = 80) -> Image.Image:
+def draw_picture(kind: str, seed: int, size: int = 80, nuisance: float = 1.0) -> Image.Image:
     """Draw the picture (kind, seed) as RGB, `size` pixels square.
+
+    `nuisance` from 0 to 1 scales what hides the thing: shift, turn, shear, the background's contrast, noise, blur.
+    All pictures of the demo have 1; training begins with less.
 
     Raises:
         KeyError: the kind is not in `KINDS`.
@@ -76,16 +79,16 @@ def draw_picture(kind: str, seed: int, size: int = 80) -> Image.Image:
     side = size * SUPERSAMPLING
     image = Image.new("RGB", (side, side))
     draw = ImageDraw.Draw(image)
-    _draw_background(draw, side, scene, random)
+    _draw_background(draw, side, scene, nuisance, random)
     palette = (_tint(scene.color, random), _any_color(random), _any_color(random))
-    pen = Pen(draw, _place(side, scene.size, random), palette, random)
+    pen = Pen(draw, _place(side, scene.size, nuisance, random), palette, random)
     KINDS[kind].sketch(pen)
     _draw_specks(draw, side, random)
     image = image.reduce(SUPERSAMPLING)
     if random.random() < 0.4:
-        image = image.filter(ImageFilter.GaussianBlur(0.9 * random.random() * size / 64))
+        image = image.filter(ImageFilter.GaussianBlur(nuisance * 0.9 * random.random() * size / 64))
     deviation = (12 + 18 * random.random()) if scene.noisy else 4 * random.random()
-    noise = np.random.default_rng(seed).normal(0.0, deviation, (size, size, 3)).astype(np.float32)
+    noise = np.random.default_rng(seed).normal(0.0, nuisance * deviation, (size, size, 3)).astype(np.float32)
     return Image.fromarray(np.clip(np.asarray(image) + noise, 0, 255).astype(np.uint8))
 
 
@@ -134,26 +137,26 @@ def _blend(one: Color, other: Color, share: float) -> Color:
     return red, green, blue
 
 
-def _place(side: int, size: str, random: Random) -> tuple[float, float, float, float, float, float]:
+def _place(side: int, size: str, nuisance: float, random: Random) -> tuple[float, float, float, float, float, float]:
     """Draw the affine map from the unit box to pixels: mirror, stretch, shear, turn, scale, shift."""
     half = random.uniform(*SIZES[size]) * side
-    stretch, shear = math.exp(random.uniform(-0.15, 0.15)), random.uniform(-0.15, 0.15)
-    turn = math.radians(random.uniform(-25, 25))
+    stretch, shear = math.exp(nuisance * random.uniform(-0.15, 0.15)), nuisance * random.uniform(-0.15, 0.15)
+    turn = math.radians(nuisance * random.uniform(-25, 25))
     mirror = random.choice((-1, 1))
     c, s = math.cos(turn) * half, math.sin(turn) * half
-    x, y = (random.uniform(half, side - half) for _ in range(2))
+    x, y = (side / 2 + nuisance * random.uniform(half - side / 2, side / 2 - half) for _ in range(2))
     return mirror * stretch * c, (shear * c - s) / stretch, x, mirror * stretch * s, (shear * s + c) / stretch, y
 
 
-def _draw_background(draw: ImageDraw.ImageDraw, side: int, scene: Scene, random: Random) -> None:
+def _draw_background(draw: ImageDraw.ImageDraw, side: int, scene: Scene, nuisance: float, random: Random) -> None:
     ground = _tint(scene.background_color, random)
-    other = _blend(ground, _any_color(random), random.uniform(0.2, 0.5))
+    other = _blend(ground, _any_color(random), nuisance * random.uniform(0.2, 0.5))
     draw.rectangle((0, 0, side, side), fill=ground)
     pitch = side * random.uniform(0.1, 0.2)
     cells = math.ceil(side / pitch) + 1
     match scene.background:
         case "shaded":
-            other = _blend(ground, _any_color(random), 0.8)
+            other = _blend(ground, _any_color(random), nuisance * 0.8)
             upright = random.random() < 0.5
             for i in range(0, side, 4):
                 band = (0, i, side, i + 3) if upright else (i, 0, i + 3, side)
@@ -177,7 +180,7 @@ def _draw_background(draw: ImageDraw.ImageDraw, side: int, scene: Scene, random:
                     draw.ellipse((x - r, y - r, x + r, y + r), fill=other)
         case "cluttered":
             for _ in range(random.randint(8, 14)):
-                shade = _blend(ground, _any_color(random), random.uniform(0.15, 0.55))
+                shade = _blend(ground, _any_color(random), nuisance * random.uniform(0.15, 0.55))
                 x, y = side * random.random(), side * random.random()
                 corners = [(x + random.gauss(0, 0.14) * side, y + random.gauss(0, 0.14) * side) for _ in range(4)]
                 draw.polygon(corners, fill=shade)

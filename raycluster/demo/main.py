@@ -14,6 +14,8 @@ from raycluster.pipeline import run
 from raycluster.storage import locate, read_table
 
 PICTURES = 480
+PROMPTS = ["a {}", "a picture of a {}", "a drawing of a {}", "an icon of a {}", "a sketch of a {}"]
+"""The phrases of the tiny CLIP's captions; it has read no others."""
 
 
 def demo(output: str, seed: int, method: str) -> dict[str, Any]:
@@ -36,7 +38,7 @@ def demo(output: str, seed: int, method: str) -> dict[str, Any]:
         "clusters": len(SHOWN_KINDS),
         "seed": seed,
         "encoder": {"model": "builtin"},
-        "vocabulary": {"source": str(nouns)},
+        "vocabulary": {"source": str(nouns), "prompts": PROMPTS},
         "method": {"name": method},
     }
     result = run(validate(config), command="demo")

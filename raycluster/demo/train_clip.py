@@ -17,7 +17,6 @@ import json
 import logging
 import math
 import time
-from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -32,11 +31,8 @@ from PIL import Image
 from safetensors.torch import save
 
 from raycluster.demo.captions import caption, name_caption
-from raycluster.demo.drawing import draw_picture, imagine, picture_seed
+from raycluster.demo.drawing import Scene, draw_picture, imagine, picture_seed
 from raycluster.demo.kinds import KINDS
-
-Captions = tuple[str, str]
-"""One that tells all, one that only names the thing."""
 
 log = logging.getLogger(__name__)
 
@@ -45,12 +41,10 @@ MODEL_CONFIG: dict[str, Any] = {
     "embed_dim": 96,
     "vision_cfg": {
         "image_size": IMAGE_SIZE,
-        "patch_size": 8,
-        "width": 128,
-        "layers": 5,
+        "patch_size": 12,
+        "width": 192,
+        "layers": 3,
         "head_width": 32,
-        "pool_type": "avg",
-        "final_ln_after_pool": True,
     },
     "text_cfg": {"context_length": 24, "vocab_size": 49408, "width": 48, "heads": 3, "layers": 2},
 }
@@ -67,10 +61,12 @@ class Training:
     """What the result depends on; to the last bit, also the threads and the versions of torch and Pillow."""
 
     seed: int = 0
-    pictures_per_kind: int = 500
-    steps: int = 700
-    batch_size: int = 256
-    learning_rate: float = 1.5e-3
+    steps: int = 1800
+    batch_size: int = 128
+    pictures_per_kind: int = 700
+    calm_share: float = 0.55
+    """The share of the pictures, and of the steps, in which nuisance grows from none to all of the demo's."""
+    learning_rate: float = 1e-3
     weight_decay: float = 0.1
     warmup: int = 50
 
@@ -78,11 +74,15 @@ class Training:
 def train(output: Path, training: Training, workers: int = 2) -> None:
     """Train on pictures of all kinds and write configuration and fp16 weights into `output`."""
     start = time.monotonic()
-    pictures, captions = _draw_training_pictures(training, workers)
-    log.info("drew %d pictures in %.0f s", len(pictures), time.monotonic() - start)
+    pictures, scenes = _draw_training_pictures(training, workers)
+    log.info("drew %d pictures in %.0f s", len(scenes), time.monotonic() - start)
     torch.manual_seed(training.seed)
     model = open_clip.CLIP(**MODEL_CONFIG)
-    tokens_in_use = _fit(model, pictures, captions, training)
+    with (
+        torch.no_grad()
+    ):  # as open_clip draws it, position hardly shows beside the patches, and shape is learned slowly
+        model.visual.positional_embedding *= 8
+    tokens_in_use = _fit(model, pictures, scenes, training)
     with torch.no_grad():
         model.token_embedding.weight[~tokens_in_use] = 0
     _save(model, output, training)
@@ -102,34 +102,27 @@ def zero_shot_accuracy(folder: Path, kinds: list[str], per_kind: int, seed: int)
     return float((nearest == torch.arange(len(kinds)).repeat_interleave(per_kind)).float().mean())
 
 
-def _draw_training_pictures(training: Training, workers: int) -> tuple[torch.Tensor, list[list[Captions]]]:
-    """Return uint8 pictures [N, 3, H, W] and, for each, as many captions as it will be seen times."""
+def _draw_training_pictures(training: Training, workers: int) -> tuple[torch.Tensor, list[Scene]]:
+    """Return uint8 pictures [kinds x pictures_per_kind, 3, H, W], each kind's in order of nuisance, and their scenes."""
     kinds = sorted(KINDS)
-    batches = len(kinds) * training.pictures_per_kind // training.batch_size
-    views = math.ceil(training.steps / max(1, batches))
     with ProcessPoolExecutor(workers) as pool:
-        drawn = list(pool.map(_draw_kind, kinds, [training] * len(kinds), [views] * len(kinds)))
+        drawn = list(pool.map(_draw_kind, kinds, [training] * len(kinds)))
     pictures = torch.from_numpy(np.concatenate([pixels for pixels, _ in drawn]))
-    return pictures.permute(0, 3, 1, 2), [captions for _, of_kind in drawn for captions in of_kind]
+    return pictures.permute(0, 3, 1, 2), [scene for _, of_kind in drawn for scene in of_kind]
 
 
-def _draw_kind(
-    kind: str, training: Training, views: int
-) -> tuple[np.ndarray[Any, np.dtype[np.uint8]], list[list[Captions]]]:
-    pixels = np.empty((training.pictures_per_kind, IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
-    captions = []
-    for i in range(training.pictures_per_kind):
-        number = picture_seed("train", training.seed, kind, i)
-        picture = draw_picture(kind, number, size=64 + number % 33)
+def _draw_kind(kind: str, training: Training) -> tuple[np.ndarray[Any, np.dtype[np.uint8]], list[Scene]]:
+    count = training.pictures_per_kind
+    seeds = [picture_seed("train", training.seed, kind, i) for i in range(count)]
+    pixels = np.empty((count, IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
+    for i, number in enumerate(seeds):
+        nuisance = min(1.0, i / (training.calm_share * count))
+        picture = draw_picture(kind, number, size=64 + number % 33, nuisance=nuisance)
         pixels[i] = np.asarray(picture.resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BICUBIC))
-        scene, random = imagine(kind, number), Random(number)
-        captions.append([(caption(scene, random), name_caption(scene, random)) for _ in range(views)])
-    return pixels, captions
+    return pixels, [imagine(kind, number) for number in seeds]
 
 
-def _fit(
-    model: open_clip.CLIP, pictures: torch.Tensor, captions: list[list[Captions]], training: Training
-) -> torch.Tensor:
+def _fit(model: open_clip.CLIP, pictures: torch.Tensor, scenes: list[Scene], training: Training) -> torch.Tensor:
     """Train with the CLIP loss and AdamW; return a mask of the tokens that occurred, bool [vocabulary]."""
     tokenizer = open_clip.SimpleTokenizer(context_length=MODEL_CONFIG["text_cfg"]["context_length"])
     clip_loss = open_clip.ClipLoss()
@@ -142,38 +135,39 @@ def _fit(
     mean, std = (torch.tensor(PREPROCESS_CONFIG[key]).view(3, 1, 1) for key in ("mean", "std"))
     in_use = torch.zeros(MODEL_CONFIG["text_cfg"]["vocab_size"], dtype=torch.bool)
     model.train()
-    for step, (view, rows) in enumerate(_batches(len(pictures), training)):
+    random, generator = Random(training.seed), torch.Generator().manual_seed(training.seed)
+    for step in range(training.steps):
+        rows = _batch(step, len(scenes) // training.pictures_per_kind, training, generator)
         for group in optimizer.param_groups:
             group["lr"] = training.learning_rate * _schedule(step, training)
         images = (pictures[rows].float() / 255 - mean) / std
         image_embedding = model.encode_image(images, normalize=True)
         loss = torch.zeros(())
         # From full captions alone, color and background are learned long before shape; the names are for the shape.
-        for texts in zip(*(captions[row][view] for row in rows.tolist()), strict=True):
-            tokens = tokenizer(list(texts))
+        for write in (caption, name_caption):
+            tokens = tokenizer([write(scenes[row], random) for row in rows.tolist()])
             in_use[tokens.flatten()] = True
             text_embedding = model.encode_text(tokens, normalize=True)
             loss = loss + clip_loss(image_embedding, text_embedding, model.logit_scale.exp()) / 2
         optimizer.zero_grad()
-        loss.backward()
+        torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         with torch.no_grad():
             model.logit_scale.clamp_(0, math.log(100))
-        if step % 50 == 0 or step == training.steps - 1:
+        if step % 100 == 0 or step == training.steps - 1:
             log.info("step %d of %d: loss %.3f", step, training.steps, loss.item())
     return in_use
 
 
-def _batches(count: int, training: Training) -> Iterator[tuple[int, torch.Tensor]]:
-    """Yield (how many times these rows were seen before, rows): a new order for each pass."""
-    generator = torch.Generator().manual_seed(training.seed)
-    rows, view = torch.empty(0, dtype=torch.long), -1
-    for _ in range(training.steps):
-        if len(rows) < training.batch_size:  # the remainder of a pass is dropped
-            rows, view = torch.randperm(count, generator=generator), view + 1
-        yield view, rows[: training.batch_size]
-        rows = rows[training.batch_size :]
+def _batch(step: int, kinds: int, training: Training, generator: torch.Generator) -> torch.Tensor:
+    """Choose rows: a window that moves along with the growing nuisance, then all pictures that have it in full."""
+    shape, calm = (training.batch_size,), training.calm_share
+    progress = step / training.steps
+    low, high = (max(0.0, progress - 0.1), progress + 0.1) if progress < calm else (calm, 1.0)
+    share = low + (high - low) * torch.rand(shape, generator=generator)
+    index = (share * training.pictures_per_kind).long().clamp(max=training.pictures_per_kind - 1)
+    return torch.randint(kinds, shape, generator=generator) * training.pictures_per_kind + index
 
 
 def _schedule(step: int, training: Training) -> float:

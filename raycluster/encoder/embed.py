@@ -8,7 +8,6 @@ does not survive added rows.)
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import ray
 import ray.data
-from ray.data import ActorPoolStrategy, TaskPoolStrategy
+from ray.data import ActorPoolStrategy
 from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
 
@@ -32,8 +31,9 @@ from raycluster.run import part_name
 from raycluster.storage import Location
 from raycluster.tables import embeddings_schema
 
-BLOCK_ROWS = {"cpu": 128, "gpu": 512}
-"""Images in a block, the unit of scheduling and of loss at a kill: some seconds of work for one actor."""
+BLOCK_ROWS = {"cpu": 128, "cuda": 512}
+"""Most images in a block, the unit of scheduling and of loss at a kill: some seconds of work for one actor."""
+SMALLEST_BLOCK = 16
 FETCH_THREADS = 8
 """Concurrent reads of one task; fetching waits, it does not compute."""
 
@@ -49,17 +49,27 @@ class EmbedJob:
 
 
 class ManifestRows(Datasource):
-    """The manifest's rows that are not embedded yet, in blocks of at most `block_rows`, by position in its files."""
+    """The manifest's rows that are not embedded yet, in blocks, by position in its files."""
 
-    def __init__(self, files: list[Location], done: np.ndarray, block_rows: int) -> None:
+    def __init__(self, files: list[Location], done: np.ndarray, largest_block: int, actors: int) -> None:
         super().__init__()
-        self.blocks = list(_open_blocks(files, np.sort(done), block_rows))
+        groups = list(_open_rows(files, np.sort(done)))
+        # Few images: smaller blocks, so that every actor gets some and the last one does not work alone.
+        fair = -(-sum(len(rows) for *_, rows in groups) // (4 * actors))
+        size = max(SMALLEST_BLOCK, min(largest_block, fair))
+        self.blocks = [
+            (file, group, rows[start : start + size])
+            for file, group, rows in groups
+            for start in range(0, len(rows), size)
+        ]
 
     def estimate_inmemory_data_size(self) -> int:
         """Bytes of all rows; a row is an id and a URI."""
         return 200 * sum(len(wanted) for *_, wanted in self.blocks)
 
-    def get_read_tasks(self, parallelism: int, per_task_row_limit: int | None = None, data_context: Any = None) -> list[ReadTask]:
+    def get_read_tasks(
+        self, parallelism: int, per_task_row_limit: int | None = None, data_context: Any = None
+    ) -> list[ReadTask]:
         """One task a block, whatever parallelism Ray would prefer."""
         return [
             ReadTask(
@@ -70,14 +80,12 @@ class ManifestRows(Datasource):
         ]
 
 
-def _open_blocks(files: list[Location], done: np.ndarray, block_rows: int) -> Iterator[tuple[Location, int, np.ndarray]]:
+def _open_rows(files: list[Location], done: np.ndarray) -> Iterator[tuple[Location, int, np.ndarray]]:
     for file in files:
         parquet = pq.ParquetFile(file.path, filesystem=file.filesystem)
         for group in range(parquet.num_row_groups):
             ids = parquet.read_row_group(group, columns=["row_id"]).column("row_id").to_numpy()
-            open_rows = np.flatnonzero(~np.isin(ids, done, assume_unique=True)).astype(np.int32)
-            for start in range(0, len(open_rows), block_rows):
-                yield file, group, open_rows[start : start + block_rows]
+            yield file, group, np.flatnonzero(~np.isin(ids, done, assume_unique=True)).astype(np.int32)
 
 
 def _read_block(file: Location, group: int, wanted: np.ndarray) -> pa.Table:
@@ -88,7 +96,11 @@ def _read_block(file: Location, group: int, wanted: np.ndarray) -> pa.Table:
 def decode_rows(block: pa.Table, job: EmbedJob) -> pa.Table:
     """Fetch and decode the pictures of a block. Adds status, error, width, height and pixels (uint8 at model size)."""
     fetched = fetch_batch(
-        block.column("uri").to_pylist(), block.column("size").to_pylist(), job.storage, job.limits.max_bytes, FETCH_THREADS
+        block.column("uri").to_pylist(),
+        block.column("size").to_pylist(),
+        job.storage,
+        job.limits.max_bytes,
+        FETCH_THREADS,
     )
     side = min(job.spec.image_size)
     decoded = decode_batch(fetched, pil_transform(job.spec), job.limits.max_pixels, min_side=side)
@@ -126,16 +138,24 @@ class EncodeRows:
         values = pa.FixedSizeListArray.from_arrays(pa.array(embeddings.reshape(-1), pa.float16()), dim)
         # Row i of the result is the next embedding if the row is ok, else null.
         position = np.cumsum(ok.to_numpy()) - 1
-        column = values.take(pa.array(position, mask=~ok.to_numpy())) if len(values) else pa.nulls(len(block), values.type)
+        column = (
+            values.take(pa.array(position, mask=~ok.to_numpy())) if len(values) else pa.nulls(len(block), values.type)
+        )
         return block.drop_columns(["pixels"]).append_column("embedding", column).cast(embeddings_schema(dim))
 
     def _encode(self, pixels: Any) -> np.ndarray:
         shape = (-1, *self.spec.pixel_shape)
         # Slices of the Arrow buffer: no copy until the batch goes to the device.
         width = int(np.prod(self.spec.pixel_shape))
-        flat = np.frombuffer(pixels.buffers()[1], np.uint8, count=len(pixels) * width, offset=pixels.offset * width) if len(pixels) else np.empty(0, np.uint8)
+        flat = (
+            np.frombuffer(pixels.buffers()[1], np.uint8, count=len(pixels) * width, offset=pixels.offset * width)
+            if len(pixels)
+            else np.empty(0, np.uint8)
+        )
         images = flat.reshape(shape) if len(pixels) else np.empty((0, *self.spec.pixel_shape), np.uint8)
-        parts = [self.encoder.encode_pixels(images[i : i + self.batch_rows]) for i in range(0, len(images), self.batch_rows)]
+        parts = [
+            self.encoder.encode_pixels(images[i : i + self.batch_rows]) for i in range(0, len(images), self.batch_rows)
+        ]
         return np.concatenate(parts) if parts else np.empty((0, self.spec.dim), np.float16)
 
 
@@ -152,22 +172,31 @@ def embed(job: EmbedJob, manifest: list[Location], done: np.ndarray, resources: 
     """Embed the manifest's rows that are not in `done` (row ids); yields status counts as parts are written."""
     device = "cuda" if resources.use_gpu else "cpu"
     actors = resources.encoder_actors
-    source = ManifestRows(manifest, done, _block_rows(job, manifest, done, resources))
+    source = ManifestRows(manifest, done, BLOCK_ROWS[device], actors)
     if not source.blocks:
         return
     context = ray.data.DataContext.get_current().copy()
     context.enable_progress_bars = False
     # Decoding is faster than encoding on CPUs: without a limit it would fill the object store with pixels.
     block_bytes = int(np.prod(job.spec.pixel_shape)) * max(len(wanted) for *_, wanted in source.blocks)
-    context.execution_options.resource_limits = ray.data.ExecutionResources(object_store_memory=max(2**27, 6 * actors * block_bytes))
+    context.execution_options.resource_limits = ray.data.ExecutionResources(
+        object_store_memory=max(2**27, 6 * actors * block_bytes)
+    )
     encoder = {"num_gpus": resources.gpus / actors} if resources.use_gpu else {"num_cpus": resources.actor_cpus}
     with ray.data.DataContext.current(context):
         rows = ray.data.read_datasource(source, override_num_blocks=len(source.blocks))
         stream = (
-            rows.map_batches(decode_rows, fn_kwargs={"job": job}, batch_size=None, batch_format="pyarrow", zero_copy_batch=True)
+            rows.map_batches(
+                decode_rows, fn_kwargs={"job": job}, batch_size=None, batch_format="pyarrow", zero_copy_batch=True
+            )
             .map_batches(
                 EncodeRows,
-                fn_constructor_args=(job, device, max(1, int(resources.cpus // actors)), 256 if resources.use_gpu else 32),
+                fn_constructor_args=(
+                    job,
+                    device,
+                    max(1, int(resources.cpus // actors)),
+                    256 if resources.use_gpu else 32,
+                ),
                 compute=ActorPoolStrategy(size=actors),
                 batch_size=None,
                 batch_format="pyarrow",

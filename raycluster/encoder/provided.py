@@ -28,7 +28,9 @@ def list_provided(sources: tuple[str, ...], storage: StorageConfig) -> pa.Table:
     for file in _files(sources, storage):
         for batch in _batches(file):
             ids = batch.column("image_id").cast(pa.string())
-            etags = [None if value is None else hashlib.sha256(value.tobytes()).hexdigest()[:16] for value in _rows(batch)]
+            etags = [
+                None if value is None else hashlib.sha256(value.tobytes()).hexdigest()[:16] for value in _rows(batch)
+            ]
             columns = {
                 "image_id": ids,
                 "uri": _optional(batch, "uri") if "uri" in batch.schema.names else ids,
@@ -44,7 +46,9 @@ def list_provided(sources: tuple[str, ...], storage: StorageConfig) -> pa.Table:
     counts = table.column("image_id").value_counts()
     doubled = counts.filter(pc.greater(counts.field("counts"), 1)).field("values").to_pylist()
     if doubled:
-        raise ConfigError(f"embeddings: {len(doubled)} image_ids occur twice ({', '.join(doubled[:3])}); make them unique")
+        raise ConfigError(
+            f"embeddings: {len(doubled)} image_ids occur twice ({', '.join(doubled[:3])}); make them unique"
+        )
     return table.cast(pa.schema([field for field in MANIFEST if field.name != "row_id"]))
 
 
@@ -53,7 +57,7 @@ def import_provided(
 ) -> Iterator[int]:
     """Write the embeddings of the manifest's rows that are not in `done`; yields rows written, file by file."""
     ids = manifest.column("image_id")
-    position = {image_id: row for image_id, row in zip(ids.to_pylist(), manifest.column("row_id").to_pylist(), strict=True)}
+    position = dict(zip(ids.to_pylist(), manifest.column("row_id").to_pylist(), strict=True))
     dim, finished = None, set(done.tolist())
     for file in _files(sources, storage):
         for batch in _batches(file):
@@ -61,11 +65,17 @@ def import_provided(
             vectors = _rows(batch)
             found = {len(vector) for vector in vectors if vector is not None} | ({dim} if dim else set())
             if len(found) > 1:
-                raise ConfigError(f"{file.uri}: embeddings of different lengths ({sorted(found)}); use one encoder for all")
+                raise ConfigError(
+                    f"{file.uri}: embeddings of different lengths ({sorted(found)}); use one encoder for all"
+                )
             if not found:
                 continue
             dim = found.pop()
-            rows = [(position[i], i, vector) for i, vector in zip(batch_ids, vectors, strict=True) if position[i] not in finished]
+            rows = [
+                (position[i], i, vector)
+                for i, vector in zip(batch_ids, vectors, strict=True)
+                if position[i] not in finished
+            ]
             if rows:
                 part = _part(rows, dim)
                 (folder / part_name(part.column("row_id"))).write_table(part)
@@ -119,7 +129,9 @@ def _batches(file: Location) -> Iterator[pa.RecordBatch]:
     schema = parquet.schema_arrow
     missing = {"image_id", "embedding"} - set(schema.names)
     if missing:
-        raise ConfigError(f"embeddings: {file.uri} lacks the column {' and '.join(sorted(missing))}; it has {', '.join(schema.names)}")
+        raise ConfigError(
+            f"embeddings: {file.uri} lacks the column {' and '.join(sorted(missing))}; it has {', '.join(schema.names)}"
+        )
     kind = schema.field("embedding").type
     listed = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
     if not listed or not pa.types.is_floating(kind.value_type):
@@ -129,7 +141,10 @@ def _batches(file: Location) -> Iterator[pa.RecordBatch]:
 
 
 def _rows(batch: pa.RecordBatch) -> list[np.ndarray | None]:
-    return [None if value.values is None else value.values.to_numpy(zero_copy_only=False) for value in batch.column("embedding")]
+    return [
+        None if value.values is None else value.values.to_numpy(zero_copy_only=False)
+        for value in batch.column("embedding")
+    ]
 
 
 def _optional(batch: pa.RecordBatch, name: str) -> pa.Array:

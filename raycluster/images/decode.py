@@ -25,10 +25,8 @@ import numpy as np
 from PIL import ExifTags, Image, ImageCms, TiffImagePlugin, UnidentifiedImageError
 
 from raycluster.images.fetch import Fetched
+from raycluster.images.formats import FORMATS, foreign_format
 from raycluster.tables import Status
-
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
-"""Pillow's readers in use; its JPEG reader takes MPO too."""
 
 
 class Rejected(Exception):
@@ -75,7 +73,7 @@ def decode(data: bytes, max_pixels: int, min_side: int | None = None) -> Decoded
         rejected as `too_large` before a pixel is decoded.
     min_side
         Side in pixels of the square that the picture will be resized to. A JPEG is then decoded at the smallest of
-        libjpeg's scales (1, 1/2, 1/4, 1/8) that leaves both sides at least twice as long. None: at full size.
+        libjpeg's scales that divides both sides and leaves them at least twice as long. None: at full size.
 
     Raises
     ------
@@ -153,7 +151,7 @@ def _decode(image: Image.Image, max_pixels: int, min_side: int | None) -> Decode
     if min_side:
         if max(width, height) * min_side**2 > max_pixels * min(width, height):
             raise Rejected("too_large", f"{width} × {height} pixels: too narrow to be resized to {min_side} pixels")
-        image.draft(None, (2 * min_side, 2 * min_side))
+        _reduce_scale(image, min_side)
     image.load()
     orientation = _orientation(image)
     rgb = _to_rgb(image)
@@ -162,6 +160,19 @@ def _decode(image: Image.Image, max_pixels: int, min_side: int | None) -> Decode
     if orientation in _ON_ITS_SIDE:
         width, height = height, width
     return Decoded(rgb, width, height)
+
+
+def _reduce_scale(image: Image.Image, min_side: int) -> None:
+    """Let libjpeg decode at 1/8, 1/4 or 1/2 of the size where that changes no result; other formats ignore it.
+
+    Only where the scale divides both sides: a partial block at the edge would be stretched to a whole pixel, which
+    shifts the picture (measured on photographs: three times the error of the reduced scale itself).
+    """
+    width, height = image.size
+    for scale in (8, 4, 2):
+        if width % scale == height % scale == 0 and min(width, height) >= 2 * min_side * scale:
+            image.draft(None, (width // scale, height // scale))
+            return
 
 
 # How to undo each value of EXIF's orientation tag. A TIFF is turned by Pillow as it loads, and then has no such tag.
@@ -178,7 +189,7 @@ _ON_ITS_SIDE = (5, 6, 7, 8)
 
 
 def _orientation(image: Image.Image) -> object:
-    """EXIF's orientation tag. Not ImageOps.exif_transpose: that rewrites the whole EXIF block, and damaged ones abound."""
+    """EXIF's orientation tag; ImageOps.exif_transpose would rewrite the EXIF block, and damaged ones abound."""
     try:
         return image.getexif().get(ExifTags.Base.Orientation)
     except (SyntaxError, ValueError, OSError, KeyError, TypeError, struct.error):  # damaged EXIF around a good picture
@@ -213,27 +224,8 @@ def _from_16_bit(image: Image.Image) -> Image.Image:
     return Image.fromarray((values >> (bits - 8)).astype(np.uint8))
 
 
-# What often carries a picture's name; ISO media files (HEIF, AVIF) have theirs at byte 4.
-_FOREIGN = {
-    b"%PDF": "PDF",
-    b"%!PS": "PostScript",
-    b"\xc5\xd0\xd3\xc6": "EPS",
-    b"\0\0\1\0": "ICO",
-    b"8BPS": "Photoshop",
-    b"<svg": "SVG",
-    b"\xff\x0a": "JPEG XL",
-    b"\0\0\0\x0cJXL ": "JPEG XL",
-    b"\0\0\0\x0cjP  ": "JPEG 2000",
-    b"\xff\x4f\xff\x51": "JPEG 2000",
-    b"DDS ": "DDS",
-    b"II\xbc": "JPEG XR",
-}
-
-
 def _unidentified(data: bytes) -> Rejected:
-    name = next((name for magic, name in _FOREIGN.items() if data.startswith(magic)), None)
-    if name is None and data[4:8] == b"ftyp":
-        name = "AVIF" if data[8:12] in (b"avif", b"avis") else "HEIF or video"
+    name = foreign_format(data)
     if name:
         return Rejected("unsupported", f"format {name}; supported: {', '.join(FORMATS)}")
     return Rejected("undecodable", "not a picture, or its header is damaged")

@@ -24,7 +24,9 @@ THREADS = 16
 """Pictures are few, but each may wait for object storage."""
 
 
-def cards(clusters: pa.Table, report: ReportConfig, encoder: EncoderConfig, storage: StorageConfig, pixels: bool) -> tuple[Card, ...]:
+def cards(
+    clusters: pa.Table, report: ReportConfig, encoder: EncoderConfig, storage: StorageConfig, pixels: bool
+) -> tuple[Card, ...]:
     """A card for each row of the clusters table. Without `pixels` (ready-made embeddings) thumbnails stay empty."""
 
     def thumb(image: dict[str, Any]) -> Thumb:
@@ -32,9 +34,20 @@ def cards(clusters: pa.Table, report: ReportConfig, encoder: EncoderConfig, stor
         return Thumb(image["image_id"], image["confidence"], jpeg)
 
     with ThreadPoolExecutor(THREADS) as pool:
-        rows = [(row, pool.map(thumb, row["exemplars"]), pool.map(thumb, row["least_typical"])) for row in clusters.to_pylist()]
+        rows = [
+            (row, pool.map(thumb, row["exemplars"]), pool.map(thumb, row["least_typical"]))
+            for row in clusters.to_pylist()
+        ]
         return tuple(
-            Card(row["cluster"], row["name"], tuple(row["nouns"]), row["size"], row["mean_confidence"], tuple(most), tuple(least))
+            Card(
+                row["cluster"],
+                row["name"],
+                tuple(row["nouns"]),
+                row["size"],
+                row["mean_confidence"],
+                tuple(most),
+                tuple(least),
+            )
             for row, most, least in rows
         )
 
@@ -67,14 +80,19 @@ def facts(config: RunConfig, method: dict[str, Any], encoder: str, other_files: 
     """What was run, in words, for the head of the page."""
     given = config.images if config.images is not None else config.embeddings
     sources = given if isinstance(given, str) else " · ".join(given or ())
-    versions = ", ".join(f"{package} {version(package)}" for package in ("raycluster", "ray", "torch", "open_clip_torch"))
+    versions = ", ".join(
+        f"{package} {version(package)}" for package in ("raycluster", "ray", "torch", "open_clip_torch")
+    )
     constants = ", ".join(f"{key} {value}" for key, value in method.items())
     return {
         "Images" if config.images is not None else "Embeddings": sources,
         "Other files there": str(other_files),
-        "Encoder": f"{config.encoder.model} {config.encoder.pretrained or ''} ({encoder})" if config.images is not None else "none: ready-made embeddings",
+        "Encoder": f"{config.encoder.model} {config.encoder.pretrained or ''} ({encoder})"
+        if config.images is not None
+        else "none: ready-made embeddings",
         "Method": f"{config.method.name} ({config.method.profile}): {constants}",
-        "Vocabulary": config.vocabulary.embeddings or " ".join(filter(None, (config.vocabulary.source, config.vocabulary.path))),
+        "Vocabulary": config.vocabulary.embeddings
+        or " ".join(filter(None, (config.vocabulary.source, config.vocabulary.path))),
         "Clusters": str(config.clusters),
         "Seed": str(config.seed),
         "Versions": versions,

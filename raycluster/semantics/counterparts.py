@@ -39,7 +39,9 @@ def embed_vocabulary(config: RunConfig, nouns: list[str], spec: EncoderSpec, res
     return embeddings
 
 
-def _encode(nouns: list[str], prompts: tuple[str, ...], spec: EncoderSpec, resources: Resources) -> Iterator[np.ndarray]:
+def _encode(
+    nouns: list[str], prompts: tuple[str, ...], spec: EncoderSpec, resources: Resources
+) -> Iterator[np.ndarray]:
     device = "cuda" if resources.use_gpu else "cpu"
     threads = max(1, int(resources.cpus // resources.encoder_actors))
 
@@ -54,7 +56,11 @@ def _encode(nouns: list[str], prompts: tuple[str, ...], spec: EncoderSpec, resou
         def encode(self, chunk: list[str]) -> np.ndarray:
             return vocabulary.embed_nouns(chunk, prompts, self.encoder.encode_texts)
 
-    demand = {"num_gpus": resources.gpus / resources.encoder_actors} if resources.use_gpu else {"num_cpus": resources.actor_cpus}
+    demand = (
+        {"num_gpus": resources.gpus / resources.encoder_actors}
+        if resources.use_gpu
+        else {"num_cpus": resources.actor_cpus}
+    )
     chunks = [nouns[start : start + NOUNS_A_TASK] for start in range(0, len(nouns), NOUNS_A_TASK)]
     actor = ray.remote(**demand)(TextEncoder)
     pool = ray.util.ActorPool([actor.remote() for _ in range(min(resources.encoder_actors, len(chunks)))])

@@ -90,7 +90,9 @@ def train_heads(
     with result.checkpoint.as_directory() as path:
         tensors = load_file(Path(path) / "state.safetensors")
     method.load_state_dict({key.removeprefix("method."): t for key, t in tensors.items() if key.startswith("method.")})
-    return method.eval(), {key: float(value) for key, value in (result.metrics or {}).items() if isinstance(value, (int, float))}
+    return method.eval(), {
+        key: float(value) for key, value in (result.metrics or {}).items() if isinstance(value, (int, float))
+    }
 
 
 def _prepare(job: HeadsJob, shared: ray.ObjectRef, resources: Resources) -> ray.ObjectRef:
@@ -128,7 +130,9 @@ def _worker(config: dict[str, Any]) -> None:
     if isinstance(method, FittedMethod):
         _report(method, None, 0, method.fit(data))
     elif isinstance(method, TrainedMethod):
-        extras = {key: torch.from_numpy(np.array(value)).to(device) for key, value in ray.get(config["extras"][0]).items()}
+        extras = {
+            key: torch.from_numpy(np.array(value)).to(device) for key, value in ray.get(config["extras"][0]).items()
+        }
         _train(method, data, extras, job.seed)
 
 
@@ -162,7 +166,9 @@ def _step(
     # The losses are statistics of the global batch: gather first, then every worker computes the same loss.
     loss, metrics = method.loss({name: gather_rows(value) for name, value in share.items()})
     if not torch.isfinite(loss):
-        raise RayclusterError(f"training: the loss became {loss.item()} in epoch {epoch + 1}; lower `method.learning_rate`")
+        raise RayclusterError(
+            f"training: the loss became {loss.item()} in epoch {epoch + 1}; lower `method.learning_rate`"
+        )
     loss.backward()
     sum_gradients(method)
     optimizer.step()

@@ -1,0 +1,110 @@
+"""Everything that can be wrong is found here, cheapest first, before any costly work."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from raycluster import distributed
+from raycluster.config import MethodConfig, RunConfig, fingerprint
+from raycluster.distributed import Resources
+from raycluster.encoder import provided
+from raycluster.encoder.clip import EncoderSpec, resolve_encoder
+from raycluster.errors import ConfigError
+from raycluster.images.manifest import content_digest, grown_only, list_images, number_rows
+from raycluster.methods import registry
+from raycluster.plan import Inputs, manifest_recipe
+from raycluster.run import RunFolder
+from raycluster.semantics import vocabulary
+from raycluster.storage import read_table
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A checked configuration and what was found out while checking it."""
+
+    config: RunConfig
+    folder: RunFolder
+    method: MethodConfig
+    """With the method's own constants."""
+    resources: Resources
+    spec: EncoderSpec | None
+    """None with ready-made embeddings."""
+    nouns: list[str] | None
+    """The vocabulary; None if there is none."""
+    noun_embeddings: np.ndarray | None
+    """Given with `vocabulary.embeddings`; otherwise embedded in the semantics stage."""
+    listing: pa.Table
+    """The manifest as listed now, with row ids."""
+    manifest_facts: dict[str, Any]
+    inputs: Inputs
+    """What the plan is made from."""
+
+
+def prepare(config: RunConfig, folder: RunFolder, retrain: bool) -> Prepared:
+    """Check all that can be wrong, cheapest first; raises :class:`ConfigError`."""
+    method = registry.configure(config.method)
+    nouns, noun_embeddings, key = _vocabulary(config, method)
+    distributed.connect()
+    resources = distributed.resolve(config.resources)
+    spec = resolve_encoder(config.encoder, resources.use_gpu) if config.images else None
+    encoder = spec.fingerprint if spec else "provided"
+    if key is None and nouns is not None:
+        key = vocabulary.vocabulary_key(nouns, config.vocabulary.prompts, encoder)
+    listing, facts = _list(config, folder)
+    if len(listing) < config.clusters:
+        raise ConfigError(
+            f"clusters: {config.clusters} clusters, but only {len(listing)} images were found; lower `clusters`"
+        )
+    inputs = Inputs(config, method, facts["fingerprint"], facts["lineage"], encoder, key, retrain)
+    return Prepared(config, folder, method, resources, spec, nouns, noun_embeddings, listing, facts, inputs)
+
+
+def _vocabulary(config: RunConfig, method: MethodConfig) -> tuple[list[str] | None, np.ndarray | None, str | None]:
+    """Nouns, their embeddings if given, and the key of given embeddings."""
+    if config.vocabulary.embeddings is not None:
+        nouns, embeddings = vocabulary.load_noun_embeddings(config.vocabulary.embeddings, config.storage)
+        return nouns, embeddings, fingerprint(nouns, _digest(embeddings))
+    if config.images is not None:
+        return vocabulary.load_nouns(config.vocabulary, config.storage), None, None
+    if registry.method_class(method.name).uses_text:
+        raise ConfigError(
+            f"vocabulary.embeddings: method {method.name} needs nouns, and ready-made image embeddings come without a text encoder; "
+            "give noun embeddings of the same model, or choose method kmeans"
+        )
+    return None, None, None
+
+
+def _digest(array: np.ndarray) -> str:
+    return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
+
+
+def _list(config: RunConfig, folder: RunFolder) -> tuple[pa.Table, dict[str, Any]]:
+    """The manifest as it would be written now, and its facts: fingerprint, lineage, next row id, other files."""
+    others = 0
+    if config.images is not None:
+        listing = list_images(config.image_sources, config.storage, config.labels)
+        found, others = listing.table, listing.other_files
+    else:
+        found = provided.list_provided(config.embedding_sources, config.storage)
+    earlier = folder.latest_with("manifest", manifest_recipe(config))
+    previous = read_table(folder.parts(earlier)) if earlier else None
+    current = folder.marker("manifest")
+    next_row_id = current.facts["next_row_id"] if current else 0
+    table = number_rows(found, previous, next_row_id)
+    digest = content_digest(table)[:16]
+    if earlier is None or previous is None:
+        lineage = digest
+    else:
+        lineage = earlier.facts["lineage"] if grown_only(previous, table) else fingerprint(digest, earlier.fingerprint)
+    highest = int(table.column("row_id").to_numpy().max()) + 1
+    return table, {
+        "fingerprint": digest,
+        "lineage": lineage,
+        "next_row_id": max(highest, next_row_id),
+        "other_files": others,
+    }

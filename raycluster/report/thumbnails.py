@@ -1,0 +1,22 @@
+"""Small JPEG copies of pictures, to be put inside the page."""
+
+from __future__ import annotations
+
+import io
+
+from PIL import Image
+
+QUALITY = 70
+"""About 2.5 kB for a photograph of 96 pixels: 200 clusters of 18 pictures stay near 12 MB as data URIs."""
+
+
+def thumbnail(image: Image.Image, side: int) -> bytes:
+    """JPEG of `image` with its longest side at most `side` pixels; smaller pictures keep their size."""
+    scale = min(1.0, side / max(image.size))
+    width, height = (max(1, round(length * scale)) for length in image.size)
+    small = image.convert("RGB").resize((width, height), Image.Resampling.LANCZOS, reducing_gap=2.0)
+    # Comments, XMP and color profiles of the original can outweigh the thumbnail many times.
+    small.info = {}
+    buffer = io.BytesIO()
+    small.save(buffer, "JPEG", quality=QUALITY, optimize=True)
+    return buffer.getvalue()

@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from raycluster.errors import ArtifactError, DataQualityError
+from raycluster.run import Marker, RunFolder, check_failures, check_rows, now, part_name
+from raycluster.storage import locate
+
+
+def marker(stage: str = "train", fingerprint: str = "aa", **changes: Any) -> Marker:
+    values = {"recipe": {"clusters": 3}, "rows": 5, "seconds": 1.0, "finished": now(), "path": f"model/{fingerprint}"}
+    return Marker.model_validate({"stage": stage, "fingerprint": fingerprint, **values, **changes})
+
+
+def test_a_stage_without_a_marker_does_not_exist(tmp_path: Path) -> None:
+    folder = RunFolder(locate(str(tmp_path)))
+    (tmp_path / "model" / "aa").mkdir(parents=True)
+    assert folder.marker("train") is None
+    assert folder.find("train", "aa") is None
+
+
+def test_an_earlier_configuration_is_found_again(tmp_path: Path) -> None:
+    folder = RunFolder(locate(str(tmp_path)))
+    folder.finish(marker(fingerprint="aa"))
+    folder.finish(marker(fingerprint="bb", recipe={"clusters": 4}))
+    current, earlier, same = (
+        folder.marker("train"),
+        folder.find("train", "aa"),
+        folder.latest_with("train", {"clusters": 3}),
+    )
+    assert current is not None
+    assert earlier is not None
+    assert same is not None
+    assert (current.fingerprint, earlier.fingerprint, same.fingerprint) == ("bb", "aa", "aa")
+
+
+def test_a_damaged_marker_names_its_file(tmp_path: Path) -> None:
+    folder = RunFolder(locate(str(tmp_path)))
+    folder.finish(marker())
+    (tmp_path / "_stages" / "train.json").write_text("{")
+    with pytest.raises(ArtifactError, match=r"train\.json.*delete it"):
+        folder.marker("train")
+
+
+def test_a_marker_whose_table_is_gone_is_an_error(tmp_path: Path) -> None:
+    folder = RunFolder(locate(str(tmp_path)))
+    with pytest.raises(ArtifactError, match="promises 5 rows"):
+        folder.parts(marker("assign", path="assignments/aa"))
+
+
+def test_count_gate_passes_complete_tables_in_any_order() -> None:
+    check_rows("t", np.array([3, 1, 2]), np.array([1, 2, 3]), exact=True)
+    check_rows("t", np.array([9, 3, 1, 2]), np.array([1, 2, 3]), exact=False)
+
+
+@pytest.mark.parametrize(
+    ("found", "problem"),
+    [
+        ([1, 3], "1 rows missing .row_id 2."),
+        ([1, 2, 2, 3], "1 rows twice .row_id 2."),
+        ([1, 2, 3, 9], "1 rows not in the manifest"),
+    ],
+)
+def test_count_gate_names_what_is_wrong(found: list[int], problem: str) -> None:
+    with pytest.raises(DataQualityError, match=problem):
+        check_rows("t", np.array(found), np.array([1, 2, 3]), exact=True)
+
+
+def test_failure_gate_shows_the_histogram_and_examples() -> None:
+    statuses = {"ok": 90, "missing": 8, "empty": 2}
+    check_failures(statuses, {}, allowed=0.10)
+    with pytest.raises(DataQualityError) as caught:
+        check_failures(statuses, {"missing": [("s3://b/a.jpg", "no such key")]}, allowed=0.09)
+    assert "10 of 100 images (10.0%)" in str(caught.value)
+    assert "s3://b/a.jpg: no such key" in str(caught.value)
+
+
+def test_failure_gate_never_passes_a_run_without_a_single_image() -> None:
+    with pytest.raises(DataQualityError):
+        check_failures({"missing": 3}, {}, allowed=1.0)
+
+
+def test_part_names_sort_like_their_rows() -> None:
+    assert part_name(np.array([12, 7, 9])) == "part-000000000007.parquet"
+    assert part_name(np.array([99])) < part_name(np.array([100]))
