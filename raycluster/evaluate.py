@@ -42,7 +42,6 @@ def evaluate(
         rows.column("confidence").to_numpy()[at],
         rows.column("margin").to_numpy()[at],
         n_clusters,
-        seed=seed,
     )
     return {**supervised_scores(labels, clusters), "n_rows": len(assignments), **free}
 

@@ -45,9 +45,9 @@ def caption(scene: Scene, random: Random) -> str:
     return random.choice(FRAMES).format(_with_article(" ".join([*words, noun]))) + _setting(scene, random)
 
 
-def name_caption(scene: Scene, random: Random) -> str:
+def name_caption(kind: str, random: Random) -> str:
     """Only name the thing, half the time in one of the prompts by which a vocabulary's nouns will be embedded."""
-    noun = _noun(scene.kind, random)
+    noun = _noun(kind, random)
     if random.random() < 0.5:
         return random.choice(TAC_PROMPTS).format(noun)
     return random.choice(FRAMES).format(_with_article(noun))

@@ -29,6 +29,7 @@ import torch
 from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from PIL import Image
 from safetensors.torch import save
+from torch.nn.functional import cross_entropy
 
 from raycluster.demo.captions import caption, name_caption
 from raycluster.demo.drawing import Scene, draw_picture, imagine, picture_seed
@@ -61,7 +62,7 @@ class Training:
     """What the result depends on; to the last bit, also the threads and the versions of torch and Pillow."""
 
     seed: int = 0
-    steps: int = 1800
+    steps: int = 2200
     batch_size: int = 128
     pictures_per_kind: int = 700
     calm_share: float = 0.55
@@ -123,7 +124,7 @@ def _draw_kind(kind: str, training: Training) -> tuple[np.ndarray[Any, np.dtype[
 
 
 def _fit(model: open_clip.CLIP, pictures: torch.Tensor, scenes: list[Scene], training: Training) -> torch.Tensor:
-    """Train with the CLIP loss and AdamW; return a mask of the tokens that occurred, bool [vocabulary]."""
+    """Train with the CLIP loss and a loss of names; return a mask of the tokens that occurred, bool [vocabulary]."""
     tokenizer = open_clip.SimpleTokenizer(context_length=MODEL_CONFIG["text_cfg"]["context_length"])
     clip_loss = open_clip.ClipLoss()
     matrices = [p for p in model.parameters() if p.ndim >= 2]
@@ -135,20 +136,22 @@ def _fit(model: open_clip.CLIP, pictures: torch.Tensor, scenes: list[Scene], tra
     mean, std = (torch.tensor(PREPROCESS_CONFIG[key]).view(3, 1, 1) for key in ("mean", "std"))
     in_use = torch.zeros(MODEL_CONFIG["text_cfg"]["vocab_size"], dtype=torch.bool)
     model.train()
+    kinds = sorted(KINDS)
     random, generator = Random(training.seed), torch.Generator().manual_seed(training.seed)
     for step in range(training.steps):
-        rows = _batch(step, len(scenes) // training.pictures_per_kind, training, generator)
+        rows = _batch(step, len(kinds), training, generator)
         for group in optimizer.param_groups:
             group["lr"] = training.learning_rate * _schedule(step, training)
         images = (pictures[rows].float() / 255 - mean) / std
         image_embedding = model.encode_image(images, normalize=True)
-        loss = torch.zeros(())
-        # From full captions alone, color and background are learned long before shape; the names are for the shape.
-        for write in (caption, name_caption):
-            tokens = tokenizer([write(scenes[row], random) for row in rows.tolist()])
-            in_use[tokens.flatten()] = True
-            text_embedding = model.encode_text(tokens, normalize=True)
-            loss = loss + clip_loss(image_embedding, text_embedding, model.logit_scale.exp()) / 2
+        tokens = tokenizer([caption(scenes[row], random) for row in rows.tolist()])
+        loss = clip_loss(image_embedding, model.encode_text(tokens, normalize=True), model.logit_scale.exp()) / 2
+        # From captions alone, color and background are learned long before shape. So each picture also has to find its
+        # kind's name among the names of all kinds, phrased anew in each step.
+        names = tokenizer([name_caption(kind, random) for kind in kinds])
+        logits = model.logit_scale.exp() * image_embedding @ model.encode_text(names, normalize=True).T
+        loss = loss + cross_entropy(logits, rows // training.pictures_per_kind)
+        in_use[torch.cat([tokens, names]).flatten()] = True
         optimizer.zero_grad()
         torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

@@ -163,10 +163,11 @@ def _decode(image: Image.Image, max_pixels: int, min_side: int | None) -> Decode
 
 
 def _reduce_scale(image: Image.Image, min_side: int) -> None:
-    """Let libjpeg decode at 1/8, 1/4 or 1/2 of the size where that changes no result; other formats ignore it.
+    """Let libjpeg decode at 1/8, 1/4 or 1/2 of the size, several times as fast; other formats ignore it.
 
     Only where the scale divides both sides: a partial block at the edge would be stretched to a whole pixel, which
-    shifts the picture (measured on photographs: three times the error of the reduced scale itself).
+    shifts the picture. Measured on photographs resized to 32 pixels: 0.4 of 255 levels mean difference to decoding at
+    full size, 1.4 with such partial blocks.
     """
     width, height = image.size
     for scale in (8, 4, 2):

@@ -15,9 +15,13 @@ from raycluster.storage import Location
 
 LIST_SUFFIXES = frozenset({".parquet", ".csv"})
 
-_ABSOLUTE = r"^(?:/|~|[A-Za-z][A-Za-z0-9+.-]*://)"
+_ABSOLUTE = r"^(?:/|~/|[A-Za-z][A-Za-z0-9+.-]*://)"
 # Facts about the object that a list may bring along; of another type they mean something else and are left alone.
-_FACTS = {"size": pa.types.is_integer, "etag": pa.types.is_string, "modified": pa.types.is_timestamp}
+_FACTS = {
+    "size": pa.types.is_integer,
+    "etag": lambda kind: pa.types.is_string(kind) or pa.types.is_large_string(kind),
+    "modified": pa.types.is_timestamp,
+}
 _READ = ("uri", "image_id", "label", *_FACTS)
 
 
@@ -48,7 +52,8 @@ def read_list(file: Location, labels: Literal["folder"] | None) -> pa.Table:
     for name, is_type in _FACTS.items():
         usable = name in rows.column_names and is_type(rows.schema.field(name).type)
         columns[name] = rows[name] if usable else pa.nulls(rows.num_rows)
-    return pa.table({name: columns[name] for name in LISTING.names}).cast(LISTING)
+    # Unsafe only in that nanoseconds are cut off.
+    return pa.table({name: columns[name] for name in LISTING.names}).cast(LISTING, safe=False)
 
 
 def _read_parquet(file: Location) -> pa.Table:
@@ -78,8 +83,10 @@ def _read_csv(file: Location) -> pa.Table:
 
 
 def _require_uri(names: list[str], file: Location) -> None:
-    if "uri" not in names:
-        raise ConfigError(f"images: {file.uri}: a list needs a column `uri`; found: {', '.join(names) or 'no column'}")
+    if names.count("uri") != 1:
+        raise ConfigError(
+            f"images: {file.uri}: a list needs one column `uri`; found: {', '.join(names) or 'no column'}"
+        )
 
 
 def _text(rows: pa.Table, name: str, file: Location) -> pa.ChunkedArray:

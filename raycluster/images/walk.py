@@ -22,9 +22,6 @@ PICTURE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", 
 LISTING = MANIFEST.remove(MANIFEST.get_field_index("row_id"))
 """Schema of a manifest whose rows are not numbered yet."""
 
-# Neither a scheme with its bucket nor a leading slash is a folder.
-_PARENT_FOLDER = r"^(?:[A-Za-z][A-Za-z0-9+.-]*://[^/]*/)?(?:.*/)?(?P<folder>[^/]+)/[^/]*$"
-
 T = TypeVar("T")
 
 
@@ -36,14 +33,14 @@ class Found:
     sizes: list[int | None] = field(default_factory=list)
     modified_us: list[int | None] = field(default_factory=list)
     others: Counter[str] = field(default_factory=Counter)
-    """Files that are no pictures by their names, or hidden: how many of each suffix."""
+    """Files that are no pictures by their names, or hidden: how many of each kind."""
 
     def add(self, path: str, facts: Callable[[], tuple[int | None, int | None]]) -> None:
         """Note the file at `path` (relative to the prefix); `facts` gives size and modification time in ns."""
-        name = path.rpartition("/")[2]
-        suffix = os.path.splitext(name)[1].lower()
-        if suffix not in PICTURE_SUFFIXES or path.startswith(".") or "/." in path:
-            self.others[suffix or name] += 1
+        suffix = os.path.splitext(path)[1].lower()
+        hidden = path.startswith(".") or "/." in path
+        if hidden or suffix not in PICTURE_SUFFIXES:
+            self.others["hidden" if hidden else suffix or "without suffix"] += 1
             return
         size, modified_ns = facts()
         self.image_ids.append(path)
@@ -71,7 +68,7 @@ class Found:
 
 
 def walk(root: Location, info: fs.FileInfo, labels: Literal["folder"] | None) -> tuple[pa.Table, Counter[str]]:
-    """Pictures at or below `root`, and how many other files of each suffix there are.
+    """Pictures at or below `root`, and how many other files of each kind there are.
 
     Hidden files, and all files in hidden folders, count as others. Linked files and folders are followed; a link whose
     target is absent is a picture without a size, whose fate shows when it is fetched.
@@ -89,7 +86,8 @@ def walk(root: Location, info: fs.FileInfo, labels: Literal["folder"] | None) ->
 
 def parent_folder(paths: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
     """Name of the folder that holds each path or URI; null for one directly below the prefix or in a bucket's root."""
-    return pc.struct_field(pc.extract_regex(drop_dots(paths), _PARENT_FOLDER), "folder")
+    below_bucket = pc.replace_substring_regex(drop_dots(paths), r"^[A-Za-z][A-Za-z0-9+.-]*://[^/]*/", "")
+    return pc.struct_field(pc.extract_regex(below_bucket, r"(?P<folder>[^/]+)/[^/]*$"), "folder")
 
 
 def drop_dots(paths: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
@@ -98,16 +96,18 @@ def drop_dots(paths: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
 
 
 def ask(operation: Callable[[], T], uri: str) -> T:
-    """Call the storage about `uri`, patiently; what the user can mend (no permission, a wrong key) is a ConfigError."""
+    """Call the storage about `uri`, patiently; what the user can mend (no permission, a damaged file) is a ConfigError."""
 
     def attempt() -> T:
         try:
             return operation()
-        except pa.ArrowInvalid as error:
+        except pa.ArrowException as error:
             raise ConfigError(f"images: {uri}: {error}") from None
         except OSError as error:
-            if isinstance(error, PermissionError) or any(name in str(error) for name in _REFUSALS):
-                raise ConfigError(f"images: {uri} may not be read: {error}") from None
+            # Arrow's errors without errno are the network's (`AWS Error …`) or tell of a damaged file.
+            damaged = error.errno is None and "AWS Error" not in str(error)
+            if damaged or isinstance(error, PermissionError) or any(name in str(error) for name in _REFUSALS):
+                raise ConfigError(f"images: {uri} cannot be read: {error}") from None
             raise
 
     return retry(attempt, uri)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import colorsys
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,10 +11,12 @@ from markupsafe import Markup
 _FEW_COLORS = (
     "#4269d0", "#d8930b", "#e8604a", "#3fa796", "#3a9a4b", "#d9679a", "#9256dd", "#5d93d6", "#9c6b4e", "#858a94",
 )  # fmt: skip
-_GOLDEN_ANGLE = 0.381966
-"""In turns; successive multiples never come close to each other."""
-_LIGHTNESS = (0.52, 0.42, 0.60)
+_GOLDEN_ANGLE = 2.399963
+"""In radians; successive multiples never come close to each other."""
+_LIGHTNESS, _CHROMA = (0.64, 0.56, 0.71), 0.14
 
+THIN = 0.004
+"""Smaller shares are drawn two pixels wide."""
 HEADROOM = 0.94
 """Share of a column chart's height that the largest value takes."""
 JOINED = 150
@@ -25,9 +27,25 @@ def colors(n: int) -> tuple[str, ...]:
     """`n` colors that stand out on white and on near-black; up to ten are chosen by hand, more repeat only in likeness."""
     if n <= len(_FEW_COLORS):
         return _FEW_COLORS[:n]
-    turns = ((index * _GOLDEN_ANGLE % 1, _LIGHTNESS[index % len(_LIGHTNESS)]) for index in range(n))
-    rgb = (colorsys.hls_to_rgb(hue, lightness, 0.55) for hue, lightness in turns)
-    return tuple("#" + "".join(f"{round(255 * channel):02x}" for channel in color) for color in rgb)
+    return tuple(_oklch(_LIGHTNESS[i % len(_LIGHTNESS)], _CHROMA, i * _GOLDEN_ANGLE) for i in range(n))
+
+
+def _oklch(lightness: float, chroma: float, hue: float) -> str:
+    """Oklab in polar form (Ottosson 2020) → `#rrggbb`: unlike HSL, equal lightness looks equally light in every hue."""
+    a, b = chroma * math.cos(hue), chroma * math.sin(hue)
+    l, m, s = (
+        (lightness + 0.3963377774 * a + 0.2158037573 * b) ** 3,
+        (lightness - 0.1055613458 * a - 0.0638541728 * b) ** 3,
+        (lightness - 0.0894841775 * a - 1.2914855480 * b) ** 3,
+    )
+    linear = (
+        4.0767416621 * l - 3.3077115913 * m + 0.2309699292 * s,
+        -1.2684380046 * l + 2.6097574011 * m - 0.3413193965 * s,
+        -0.0041960863 * l - 0.7034186147 * m + 1.7076147010 * s,
+    )
+    clipped = (min(max(value, 0.0), 1.0) for value in linear)
+    encoded = (12.92 * v if v <= 0.0031308 else 1.055 * v ** (1 / 2.4) - 0.055 for v in clipped)
+    return "#" + "".join(f"{round(255 * value):02x}" for value in encoded)
 
 
 @dataclass(frozen=True)
@@ -41,10 +59,9 @@ class Column:
 
 
 def bar(share: float) -> Markup:
-    """One horizontal bar that fills `share` (0 to 1) of the width; above 0 it is never invisible."""
-    width = f"{100 * share:.3f}%" if share > 0 else "0"
-    least = Markup(' class="least"') if share > 0 else ""
-    return Markup('<svg class="bar" aria-hidden="true"><rect width="{}" height="100%"{}/></svg>').format(width, least)
+    """One horizontal bar that fills `share` (0 to 1) of the width; a share above 0 is never too thin to see."""
+    width = f"{100 * share:.3f}%" if share == 0 or share > THIN else "2"
+    return Markup('<svg class="bar" aria-hidden="true"><rect width="{}" height="100%"/></svg>').format(width)
 
 
 def ticks(largest: float) -> tuple[int, ...]:
@@ -84,11 +101,7 @@ def columns(values: Sequence[Column], mean: float) -> Markup:
         for i, column in enumerate(values)
     )
     return Markup(
-        '<svg class="columns" role="img" aria-label="{}"><g>{}</g>{}'
-        '<line class="mean" x1="0" x2="100%" y1="{:.2f}%" y2="{:.2f}%"/></svg>'
-    ).format(f"{len(values)} columns, the largest {largest:,}", drawn, grid_group(grid), 100 - up(mean), 100 - up(mean))
+        '<svg class="columns" role="img" aria-label="{}">{}<line class="mean" x1="0" x2="100%" y1="{:.2f}%" y2="{:.2f}%"/>'
+        '<g class="grid">{}</g></svg>'
+    ).format(f"{len(values)} columns, the largest {largest:,}", drawn, 100 - up(mean), 100 - up(mean), grid)
 
-
-def grid_group(grid: Markup) -> Markup:
-    """Grid lines as one group above the columns that lets the pointer through."""
-    return Markup('<g class="grid">{}</g>').format(grid)

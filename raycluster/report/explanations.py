@@ -17,15 +17,15 @@ STATUSES = {
 LABELLED = {
     "acc": (
         "Accuracy (ACC)",
-        "Share of the labelled images in the right cluster, clusters and labels being matched in the best way. 1 is perfect.",
+        "Share of the labelled images in the right cluster, clusters and labels being matched in the best way; 100% is perfect.",
     ),
     "nmi": (
         "Normalized mutual information (NMI)",
-        "How much cluster and label tell about each other, from 0 to 1; it grows a little with the number of clusters.",
+        "How much cluster and label tell about each other, from 0% to 100%; it grows a little with the number of clusters.",
     ),
     "ari": (
         "Adjusted Rand index (ARI)",
-        "Agreement over pairs of images, corrected for chance: 0 is what chance gives, 1 is perfect.",
+        "Agreement over pairs of images, corrected for chance: 0% is what chance gives, 100% is perfect.",
     ),
 }
 """Scores against labels: metric key → (title, sentence)."""

@@ -27,7 +27,7 @@ def scatter(points: np.ndarray, clusters: np.ndarray, names: Mapping[int, str], 
     """A square map of `points` [n, 2] colored by `clusters` [n]; `palette` is indexed by cluster.
 
     Up to 3,000 points are circles that show their cluster's name under the pointer and lead to its card; more are
-    drawn into one PNG. Names stand at the clusters' medians, largest cluster first, where they hit no earlier name.
+    drawn into one PNG. Names stand in the middle of their clusters, largest first, where they hit no earlier name.
     """
     places = _percent(points)
     present, counts = np.unique(clusters, return_counts=True)
@@ -36,8 +36,8 @@ def scatter(points: np.ndarray, clusters: np.ndarray, names: Mapping[int, str], 
         drawn = _picture(places, clusters, palette)
     else:
         drawn = Markup("").join(_group(places[clusters == c], c, names[c], palette[c]) for c in by_size)
-    medians = {cluster: np.median(places[clusters == cluster], axis=0) for cluster in by_size}
-    texts = Markup("").join(_text(label) for label in fit(medians, names))
+    centers = {cluster: _center(places[clusters == cluster]) for cluster in by_size}
+    texts = Markup("").join(_text(label) for label in fit(centers, names))
     return Markup('<svg class="map" role="img" aria-label="{}">{}<g class="names">{}</g></svg>').format(
         f"Map of {len(points):,} images in {len(by_size)} clusters", drawn, texts
     )
@@ -48,6 +48,11 @@ def _percent(points: np.ndarray) -> np.ndarray:
     low, high = points.min(axis=0), points.max(axis=0)
     half = max(float((high - low).max()) / 2, 1e-12)
     return np.asarray(50 + (points - (low + high) / 2) / half * [1, -1] * (50 - _MARGIN), np.float64)
+
+
+def _center(places: np.ndarray) -> np.ndarray:
+    """The point nearest to the median, which itself may fall between two islands of a cluster."""
+    return np.asarray(places[np.linalg.norm(places - np.median(places, axis=0), axis=1).argmin()])
 
 
 def _group(places: np.ndarray, cluster: int, name: str, color: str) -> Markup:
@@ -85,24 +90,26 @@ class Label:
     """It has room on a phone too."""
 
 
-def fit(medians: Mapping[int, np.ndarray], names: Mapping[int, str]) -> list[Label]:
-    """The names that fit, in the order of `medians` (cluster → x, y in percent); each is placed or left out for good."""
+def fit(centers: Mapping[int, np.ndarray], names: Mapping[int, str]) -> list[Label]:
+    """The names that fit, in the order of `centers` (cluster → x, y in percent); each is placed or left out for good."""
     labels: list[Label] = []
     wide: list[tuple[float, float, float]] = []
     narrow: list[tuple[float, float, float]] = []
-    for cluster, (x, y) in medians.items():
+    for cluster, (x, y) in centers.items():
         text = _shorten(names[cluster])
         width = _LETTER * sum(2 if unicodedata.east_asian_width(letter) in "WF" else 1 for letter in text)
-        if not _place(wide, width, x, y, WIDE):
+        edge = 50 * width / WIDE
+        x = min(max(float(x), edge), 100 - edge)
+        if not _place(wide, width, x, float(y), WIDE):
             continue
-        labels.append(Label(cluster, text, float(x), float(y), _place(narrow, width, x, y, NARROW)))
+        labels.append(Label(cluster, text, x, float(y), _place(narrow, width, x, float(y), NARROW)))
     return labels
 
 
 def _place(taken: list[tuple[float, float, float]], width: float, x: float, y: float, side: int) -> bool:
     """Whether a name of `width` pixels at (x, y) percent stays inside and hits none of `taken`, which then gains it."""
     center, middle = x / 100 * side, y / 100 * side
-    if not width / 2 <= center <= side - width / 2:
+    if not width / 2 - 0.5 <= center <= side - width / 2 + 0.5:
         return False
     if any(abs(center - cx) < (width + w) / 2 and abs(middle - cy) < _LINE for cx, cy, w in taken):
         return False

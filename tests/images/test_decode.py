@@ -1,7 +1,6 @@
 """Ugly pictures, made here: each is decoded to the right colors in the right places, or gets its status."""
 
 import io
-import random
 import struct
 import zlib
 
@@ -9,8 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
-from raycluster.images.decode import Decoded, Rejected, decode, decode_batch
-from raycluster.images.fetch import Fetched
+from raycluster.images.decode import Decoded, Rejected, decode
 
 MAX_PIXELS = 10_000_000
 RED, GREEN, BLUE, YELLOW, WHITE = (255, 0, 0), (0, 128, 0), (0, 0, 255), (255, 255, 0), (255, 255, 255)
@@ -118,6 +116,14 @@ def test_16_bit_gray_is_scaled_not_clipped(fmt: str) -> None:
 def test_16_bit_tiff_whose_zero_is_white_is_inverted() -> None:
     data = encoded(Image.fromarray(np.array([[0, 65535]], np.uint16)), "TIFF", tiffinfo={262: 0})
     assert np.asarray(decode(data, MAX_PIXELS).image)[0, :, 0].tolist() == [255, 0]
+
+
+def test_12_bit_tiff_is_scaled_from_12_bits() -> None:
+    # Width, height, bits, no compression, black is zero, offset, samples, rows, bytes. Two pixels: 0x800 and 0xFFF.
+    tags = {256: 2, 257: 1, 258: 12, 259: 1, 262: 1, 273: 8, 277: 1, 278: 1, 279: 3}
+    entries = b"".join(struct.pack("<HHIHH", tag, 3, 1, value, 0) for tag, value in tags.items())
+    data = b"II*\0" + struct.pack("<I", 12) + b"\x80\x0f\xff\0" + struct.pack("<H", len(tags)) + entries + bytes(4)
+    assert np.asarray(decode(data, MAX_PIXELS).image)[0, :, 0].tolist() == [128, 255]
 
 
 def test_16_bit_color_png_is_scaled() -> None:
@@ -274,57 +280,3 @@ def test_reduced_scale_gives_nearly_the_same_model_input() -> None:
     )
     assert np.abs(full - reduced).mean() < 0.5
     assert np.abs(full - reduced).max() <= 8
-
-
-def test_batch_keeps_order_and_every_fate() -> None:
-    good = encoded(four_corners(), "PNG")
-    fetched = [
-        Fetched(good),
-        Fetched(None, "missing", "no such file"),
-        Fetched(b"text"),
-        Fetched(encoded(Image.new("RGB", (70, 10), BLUE), "PNG")),
-    ]
-
-    def to_pixels(image: Image.Image) -> np.ndarray:
-        if image.width == 70:
-            raise ValueError(f"cannot use {object()}")
-        return np.asarray(image.resize((4, 2))).transpose(2, 0, 1)
-
-    batch = decode_batch(fetched, to_pixels, MAX_PIXELS)
-    assert batch.status == ["ok", "missing", "undecodable", "failed"]
-    assert batch.width == [60, None, None, 70]
-    assert batch.height == [40, None, None, 10]
-    assert batch.error[:3] == [None, "no such file", "not a picture, or its header is damaged"]
-    assert batch.error[3] == "preprocessing: ValueError: cannot use <object object at 0x…>"
-    assert [p is None for p in batch.pixels] == [False, True, True, True]
-    pixels = np.frombuffer(batch.pixels[0], np.uint8).reshape(3, 2, 4)
-    np.testing.assert_array_equal(pixels, to_pixels(four_corners()))
-
-
-def test_wrong_dtype_from_preprocessing_is_an_error_of_the_program() -> None:
-    with pytest.raises(TypeError, match="float32"):
-        decode_batch([Fetched(encoded(four_corners(), "PNG"))], lambda im: np.asarray(im, np.float32), MAX_PIXELS)
-
-
-@pytest.mark.parametrize("fmt", ["JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP"])
-def test_no_damage_ever_raises(fmt: str) -> None:
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    options = {"exif": exif} if fmt in ("JPEG", "PNG", "WEBP", "TIFF") else {}
-    data = encoded(photo(64, 48), fmt, **options, **({"compression": "tiff_lzw"} if fmt == "TIFF" else {}))
-    rng = random.Random(fmt)
-    damaged = []
-    for _ in range(300):
-        broken = bytearray(data[: rng.randrange(len(data))] if rng.random() < 0.3 else data)
-        for _ in range(rng.randrange(1, 12) if broken else 0):
-            # Headers break in more ways than pixels.
-            place = rng.randrange(min(len(broken), 200) if rng.random() < 0.6 else len(broken))
-            broken[place] ^= 1 << rng.randrange(8)
-        damaged.append(Fetched(bytes(broken)))
-    batch = decode_batch(damaged, lambda image: np.asarray(image.resize((8, 8))), MAX_PIXELS, min_side=8)
-    assert set(batch.status) <= {"ok", "empty", "undecodable", "too_large", "unsupported"}
-    assert "undecodable" in batch.status
-    assert all((error is None) == (status == "ok") for status, error in zip(batch.status, batch.error, strict=True))
-    assert all(len(error) <= 200 and "0x" not in error.replace("0x…", "") for error in batch.error if error)
-    again = decode_batch(damaged[:50], lambda image: np.asarray(image.resize((8, 8))), MAX_PIXELS, min_side=8)
-    assert again.error == batch.error[:50]

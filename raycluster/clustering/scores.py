@@ -1,0 +1,107 @@
+"""Scores of a clustering: against labels, and the ones that need none."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from scipy.optimize import linear_sum_assignment
+from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
+from sklearn.metrics.cluster import contingency_matrix
+
+from raycluster.clustering.neighbors import nearest_neighbors
+
+NEIGHBORS = 20
+
+
+def supervised_scores(labels: Sequence[str | int | None], clusters: np.ndarray) -> dict[str, float | int | None]:
+    """ACC (best one-to-one matching), NMI (arithmetic) and ARI, as fractions, over the rows with a label.
+
+    `labels`: one a row, None where unknown; `clusters`: int [n]. Without a label all scores are None. With more clusters than
+    classes (or fewer) the matching leaves some unmatched, and their rows count as wrong.
+    """
+    known = np.array([label is not None for label in labels], bool)
+    if not known.any():
+        return {"acc": None, "nmi": None, "ari": None, "n_labelled": 0}
+    truth, found = np.array([str(label) for label in labels if label is not None]), np.asarray(clusters)[known]
+    table = contingency_matrix(truth, found)
+    matched = table[linear_sum_assignment(-table)].sum()
+    return {
+        "acc": float(matched / len(truth)),
+        "nmi": float(normalized_mutual_info_score(truth, found)),
+        "ari": float(adjusted_rand_score(truth, found)),
+        "n_labelled": len(truth),
+    }
+
+
+def label_free_scores(
+    images: np.ndarray,
+    counterparts: np.ndarray | None,
+    clusters: np.ndarray,
+    confidence: np.ndarray,
+    margin: np.ndarray,
+    n_clusters: int,
+) -> dict[str, float | None]:
+    """Scores that need no label, of n images (a sample, where there are very many).
+
+    `images` [n, d] and `counterparts` [n, d] or None: embeddings, any scale; `clusters` int [n]; `confidence`, `margin` [n].
+
+    - neighborhood_consistency: share of an image's 20 nearest neighbors that are in its cluster (SIC's risk bound);
+    - confidence, margin: means of p₁ and of p₁ − p₂;
+    - imbalance: 1 − H(cluster sizes) / ln C, 0 for equal sizes, 1 for a single cluster;
+    - neighborhood_imbalance: coefficient of variation of how often an image is somebody's neighbor (SIC's risk bound);
+    - silhouette: mean of (a − b) / max(|1 − a|, |1 − b|) with a, b the cosines to the own and the best other prototype
+      (the simplified silhouette, Hruschka et al. 2004); None with a single cluster in use;
+    - image_text_agreement: share of images whose text counterpart is nearest to the counterparts' prototype of their own
+      cluster; None without a text side.
+    """
+    x = torch.nn.functional.normalize(torch.from_numpy(np.asarray(images, np.float32)), dim=1)
+    own = torch.from_numpy(np.asarray(clusters, np.int64))
+    neighbors = nearest_neighbors(x, NEIGHBORS)
+    hits = torch.bincount(neighbors.flatten(), minlength=len(x)).double()
+    return {
+        "neighborhood_consistency": _mean((own[neighbors] == own.unsqueeze(1)).double()),
+        "confidence": _mean(torch.from_numpy(np.asarray(confidence, np.float64))),
+        "imbalance": size_imbalance(np.bincount(clusters, minlength=n_clusters)),
+        "neighborhood_imbalance": float(hits.std(correction=0) / hits.mean()) if hits.sum() > 0 else None,
+        "margin": _mean(torch.from_numpy(np.asarray(margin, np.float64))),
+        "silhouette": _silhouette(x, own, n_clusters),
+        "image_text_agreement": None if counterparts is None else _agreement(counterparts, own, n_clusters),
+    }
+
+
+def size_imbalance(sizes: np.ndarray) -> float:
+    """1 − H(sizes) / ln C for cluster sizes [C]: 0 when all are equal, 1 when one cluster has everything."""
+    shares = sizes[sizes > 0] / sizes.sum()
+    # Rounding may put it a hair outside.
+    return min(1.0, max(0.0, 1.0 + float((shares * np.log(shares)).sum()) / math.log(len(sizes))))
+
+
+def _mean(values: torch.Tensor) -> float | None:
+    return float(values.mean()) if values.numel() else None
+
+
+def _prototypes(x: torch.Tensor, own: torch.Tensor, n_clusters: int) -> torch.Tensor:
+    sums = torch.zeros(n_clusters, x.shape[1]).index_add_(0, own, x)
+    return torch.nn.functional.normalize(sums, dim=1)
+
+
+def _silhouette(x: torch.Tensor, own: torch.Tensor, n_clusters: int) -> float | None:
+    used = torch.unique(own)
+    if len(used) < 2:
+        return None
+    cosine = x @ _prototypes(x, own, n_clusters).T
+    near = 1 - cosine.gather(1, own.unsqueeze(1)).squeeze(1)
+    empty = torch.ones(n_clusters, dtype=torch.bool)
+    empty[used] = False
+    cosine[:, empty] = -torch.inf
+    far = 1 - cosine.scatter(1, own.unsqueeze(1), -torch.inf).max(dim=1).values
+    return _mean((far - near) / torch.maximum(far, near).clamp_min(1e-12))
+
+
+def _agreement(counterparts: np.ndarray, own: torch.Tensor, n_clusters: int) -> float | None:
+    t = torch.nn.functional.normalize(torch.from_numpy(np.asarray(counterparts, np.float32)), dim=1)
+    nearest = (t @ _prototypes(t, own, n_clusters).T).argmax(dim=1)
+    return _mean((nearest == own).double())

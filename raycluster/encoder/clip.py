@@ -1,0 +1,152 @@
+"""CLIP encoders: any open_clip model, from uint8 pictures or texts to embeddings."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from PIL.Image import Image
+
+from raycluster.config import EncoderConfig
+from raycluster.encoder.weights import find_weights
+from raycluster.errors import ConfigError
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class EncoderSpec:
+    """An encoder, resolved: small enough to travel with every task, complete enough to load it anywhere."""
+
+    model: str
+    """Name for `open_clip.create_model`."""
+    pretrained: str | None
+    precision: str
+    """`fp32`, `bf16` or `fp16`."""
+    image_size: tuple[int, int]
+    """Height and width of a picture at model resolution."""
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    interpolation: str
+    resize_mode: str
+    fill_color: int
+    dim: int
+    """Size d of an embedding."""
+    force_quick_gelu: bool
+    fingerprint: str
+    """Changes with configuration, preprocessing, precision or weights, not with the place where the weights lie."""
+
+    @property
+    def pixel_shape(self) -> tuple[int, int, int]:
+        """Shape of one picture as :func:`pil_transform` gives it: height, width, RGB."""
+        return (*self.image_size, 3)
+
+
+def resolve_encoder(config: EncoderConfig, use_gpu: bool) -> EncoderSpec:
+    """Find the weights and everything that must be known before pictures are decoded; loads no model.
+
+    Raises :class:`ConfigError` for an unknown model, tag or file, and for weights that cannot be had.
+    """
+    from open_clip.transform import PreprocessCfg, merge_preprocess_dict
+
+    precision = config.precision if config.precision != "auto" else "bf16" if use_gpu else "fp32"
+    if precision == "fp16" and not use_gpu:
+        raise ConfigError("encoder.precision: fp16 needs a GPU; use fp32 or bf16, or leave it out")
+    weights = find_weights(config)
+    preprocess = merge_preprocess_dict(asdict(PreprocessCfg()), weights.preprocess)
+    side = weights.model_config.get("vision_cfg", {}).get("image_size", 224)
+    size = (side, side) if isinstance(side, int) else tuple(side)
+    covered = {
+        "model": weights.model_config,
+        "preprocess": {**preprocess, "size": size},
+        "quick_gelu": weights.force_quick_gelu,
+        "precision": precision,
+        "weights": weights.sha256,
+    }
+    return EncoderSpec(
+        model=weights.model,
+        pretrained=weights.pretrained,
+        precision=precision,
+        image_size=size,
+        mean=tuple(preprocess["mean"]),
+        std=tuple(preprocess["std"]),
+        interpolation=preprocess["interpolation"],
+        resize_mode=preprocess["resize_mode"],
+        fill_color=preprocess["fill_color"],
+        dim=weights.model_config["embed_dim"],
+        force_quick_gelu=weights.force_quick_gelu,
+        fingerprint=hashlib.sha256(json.dumps(covered, sort_keys=True, default=str).encode()).hexdigest()[:16],
+    )
+
+
+@lru_cache(maxsize=8)
+def pil_transform(spec: EncoderSpec) -> Callable[[Image], np.ndarray]:
+    """The part of open_clip's own preprocessing that works on pictures: resize, crop, RGB.
+
+    Returns a function from a PIL image to uint8 [height, width, 3]; the rest (scale, mean, std) is done on the device by
+    :meth:`ClipEncoder.encode_pixels`, so that pictures travel as bytes.
+    """
+    from open_clip.transform import PreprocessCfg, image_transform_v2
+    from torchvision.transforms import Compose, ToTensor
+
+    config = PreprocessCfg(
+        size=spec.image_size if spec.image_size[0] != spec.image_size[1] else spec.image_size[0],
+        mean=spec.mean,
+        std=spec.std,
+        interpolation=spec.interpolation,
+        resize_mode=spec.resize_mode,
+        fill_color=spec.fill_color,
+    )
+    steps = image_transform_v2(config, is_train=False).transforms
+    to_tensor = next(index for index, step in enumerate(steps) if isinstance(step, ToTensor))
+    on_pictures = Compose(steps[:to_tensor])
+    return lambda image: np.array(on_pictures(image), np.uint8)
+
+
+class ClipEncoder:
+    """A loaded open_clip model in inference mode."""
+
+    def __init__(self, model: Any, spec: EncoderSpec, device: str) -> None:
+        self.model, self.spec, self.device = model, spec, device
+        scale = 255.0
+        self._mean = (torch.tensor(spec.mean) * scale).view(1, 3, 1, 1).to(device)
+        self._std = (torch.tensor(spec.std) * scale).view(1, 3, 1, 1).to(device)
+        self._tokenizer: Any = None
+
+    @classmethod
+    def load(cls, spec: EncoderSpec, device: str) -> ClipEncoder:
+        """Load the model onto `device` (`cpu`, `cuda`); on a machine without the weights they are downloaded first."""
+        import open_clip
+
+        find_weights(EncoderConfig(model=spec.model, pretrained=spec.pretrained))
+        model = open_clip.create_model(
+            spec.model,
+            pretrained=spec.pretrained,
+            precision=spec.precision,
+            device=device,
+            force_quick_gelu=spec.force_quick_gelu,
+            require_pretrained=True,
+        )
+        return cls(model.eval().requires_grad_(False), spec, device)
+
+    @torch.inference_mode()
+    def encode_pixels(self, pixels: np.ndarray) -> np.ndarray:
+        """uint8 [B, height, width, 3] → float16 [B, d] embeddings, not normalized."""
+        x = torch.from_numpy(pixels).to(self.device, non_blocking=True).permute(0, 3, 1, 2).contiguous()
+        x = (x.float() - self._mean) / self._std
+        return self.model.encode_image(x.to(_DTYPES[self.spec.precision])).half().cpu().numpy()
+
+    @torch.inference_mode()
+    def encode_texts(self, texts: list[str]) -> np.ndarray:
+        """B texts → float32 [B, d] embeddings, not normalized; cut at the model's context length."""
+        if self._tokenizer is None:
+            import open_clip
+
+            self._tokenizer = open_clip.get_tokenizer(self.spec.model)
+        return self.model.encode_text(self._tokenizer(texts).to(self.device)).float().cpu().numpy()

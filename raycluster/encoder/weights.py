@@ -1,0 +1,135 @@
+"""Find the weights of an encoder before any costly work: hub tag, local checkpoint, open_clip folder, or the built-in model."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import logging
+import tempfile
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from raycluster.config import EncoderConfig
+from raycluster.errors import ConfigError
+
+log = logging.getLogger(__name__)
+
+CONFIG_FILE = "open_clip_config.json"
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A model that can be loaded: what open_clip has to be told, and what the weights expect."""
+
+    model: str
+    """Name for `open_clip.create_model`: an architecture or `local-dir:<folder>`."""
+    pretrained: str | None
+    """Weight tag or checkpoint file; None for a folder."""
+    file: Path
+    """The checkpoint on this machine."""
+    model_config: dict[str, Any]
+    preprocess: dict[str, Any]
+    """Mean, std, interpolation and resize mode the weights were trained with, as far as they are not open_clip's defaults."""
+    force_quick_gelu: bool = False
+
+    @property
+    def sha256(self) -> str:
+        """Hash of the checkpoint's content."""
+        with self.file.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def find_weights(config: EncoderConfig) -> Weights:
+    """Locate, and for a hub tag download once, the weights of `encoder:`; raises :class:`ConfigError` with the remedy."""
+    if config.model == "builtin":
+        return _folder(str(files("raycluster.demo") / "clip"))
+    if config.model.startswith("local-dir:"):
+        return _folder(config.model.removeprefix("local-dir:"))
+    return _architecture(config.model, config.pretrained or "")
+
+
+def _folder(name: str) -> Weights:
+    from open_clip.factory import _find_checkpoint_in_dir
+
+    folder = Path(name).expanduser()
+    if not folder.is_dir():
+        raise ConfigError(f"encoder.model: the folder {folder} does not exist; give the path of an open_clip folder after `local-dir:`")
+    if not (folder / CONFIG_FILE).is_file():
+        raise ConfigError(f"encoder.model: {folder} holds no {CONFIG_FILE}; it is not an open_clip model folder")
+    try:
+        description = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+        model_config = description["model_cfg"]
+    except (ValueError, KeyError) as error:
+        raise ConfigError(f"encoder.model: {folder / CONFIG_FILE} is not an open_clip configuration ({error})") from None
+    checkpoint = _find_checkpoint_in_dir(folder)
+    if checkpoint is None:
+        raise ConfigError(f"encoder.model: {folder} holds no weights; open_clip_model.safetensors is missing")
+    return Weights(f"local-dir:{folder.resolve()}", None, Path(checkpoint), model_config, description.get("preprocess_cfg", {}))
+
+
+def _architecture(model: str, pretrained: str) -> Weights:
+    import open_clip
+    from open_clip.pretrained import get_pretrained_cfg, list_pretrained_tags_by_model
+
+    model = model.replace("/", "-")
+    if model not in open_clip.list_models():
+        close = difflib.get_close_matches(model, open_clip.list_models(), n=3, cutoff=0.4)
+        hint = f"; did you mean {' or '.join(close)}?" if close else ""
+        raise ConfigError(f"encoder.model: open_clip knows no architecture {model!r}{hint} A folder is given as `local-dir:<path>`")
+    tag = get_pretrained_cfg(model, pretrained)
+    if not tag:
+        file = Path(pretrained).expanduser()
+        if not file.is_file():
+            tags = ", ".join(list_pretrained_tags_by_model(model)) or "none"
+            raise ConfigError(
+                f"encoder.pretrained: {pretrained!r} is neither a checkpoint file nor a weight tag of {model}; its tags are {tags}"
+            )
+        log.info("encoder: %s says nothing about its activation; taken as %s has it", file, model)
+        return Weights(model, str(file.resolve()), file.resolve(), open_clip.get_model_config(model), {})
+    model, force = matching_activation(model, pretrained, bool(tag.get("quick_gelu", False)))
+    checkpoint = _download(model, pretrained, tag)
+    return Weights(model, pretrained, checkpoint, open_clip.get_model_config(model), tag, force)
+
+
+def matching_activation(model: str, pretrained: str, weights_use_quick_gelu: bool) -> tuple[str, bool]:
+    """The architecture whose activation is the one that the weights were trained with, and whether to force QuickGELU.
+
+    open_clip only warns of a mismatch, and the embeddings are then quietly worse: `ViT-B-32` with `openai`, whose weights use
+    QuickGELU, is the classic. Raises :class:`ConfigError` where there is no architecture to switch to.
+    """
+    import open_clip
+    from open_clip.pretrained import get_pretrained_cfg
+
+    has_quick_gelu = bool((open_clip.get_model_config(model) or {}).get("quick_gelu", False))
+    if has_quick_gelu == weights_use_quick_gelu:
+        return model, False
+    other = f"{model}-quickgelu" if weights_use_quick_gelu else model.removesuffix("-quickgelu")
+    if other != model and other in open_clip.list_models() and get_pretrained_cfg(other, pretrained):
+        log.warning("encoder: the weights %s were trained as %s, which is used instead of %s", pretrained, other, model)
+        return other, False
+    if weights_use_quick_gelu:
+        log.warning("encoder: the weights %s were trained with QuickGELU, which is switched on in %s", pretrained, model)
+        return model, True
+    raise ConfigError(f"encoder: the weights {pretrained!r} were trained without QuickGELU, but {model} has it; choose another model")
+
+
+def _download(model: str, pretrained: str, tag: dict[str, Any]) -> Path:
+    """Fetch the weights with open_clip's own code, one process of a machine at a time: its URL download is not atomic."""
+    from open_clip.pretrained import download_pretrained
+
+    lock = Path(tempfile.gettempdir()) / f"raycluster-{hashlib.sha256(f'{model} {pretrained}'.encode()).hexdigest()[:16]}.lock"
+    try:
+        with FileLock(lock):
+            return Path(download_pretrained(tag))
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ConfigError(
+            f"encoder: the weights {pretrained!r} of {model} are not on this machine and could not be downloaded ({reason}); "
+            "connect to the network, point HF_HOME to a cache that holds them or HF_ENDPOINT to a mirror, or give a checkpoint "
+            "file as `pretrained` or an open_clip folder as `model: local-dir:<path>`"
+        ) from None

@@ -1,0 +1,58 @@
+"""Spherical k-means on the image embeddings: the floor that every other method must beat."""
+
+from __future__ import annotations
+
+import torch
+from pydantic import ConfigDict, Field
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from raycluster.clustering.kmeans import spherical_kmeans
+from raycluster.config import MethodConfig
+from raycluster.methods.base import FittedMethod, TrainingData
+
+
+class KMeansConfig(MethodConfig):
+    """Constants of k-means."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    restarts: int = Field(default=1, ge=1)
+    """Runs from fresh seeds; the one with the largest mean cosine is kept."""
+    max_iterations: int = Field(default=300, ge=1)
+    """Iterations of one run."""
+    temperature: float = Field(default=0.05, gt=0)
+    """Probabilities are softmax(cosine to the centers / temperature)."""
+
+
+class KMeansMethod(FittedMethod):
+    """Spherical k-means; probabilities by softmax over the cosines to the centers."""
+
+    name = "kmeans"
+    uses_text = False
+    Config = KMeansConfig
+    config: KMeansConfig
+    centers: Tensor
+
+    def __init__(self, config: KMeansConfig, dim: int, n_clusters: int, n_rows: int, seed: int) -> None:
+        super().__init__(config, dim, n_clusters, n_rows, seed)
+        self.register_buffer("centers", torch.zeros(n_clusters, dim))
+
+    def fit(self, data: TrainingData) -> dict[str, float]:
+        """Fit the centers, [C, d] unit rows."""
+        config = self.config
+        result = spherical_kmeans(
+            normalize(data.images, dim=1),
+            self.n_clusters,
+            seed=self.seed,
+            restarts=config.restarts,
+            max_iterations=config.max_iterations,
+        )
+        self.centers.copy_(result.centers)
+        return {"mean_cosine": result.objective, "iterations": float(result.iterations)}
+
+    def _probabilities(self, embeddings: Tensor) -> Tensor:
+        return (normalize(embeddings, dim=1) @ self.centers.T / self.config.temperature).softmax(dim=1)
+
+
+METHOD = KMeansMethod

@@ -1,0 +1,54 @@
+"""Find methods by name. A module of this package that has a `METHOD` is one: adding a paper is adding a file."""
+
+from __future__ import annotations
+
+import pkgutil
+from collections.abc import Mapping
+from functools import cache
+from importlib import import_module
+from typing import Any
+
+from torch import Tensor
+
+import raycluster.methods
+from raycluster.config import MethodConfig, validate
+from raycluster.errors import ConfigError
+from raycluster.methods.base import Method
+
+
+@cache
+def _methods() -> dict[str, type[Method]]:
+    names = [info.name for info in pkgutil.iter_modules(raycluster.methods.__path__) if not info.ispkg]
+    modules = [import_module(f"raycluster.methods.{name}") for name in names if name not in ("base", "registry")]
+    return {module.METHOD.name: module.METHOD for module in modules if hasattr(module, "METHOD")}
+
+
+def method_names() -> list[str]:
+    """Names of all methods, sorted."""
+    return sorted(_methods())
+
+
+def method_class(name: str) -> type[Method]:
+    """The method called `name`; raises :class:`ConfigError` with the known names."""
+    if name not in _methods():
+        raise ConfigError(f"method.name: unknown method {name!r}; known are {', '.join(method_names())}")
+    return _methods()[name]
+
+
+def configure(config: MethodConfig) -> MethodConfig:
+    """The same section checked by the method's own class; raises :class:`ConfigError` for a constant it does not have."""
+    return validate(config.model_dump(), method_class(config.name).Config, "method")
+
+
+def build(config: MethodConfig, dim: int, n_clusters: int, n_rows: int, seed: int) -> Method:
+    """A fresh method: the same numbers for the same arguments, in whatever process."""
+    return method_class(config.name)(configure(config), dim, n_clusters, n_rows, seed)
+
+
+def restore(
+    name: str, constants: Mapping[str, Any], dim: int, n_clusters: int, n_rows: int, state: Mapping[str, Tensor]
+) -> Method:
+    """A trained method from what a model folder holds."""
+    method = build(validate({**constants, "name": name}, MethodConfig, "constants"), dim, n_clusters, n_rows, seed=0)
+    method.load_state_dict(state)
+    return method

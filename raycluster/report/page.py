@@ -1,0 +1,219 @@
+"""The report of a run: one HTML page that needs no other file, no network and no script to be complete."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cache
+from importlib.resources import files
+from typing import Any, TypeAlias
+
+import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from raycluster.report import charts, explanations
+from raycluster.report.scatter import scatter
+
+NAMED_BARS = 30
+"""Up to so many clusters, sizes are a list of named bars; more are drawn as columns."""
+EXAMPLES = 3
+"""Example URIs for each failing status."""
+
+
+Metrics: TypeAlias = dict[str, float | int | None]
+
+
+@dataclass(frozen=True)
+class Thumb:
+    """One exemplar image."""
+
+    image_id: str
+    confidence: float | None
+    jpeg: bytes | None
+    """None where no pixels are at hand (ready-made embeddings, a file that is gone): the page shows the id."""
+
+
+@dataclass(frozen=True)
+class Card:
+    """One cluster."""
+
+    cluster: int
+    name: str
+    nouns: tuple[str, ...]
+    size: int
+    mean_confidence: float | None
+    typical: tuple[Thumb, ...]
+    least_typical: tuple[Thumb, ...]
+
+
+@dataclass(frozen=True)
+class ReportData:
+    """Everything the page shows."""
+
+    title: str
+    created: str
+    """ISO 8601."""
+    facts: dict[str, str]
+    """What was run, in the order to show it. `method`, if there, is also a key number."""
+    statuses: dict[str, int]
+    """Images by status."""
+    failures: dict[str, list[tuple[str, str]]]
+    """Status → examples (URI, reason)."""
+    n_images: int
+    cards: tuple[Card, ...]
+    """One for each cluster, empty ones too."""
+    metrics: Metrics
+    """The content of `metrics.json`."""
+    stages: dict[str, float]
+    """Seconds by stage, in order."""
+    map_points: np.ndarray | None
+    """[n, 2] from :func:`raycluster.report.projection.project`, or None to leave the map out."""
+    map_clusters: np.ndarray | None
+    """[n] cluster of each point."""
+    warnings: list[str]
+
+
+def render(data: ReportData) -> str:
+    """The page. Every string of `data` is shown as text, whatever it holds; the result always encodes as UTF-8."""
+    script = _asset("page.js")
+    cards = sorted(data.cards, key=lambda card: (-card.size, card.cluster))
+  # The palette is indexed by cluster number.
+    palette = charts.colors(max((card.cluster for card in cards), default=0) + 1)
+    page = _environment().get_template("page.html.j2").render(
+        data=data,
+        cards=cards,
+        palette=palette,
+        style=Markup(_asset("style.css")),
+        script=Markup(script),
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        key_numbers=_key_numbers(data),
+        funnel=_funnel(data),
+        failed={s: n for s, n in sorted(data.statuses.items(), key=lambda item: -item[1]) if s != "ok" and n},
+        sizes=_sizes(cards),
+        map=_map(data, palette),
+        labelled=_scores(data.metrics, explanations.LABELLED, percent),
+        label_free=_scores(data.metrics, explanations.LABEL_FREE, fraction),
+        meaning=explanations.STATUSES,
+        examples=EXAMPLES,
+    )
+    return page.encode("utf-8", "replace").decode()
+
+
+@cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("raycluster.report", ""),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"grouped": grouped, "share": share, "duration": duration, "data_uri": _data_uri, "when": _when}
+    environment.globals["bar"] = charts.bar
+    return environment
+
+
+def _asset(name: str) -> str:
+    return (files("raycluster.report") / name).read_text(encoding="utf-8")
+
+
+def _data_uri(jpeg: bytes) -> Markup:
+    # Markup, because escaping megabytes of base64 would take most of the time of the page.
+    return Markup("data:image/jpeg;base64," + base64.b64encode(jpeg).decode())
+
+
+def _key_numbers(data: ReportData) -> list[tuple[str, str, str]]:
+    """(label, value, note) of the figures at the top."""
+    assigned, empty = _assigned(data), sum(card.size == 0 for card in data.cards)
+    numbers = [
+        ("Images", grouped(data.n_images), ""),
+        ("Assigned", grouped(assigned), share(assigned, data.n_images)),
+        ("Clusters", grouped(len(data.cards)), f"{grouped(empty)} empty" if empty else ""),
+    ]
+    if "method" in data.facts:
+        numbers.append(("Method", data.facts["method"], ""))
+    if (accuracy := data.metrics.get("acc")) is not None:
+        numbers.append(("ACC", percent(accuracy), f"on {grouped(data.metrics.get('n_labelled'))} labelled"))
+    if (confidence := data.metrics.get("confidence")) is not None:
+        numbers.append(("Confidence", f"{confidence:.2f}", "mean"))
+    return numbers
+
+
+def _assigned(data: ReportData) -> int:
+    return sum(card.size for card in data.cards)
+
+
+def _funnel(data: ReportData) -> list[tuple[str, int]]:
+    """The steps an image takes, with how many got that far."""
+    return [("Listed", data.n_images), ("Embedded", data.statuses.get("ok", 0)), ("Assigned", _assigned(data))]
+
+
+def _sizes(cards: list[Card]) -> dict[str, Any]:
+    """The size distribution of `cards`, largest first: its caption's figures, and a chart if there are many."""
+    sizes = [card.size for card in cards] or [0]
+    mean, median = statistics.mean(sizes), statistics.median(sizes)
+    chart = None
+    if len(cards) > NAMED_BARS:
+        chart = charts.columns(
+            [charts.Column(c.size, f"{c.name}: {grouped(c.size)} images", f"#cluster-{c.cluster}") for c in cards], mean
+        )
+    return {"largest": max(sizes), "smallest": min(sizes), "mean": mean, "median": median, "chart": chart}
+
+
+def _map(data: ReportData, palette: tuple[str, ...]) -> Markup | None:
+    if data.map_points is None or data.map_clusters is None or not len(data.map_points):
+        return None
+    return scatter(data.map_points, data.map_clusters, {card.cluster: card.name for card in data.cards}, palette)
+
+
+def _scores(
+    metrics: Metrics, known: dict[str, tuple[str, str]], form: Callable[[float], str]
+) -> list[tuple[str, str, str]]:
+    """(title, value, sentence) of those of `known` that have a value."""
+    found = ((metrics.get(key), *words) for key, words in known.items())
+    return [(title, form(value), sentence) for value, title, sentence in found if value is not None]
+
+
+def grouped(number: float | None) -> str:
+    """1234 → `1,234`; a median may end in a half."""
+    return "–" if number is None else f"{number:,.0f}" if number == int(number) else f"{number:,.1f}"
+
+
+def share(part: float, whole: float) -> str:
+    """Percent with one digit; 0% and 100% are said only when they are exact."""
+    if not whole:
+        return "–"
+    fraction_of_all = part / whole
+    if 0 < fraction_of_all < 0.0005:
+        return "<0.1%"
+    if 0.9995 <= fraction_of_all < 1:
+        return ">99.9%"
+    return f"{fraction_of_all:.0%}" if fraction_of_all in (0, 1) else f"{fraction_of_all:.1%}"
+
+
+def percent(value: float) -> str:
+    """0.8312 → `83.1%`, the way papers give scores against labels."""
+    return f"{100 * value:.1f}%".replace("-", "−")
+
+
+def fraction(value: float) -> str:
+    """Three digits, with a true minus sign."""
+    return f"{value:.3f}".replace("-", "−")
+
+
+def duration(seconds: float) -> str:
+    """Seconds in the unit one would say them in."""
+    if seconds < 59.95:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def _when(created: str) -> str:
+    moment = datetime.fromisoformat(created)
+    return f"{moment:%Y-%m-%d %H:%M} {moment.tzname() or ''}".strip()
