@@ -7,6 +7,8 @@ import hashlib
 import json
 import logging
 import tempfile
+import urllib.error
+import urllib.request
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -122,14 +124,36 @@ def _download(model: str, pretrained: str, tag: dict[str, Any]) -> Path:
     """Fetch the weights with open_clip's own code, one process of a machine at a time: its URL download is not atomic."""
     from open_clip.pretrained import download_pretrained
 
+    _check_reachable(model, pretrained, tag)
     lock = Path(tempfile.gettempdir()) / f"raycluster-{hashlib.sha256(f'{model} {pretrained}'.encode()).hexdigest()[:16]}.lock"
     try:
         with FileLock(lock):
             return Path(download_pretrained(tag))
     except (OSError, RuntimeError, ValueError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise ConfigError(
-            f"encoder: the weights {pretrained!r} of {model} are not on this machine and could not be downloaded ({reason}); "
-            "connect to the network, point HF_HOME to a cache that holds them or HF_ENDPOINT to a mirror, or give a checkpoint "
-            "file as `pretrained` or an open_clip folder as `model: local-dir:<path>`"
-        ) from None
+        raise _unreachable(model, pretrained, error) from None
+
+
+def _check_reachable(model: str, pretrained: str, tag: dict[str, Any]) -> None:
+    """Ask for the hub once before leaving it to the hub's client, which retries for most of a minute without a network."""
+    from huggingface_hub import constants, try_to_load_from_cache
+
+    repository, _, name = tag.get("hf_hub", "").rpartition("/")
+    names = [name] if name else ["open_clip_model.safetensors", "open_clip_pytorch_model.bin"]
+    names += [name.rsplit(".", 1)[0] + ".safetensors"] if name else []
+    if not repository or any(isinstance(try_to_load_from_cache(repository, each), str) for each in names):
+        return
+    try:
+        urllib.request.urlopen(constants.ENDPOINT, timeout=10).close()
+    except urllib.error.HTTPError:
+        return  # it answers: what it has to say is for its own client
+    except OSError as error:
+        raise _unreachable(model, pretrained, error) from None
+
+
+def _unreachable(model: str, pretrained: str, error: Exception) -> ConfigError:
+    reason = " ".join(str(error).split())[:300]
+    return ConfigError(
+        f"encoder: the weights {pretrained!r} of {model} are not on this machine and could not be downloaded ({reason}); "
+        "connect to the network, point HF_HOME to a cache that holds them or HF_ENDPOINT to a mirror, or give a checkpoint "
+        "file as `pretrained` or an open_clip folder as `model: local-dir:<path>`"
+    )

@@ -33,15 +33,15 @@ def colors(n: int) -> tuple[str, ...]:
 def _oklch(lightness: float, chroma: float, hue: float) -> str:
     """Oklab in polar form (Ottosson 2020) → `#rrggbb`: unlike HSL, equal lightness looks equally light in every hue."""
     a, b = chroma * math.cos(hue), chroma * math.sin(hue)
-    l, m, s = (
+    long, medium, short = (
         (lightness + 0.3963377774 * a + 0.2158037573 * b) ** 3,
         (lightness - 0.1055613458 * a - 0.0638541728 * b) ** 3,
         (lightness - 0.0894841775 * a - 1.2914855480 * b) ** 3,
     )
     linear = (
-        4.0767416621 * l - 3.3077115913 * m + 0.2309699292 * s,
-        -1.2684380046 * l + 2.6097574011 * m - 0.3413193965 * s,
-        -0.0041960863 * l - 0.7034186147 * m + 1.7076147010 * s,
+        4.0767416621 * long - 3.3077115913 * medium + 0.2309699292 * short,
+        -1.2684380046 * long + 2.6097574011 * medium - 0.3413193965 * short,
+        -0.0041960863 * long - 0.7034186147 * medium + 1.7076147010 * short,
     )
     clipped = (min(max(value, 0.0), 1.0) for value in linear)
     encoded = (12.92 * v if v <= 0.0031308 else 1.055 * v ** (1 / 2.4) - 0.055 for v in clipped)
@@ -87,9 +87,9 @@ def columns(values: Sequence[Column], mean: float) -> Markup:
         return 100 * HEADROOM * value / largest
 
     grid = Markup("").join(
-        Markup('<line x1="0" x2="100%" y1="{0:.2f}%" y2="{0:.2f}%"/><text x="100%" y="{0:.2f}%" dy="-4">{1:,}</text>').format(
-            100 - up(tick), tick
-        )
+        Markup(
+            '<line x1="0" x2="100%" y1="{0:.2f}%" y2="{0:.2f}%"/><text x="100%" y="{0:.2f}%" dy="-4">{1:,}</text>'
+        ).format(100 - up(tick), tick)
         for tick in ticks(largest)
     )
     # The unseen rectangle makes the whole height of a low column answer to the pointer.
@@ -97,11 +97,12 @@ def columns(values: Sequence[Column], mean: float) -> Markup:
         Markup(
             '<a href="{}" tabindex="-1"><title>{}</title><rect class="reach" x="{:.3f}%" width="{:.3f}%" height="100%"/>'
             '<rect class="column" x="{:.3f}%" y="{:.2f}%" width="{:.3f}%" height="{:.2f}%"/></a>'
-        ).format(column.href, column.title, i * pitch, pitch, i * pitch, 100 - up(column.value), width, up(column.value))
+        ).format(
+            column.href, column.title, i * pitch, pitch, i * pitch, 100 - up(column.value), width, up(column.value)
+        )
         for i, column in enumerate(values)
     )
     return Markup(
         '<svg class="columns" role="img" aria-label="{}">{}<line class="mean" x1="0" x2="100%" y1="{:.2f}%" y2="{:.2f}%"/>'
         '<g class="grid">{}</g></svg>'
     ).format(f"{len(values)} columns, the largest {largest:,}", drawn, 100 - up(mean), 100 - up(mean), grid)
-

@@ -82,24 +82,28 @@ def render(data: ReportData) -> str:
     """The page. Every string of `data` is shown as text, whatever it holds; the result always encodes as UTF-8."""
     script = _asset("page.js")
     cards = sorted(data.cards, key=lambda card: (-card.size, card.cluster))
-  # The palette is indexed by cluster number.
+    # The palette is indexed by cluster number.
     palette = charts.colors(max((card.cluster for card in cards), default=0) + 1)
-    page = _environment().get_template("page.html.j2").render(
-        data=data,
-        cards=cards,
-        palette=palette,
-        style=Markup(_asset("style.css")),
-        script=Markup(script),
-        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-        key_numbers=_key_numbers(data),
-        funnel=_funnel(data),
-        failed={s: n for s, n in sorted(data.statuses.items(), key=lambda item: -item[1]) if s != "ok" and n},
-        sizes=_sizes(cards),
-        map=_map(data, palette),
-        labelled=_scores(data.metrics, explanations.LABELLED, percent),
-        label_free=_scores(data.metrics, explanations.LABEL_FREE, fraction),
-        meaning=explanations.STATUSES,
-        examples=EXAMPLES,
+    page = (
+        _environment()
+        .get_template("page.html.j2")
+        .render(
+            data=data,
+            cards=cards,
+            palette=palette,
+            style=Markup(_asset("style.css")),
+            script=Markup(script),
+            script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+            key_numbers=_key_numbers(data),
+            funnel=_funnel(data),
+            failed={s: n for s, n in sorted(data.statuses.items(), key=lambda item: -item[1]) if s != "ok" and n},
+            sizes=_sizes(cards),
+            map=_map(data, palette),
+            labelled=_scores(data.metrics, explanations.LABELLED, percent),
+            label_free=_scores(data.metrics, explanations.LABEL_FREE, fraction),
+            meaning=explanations.STATUSES,
+            examples=EXAMPLES,
+        )
     )
     return page.encode("utf-8", "replace").decode()
 
@@ -113,7 +117,13 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"grouped": grouped, "share": share, "duration": duration, "data_uri": _data_uri, "when": _when}
+    environment.filters |= {
+        "grouped": grouped,
+        "share": share,
+        "duration": duration,
+        "data_uri": _data_uri,
+        "when": _when,
+    }
     environment.globals["bar"] = charts.bar
     return environment
 

@@ -1,0 +1,142 @@
+"""The vocabulary: nouns from a list, a file or WordNet, their embeddings, and the cache that later runs share."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from importlib.resources import files
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+
+from raycluster.config import StorageConfig, VocabularyConfig, fingerprint
+from raycluster.errors import ArtifactError, ConfigError
+from raycluster.rows import vectors
+from raycluster.semantics.wordnet import load_wordnet
+from raycluster.storage import Location, locate, read_table
+from raycluster.tables import nouns_schema
+
+
+def load_nouns(config: VocabularyConfig, storage: StorageConfig) -> list[str]:
+    """The unique nouns of `vocabulary:`, in the order of their source; underscores become spaces.
+
+    Raises :class:`ConfigError` for a source that is absent, unreadable or empty.
+    """
+    if config.source == "builtin":
+        found = (files("raycluster.semantics") / "nouns.txt").read_text(encoding="utf-8").splitlines()
+    elif config.source == "wordnet":
+        found = load_wordnet(config.path)
+    else:
+        found = _read_file(config.source, storage)
+    nouns = list(dict.fromkeys(noun for noun in (" ".join(word.replace("_", " ").split()) for word in found) if noun))
+    if not nouns:
+        raise ConfigError(f"vocabulary.source: {config.source} holds no noun; give one a line, or a column `noun`")
+    return nouns
+
+
+def _read_file(source: str, storage: StorageConfig) -> list[str]:
+    file = locate(source, storage)
+    suffix = Path(file.name).suffix.lower()
+    if suffix not in (".txt", ".csv", ".parquet"):
+        raise ConfigError(
+            f"vocabulary.source: {source!r} is neither `builtin`, `wordnet` nor a .txt, .csv or .parquet file of nouns"
+        )
+    if not file.is_file():
+        raise ConfigError(f"vocabulary.source: {source} does not exist; give the path of a file of nouns")
+    try:
+        if suffix == ".txt":
+            lines = file.read_bytes().decode("utf-8-sig").splitlines()
+            return [line for line in lines if not line.lstrip().startswith("#")]
+        data = pa.BufferReader(file.read_bytes())
+        table = pa.csv.read_csv(data) if suffix == ".csv" else pq.read_table(data)
+    except (UnicodeDecodeError, pa.ArrowInvalid) as error:
+        raise ConfigError(f"vocabulary.source: {source} cannot be read as UTF-8 {suffix} ({error})") from None
+    if "noun" not in table.column_names:
+        raise ConfigError(f"vocabulary.source: {source} has no column `noun`; it has {', '.join(table.column_names)}")
+    return [noun for noun in table.column("noun").cast(pa.string()).to_pylist() if noun]
+
+
+def load_noun_embeddings(uri: str, storage: StorageConfig) -> tuple[list[str], np.ndarray]:
+    """Ready-made noun embeddings, Parquet with `noun` and `embedding`: nouns and float32 unit rows [M, d].
+
+    Of a repeated noun the first row counts. Raises :class:`ConfigError`.
+    """
+    where, file = f"vocabulary.embeddings: {uri}", locate(uri, storage)
+    if not file.is_file():
+        raise ConfigError(f"{where} does not exist; give a Parquet file with `noun` and `embedding`")
+    try:
+        table = read_table([file])
+    except pa.ArrowInvalid as error:
+        raise ConfigError(f"{where} is not a Parquet file ({error})") from None
+    missing = {"noun", "embedding"} - set(table.column_names)
+    if missing:
+        raise ConfigError(f"{where} lacks the column {' and '.join(sorted(missing))}; it has {', '.join(table.column_names)}")
+    nouns = table.column("noun").cast(pa.string()).to_pylist()
+    first = list({noun: row for row, noun in reversed(list(enumerate(nouns))) if noun}.values())
+    rows = [table.column("embedding")[row].values for row in sorted(first)]
+    if any(row is None for row in rows) or len({len(row) for row in rows}) != 1:
+        raise ConfigError(f"{where}: embeddings must all be there and of one length; make them with one encoder")
+    embeddings = np.stack([row.to_numpy(zero_copy_only=False) for row in rows]).astype(np.float32)
+    norms = np.linalg.norm(embeddings, axis=1, keepdims=True)
+    if not np.isfinite(norms).all() or not norms.all():
+        raise ConfigError(f"{where}: some embeddings are zero, NaN or infinite; remove those nouns")
+    return [nouns[row] for row in sorted(first)], embeddings / norms
+
+
+def vocabulary_key(nouns: list[str], prompts: tuple[str, ...], encoder_fingerprint: str) -> str:
+    """Name of the embeddings of these nouns in the cache."""
+    return fingerprint(nouns, list(prompts), encoder_fingerprint)
+
+
+def cache_folder(config: VocabularyConfig, storage: StorageConfig) -> Location:
+    """Where noun embeddings are shared: `vocabulary.cache`, else `$RAYCLUSTER_CACHE`, else the user's cache folder."""
+    chosen = config.cache or os.environ.get("RAYCLUSTER_CACHE")
+    user = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "raycluster"
+    return locate(chosen or str(user), storage)
+
+
+def embed_nouns(
+    nouns: list[str], prompts: tuple[str, ...], encode_texts: Callable[[list[str]], np.ndarray], batch: int = 256
+) -> np.ndarray:
+    """Unit embeddings of nouns, float32 [M, d]: each prompt's embedding normalized, their mean normalized (open_clip's order).
+
+    `encode_texts` takes texts and returns float32 [n, d]; it gets at most `batch` at a time (at least one noun's prompts).
+    """
+    step = max(1, batch // len(prompts))
+    return np.concatenate(list(_pooled(nouns, prompts, encode_texts, step)))
+
+
+def _pooled(
+    nouns: list[str], prompts: tuple[str, ...], encode_texts: Callable[[list[str]], np.ndarray], step: int
+) -> Iterator[np.ndarray]:
+    for start in range(0, len(nouns), step):
+        chunk = nouns[start : start + step]
+        texts = [prompt.replace("{}", noun) for noun in chunk for prompt in prompts]
+        each = _unit(encode_texts(texts).astype(np.float32)).reshape(len(chunk), len(prompts), -1)
+        yield _unit(each.mean(axis=1))
+
+
+def _unit(rows: np.ndarray) -> np.ndarray:
+    return rows / np.maximum(np.linalg.norm(rows, axis=-1, keepdims=True), 1e-12)
+
+
+def read_cached(folder: Location, key: str) -> tuple[list[str], np.ndarray] | None:
+    """Nouns and embeddings [M, d] from the cache; None if they are not there. Raises :class:`ArtifactError` for a damaged file."""
+    file = folder / "nouns" / f"{key}.parquet"
+    if not file.exists():
+        return None
+    try:
+        table = read_table([file])
+        return table.column("noun").to_pylist(), vectors(table)
+    except (pa.ArrowInvalid, OSError, KeyError) as error:
+        raise ArtifactError(f"{file.uri}: the cached noun embeddings cannot be read ({error}); delete the file") from None
+
+
+def write_cached(folder: Location, key: str, nouns: list[str], embeddings: np.ndarray) -> None:
+    """Put embeddings [M, d] into the cache."""
+    values = pa.FixedSizeListArray.from_arrays(pa.array(embeddings.reshape(-1), pa.float32()), embeddings.shape[1])
+    table = pa.table([pa.array(nouns), values], schema=nouns_schema(embeddings.shape[1]))
+    (folder / "nouns" / f"{key}.parquet").write_table(table)
