@@ -142,7 +142,7 @@ class Model:
         for start in range(0, len(ok), 64):
             batch = np.frombuffer(b"".join(ok[start : start + 64]), np.uint8).reshape(-1, *spec.pixel_shape)
             embeddings[rows[start : start + 64]] = self.encoder.encode_pixels(batch)
-        return embeddings, decoded.status, decoded.error
+        return embeddings, list(decoded.status), decoded.error
 
     def _assign(self, embeddings: np.ndarray, status: list[str], error: list[str | None]) -> Predictions:
         n, rows = len(status), np.flatnonzero([s == "ok" for s in status])

@@ -55,17 +55,16 @@ def run(
     `config`: a :class:`RunConfig` or the same as plain data. `retrain`: train again although only rows were added.
     `dry_run`: write nothing, only say what would run and why. Raises :class:`RayclusterError` and its subclasses.
     """
-    if not isinstance(config, RunConfig):
-        config = validate(config)
+    settings: RunConfig = config if isinstance(config, RunConfig) else validate(config)
     if until not in STAGES:
         raise ConfigError(f"stage {until!r} is unknown; stages are {', '.join(STAGES)}")
-    folder = RunFolder(locate(config.output, config.storage))
+    folder = RunFolder(locate(settings.output, settings.storage))
     result = RunResult(command, "ok", folder.root.uri)
-    _check_rooms(config)
+    _check_rooms(settings)
     if not dry_run:
         _check_writable(folder)
     with nullcontext() if dry_run else lock.held(folder.root):
-        ready = prepare(config, folder, retrain)
+        ready = prepare(settings, folder, retrain)
         stages = Stages(ready, plan.make(folder, ready.inputs), result.warnings)
         for step in stages.steps.values():
             _do(stages, step, result, dry_run)
@@ -74,7 +73,7 @@ def run(
             if step.stage == until:
                 break
         if not dry_run:
-            _record(config, folder, result)
+            _record(settings, folder, result)
     return result
 
 

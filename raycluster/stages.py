@@ -85,7 +85,7 @@ class Stages:
         """The marker of a skipped stage, made current; a manifest keeps counting row ids where the last one stopped."""
         if marker.stage != "manifest":
             return marker
-        return marker.model_copy(update={"facts": {**marker.facts, **self.manifest_facts}})
+        return marker.model_copy(update={"facts": {**marker.facts, **self.ready.manifest_facts}})
 
     @cached_property
     def row_ids(self) -> np.ndarray:
@@ -267,7 +267,7 @@ class Stages:
                 stages={marker.stage: marker.seconds for marker in markers if marker is not None},
                 map_points=points,
                 map_clusters=clusters,
-                warnings=tuple(self.warnings),
+                warnings=self.warnings,
             )
         )
         (place / "index.html").write_bytes(page.encode())

@@ -43,7 +43,9 @@ def spherical_kmeans(
     Deterministic in `seed` on one device. Raises :class:`ConfigError` for k > N.
     """
     if k > len(x):
-        raise ConfigError(f"clusters: k-means into {k} clusters needs at least {k} images, there are {len(x)}; lower `clusters`")
+        raise ConfigError(
+            f"clusters: k-means into {k} clusters needs at least {k} images, there are {len(x)}; lower `clusters`"
+        )
     runs = [_one_run(x, k, seed * 1_000_003 + restart, max_iterations, tolerance) for restart in range(restarts)]
     best = max(runs, key=lambda run: run.objective)
     if not best.converged:
@@ -54,7 +56,7 @@ def spherical_kmeans(
 def nearest_center(x: Tensor, centers: Tensor) -> tuple[Tensor, Tensor]:
     """For rows [N, d], cosine to the nearest of the centers [k, d] and its index, each [N]; chunked."""
     rows = max(1, CHUNK_BYTES // (4 * len(centers)))
-    parts = [(chunk @ centers.T).max(dim=1) for chunk in x.split(rows)]
+    parts = [(chunk @ centers.T).max(dim=1) for chunk in torch.split(x, rows)]
     return torch.cat([part.values for part in parts]), torch.cat([part.indices for part in parts])
 
 

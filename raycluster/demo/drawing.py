@@ -141,10 +141,11 @@ def _place(side: int, size: str, nuisance: float, random: Random) -> tuple[float
     """Draw the affine map from the unit box to pixels: mirror, stretch, shear, turn, scale, shift."""
     half = random.uniform(*SIZES[size]) * side
     stretch, shear = math.exp(nuisance * random.uniform(-0.15, 0.15)), nuisance * random.uniform(-0.15, 0.15)
-    turn = math.radians(nuisance * random.uniform(-25, 25))
+    turn = math.radians(nuisance * random.uniform(-20, 20))
     mirror = random.choice((-1, 1))
     c, s = math.cos(turn) * half, math.sin(turn) * half
-    x, y = (side / 2 + nuisance * random.uniform(half - side / 2, side / 2 - half) for _ in range(2))
+    room = 0.6 * nuisance * (side / 2 - half)
+    x, y = (side / 2 + room * random.uniform(-1, 1) for _ in range(2))
     return mirror * stretch * c, (shear * c - s) / stretch, x, mirror * stretch * s, (shear * s + c) / stretch, y
 
 

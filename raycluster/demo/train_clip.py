@@ -62,12 +62,12 @@ class Training:
     """What the result depends on; to the last bit, also the threads and the versions of torch and Pillow."""
 
     seed: int = 0
-    steps: int = 2200
-    batch_size: int = 128
+    steps: int = 2600
+    batch_size: int = 96
     pictures_per_kind: int = 700
     calm_share: float = 0.55
     """The share of the pictures, and of the steps, in which nuisance grows from none to all of the demo's."""
-    learning_rate: float = 1e-3
+    learning_rate: float = 8e-4
     weight_decay: float = 0.1
     warmup: int = 50
 

@@ -60,18 +60,24 @@ def _folder(name: str) -> Weights:
 
     folder = Path(name).expanduser()
     if not folder.is_dir():
-        raise ConfigError(f"encoder.model: the folder {folder} does not exist; give the path of an open_clip folder after `local-dir:`")
+        raise ConfigError(
+            f"encoder.model: the folder {folder} does not exist; give the path of an open_clip folder after `local-dir:`"
+        )
     if not (folder / CONFIG_FILE).is_file():
         raise ConfigError(f"encoder.model: {folder} holds no {CONFIG_FILE}; it is not an open_clip model folder")
     try:
         description = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
         model_config = description["model_cfg"]
     except (ValueError, KeyError) as error:
-        raise ConfigError(f"encoder.model: {folder / CONFIG_FILE} is not an open_clip configuration ({error})") from None
+        raise ConfigError(
+            f"encoder.model: {folder / CONFIG_FILE} is not an open_clip configuration ({error})"
+        ) from None
     checkpoint = _find_checkpoint_in_dir(folder)
     if checkpoint is None:
         raise ConfigError(f"encoder.model: {folder} holds no weights; open_clip_model.safetensors is missing")
-    return Weights(f"local-dir:{folder.resolve()}", None, Path(checkpoint), model_config, description.get("preprocess_cfg", {}))
+    return Weights(
+        f"local-dir:{folder.resolve()}", None, Path(checkpoint), model_config, description.get("preprocess_cfg", {})
+    )
 
 
 def _architecture(model: str, pretrained: str) -> Weights:
@@ -82,7 +88,9 @@ def _architecture(model: str, pretrained: str) -> Weights:
     if model not in open_clip.list_models():
         close = difflib.get_close_matches(model, open_clip.list_models(), n=3, cutoff=0.4)
         hint = f"; did you mean {' or '.join(close)}?" if close else ""
-        raise ConfigError(f"encoder.model: open_clip knows no architecture {model!r}{hint} A folder is given as `local-dir:<path>`")
+        raise ConfigError(
+            f"encoder.model: open_clip knows no architecture {model!r}{hint} A folder is given as `local-dir:<path>`"
+        )
     tag = get_pretrained_cfg(model, pretrained)
     if not tag:
         file = Path(pretrained).expanduser()
@@ -115,9 +123,13 @@ def matching_activation(model: str, pretrained: str, weights_use_quick_gelu: boo
         log.warning("encoder: the weights %s were trained as %s, which is used instead of %s", pretrained, other, model)
         return other, False
     if weights_use_quick_gelu:
-        log.warning("encoder: the weights %s were trained with QuickGELU, which is switched on in %s", pretrained, model)
+        log.warning(
+            "encoder: the weights %s were trained with QuickGELU, which is switched on in %s", pretrained, model
+        )
         return model, True
-    raise ConfigError(f"encoder: the weights {pretrained!r} were trained without QuickGELU, but {model} has it; choose another model")
+    raise ConfigError(
+        f"encoder: the weights {pretrained!r} were trained without QuickGELU, but {model} has it; choose another model"
+    )
 
 
 def _download(model: str, pretrained: str, tag: dict[str, Any]) -> Path:
@@ -125,7 +137,10 @@ def _download(model: str, pretrained: str, tag: dict[str, Any]) -> Path:
     from open_clip.pretrained import download_pretrained
 
     _check_reachable(model, pretrained, tag)
-    lock = Path(tempfile.gettempdir()) / f"raycluster-{hashlib.sha256(f'{model} {pretrained}'.encode()).hexdigest()[:16]}.lock"
+    lock = (
+        Path(tempfile.gettempdir())
+        / f"raycluster-{hashlib.sha256(f'{model} {pretrained}'.encode()).hexdigest()[:16]}.lock"
+    )
     try:
         with FileLock(lock):
             return Path(download_pretrained(tag))

@@ -91,7 +91,9 @@ class TrainedMethod(Method):
         """A fresh optimizer over the trainable parameters."""
 
     @abstractmethod
-    def forward_batch(self, data: TrainingData, extras: Mapping[str, Tensor], rows: Tensor, epoch: int) -> dict[str, Tensor]:
+    def forward_batch(
+        self, data: TrainingData, extras: Mapping[str, Tensor], rows: Tensor, epoch: int
+    ) -> dict[str, Tensor]:
         """Outputs [b, …] for the positions `rows` [b] of this worker's share of the batch."""
 
     @abstractmethod

@@ -107,14 +107,13 @@ class DXMC(TrainedMethod):
         head = nn.Sequential(
             nn.Linear(self.dim, self.dim), GlobalBatchNorm1d(self.dim), nn.ReLU(), nn.Linear(self.dim, self.n_clusters)
         )
-        for layer in (head[0], head[3]):
-            nn.init.trunc_normal_(layer.weight, std=0.02)
+        for layer in head:
+            if isinstance(layer, nn.Linear):
+                nn.init.trunc_normal_(layer.weight, std=0.02)
         return head
 
     def _instance_head(self) -> nn.Sequential:
-        return nn.Sequential(
-            nn.Linear(self.dim, self.dim), nn.ReLU(), nn.Linear(self.dim, self.config.instance_dim)
-        )
+        return nn.Sequential(nn.Linear(self.dim, self.dim), nn.ReLU(), nn.Linear(self.dim, self.config.instance_dim))
 
     def schedule(self) -> Schedule:
         """The last, incomplete batch is dropped; with fewer rows than a batch there is one batch of all."""
@@ -136,7 +135,9 @@ class DXMC(TrainedMethod):
             "text_neighbors": nearest_neighbors(counterparts, self.config.neighbors).int(),
         }
 
-    def forward_batch(self, data: TrainingData, extras: Mapping[str, Tensor], rows: Tensor, epoch: int) -> dict[str, Tensor]:
+    def forward_batch(
+        self, data: TrainingData, extras: Mapping[str, Tensor], rows: Tensor, epoch: int
+    ) -> dict[str, Tensor]:
         """Outputs of both heads for the rows, and of the cluster heads for one neighbor of each."""
         images, counterparts = _unit(data, rows)
         near_image, _ = _unit(data, self._draw(data, extras["image_neighbors"], rows, epoch, IMAGE_STREAM))
@@ -159,7 +160,9 @@ class DXMC(TrainedMethod):
         config, o = self.config, outputs
         assert config.temperature is not None
         assert config.instance_temperature is not None
-        cluster = cluster_contrast(o["q"], o["near_p"], config.temperature) + cluster_contrast(o["p"], o["near_q"], config.temperature)
+        cluster = cluster_contrast(o["q"], o["near_p"], config.temperature) + cluster_contrast(
+            o["p"], o["near_q"], config.temperature
+        )
         instance = nt_xent(o["text"], o["image"], config.instance_temperature)
         entropy = mean_assignment_entropy(o["p"]) + mean_assignment_entropy(o["q"])
         total = cluster + config.instance_weight * instance - config.entropy_weight * entropy

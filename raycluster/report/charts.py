@@ -24,7 +24,7 @@ JOINED = 150
 
 
 def colors(n: int) -> tuple[str, ...]:
-    """`n` colors that stand out on white and on near-black; up to ten are chosen by hand, more repeat only in likeness."""
+    """`n` colors that stand out on white and on near-black; up to ten are chosen by hand, more grow alike."""
     if n <= len(_FEW_COLORS):
         return _FEW_COLORS[:n]
     return tuple(_oklch(_LIGHTNESS[i % len(_LIGHTNESS)], _CHROMA, i * _GOLDEN_ANGLE) for i in range(n))
@@ -65,7 +65,7 @@ def bar(share: float) -> Markup:
 
 
 def ticks(largest: float) -> tuple[int, ...]:
-    """Two to five round numbers, 0 left out, up to `largest`: multiples of 1, 2 or 5 times a power of ten."""
+    """At most five round numbers, 0 left out, up to `largest`: multiples of 1, 2 or 5 times a power of ten."""
     if largest < 1:
         return ()
     step = 1

@@ -33,7 +33,7 @@ LABELLED = {
 LABEL_FREE = {
     "neighborhood_consistency": (
         "Neighborhood consistency",
-        "Share of an image's nearest neighbors that are in its own cluster; when low, cluster borders cut through dense groups.",
+        "Share of an image's 20 nearest neighbors that are in its own cluster; when low, cluster borders cut through dense groups.",
     ),
     "confidence": (
         "Confidence",
@@ -53,11 +53,11 @@ LABEL_FREE = {
     ),
     "silhouette": (
         "Silhouette",
-        "From −1 to 1: how much nearer images are to their own cluster than to the next; below 0 clusters overlap.",
+        "From −1 to 1: how much nearer images are to their own cluster's center than to the next; below 0 clusters overlap.",
     ),
     "image_text_agreement": (
         "Image-text agreement",
-        "How far the grouping seen in the pictures is also seen in their text counterparts; near 1 the nouns support the clusters.",
+        "Share of images whose text counterpart is nearest to those of their own cluster; near 1 the nouns support the clusters.",
     ),
 }
 """Scores that need no labels: metric key → (title, sentence)."""

@@ -24,7 +24,6 @@ NAMED_BARS = 30
 EXAMPLES = 3
 """Example URIs for each failing status."""
 
-
 Metrics: TypeAlias = dict[str, float | int | None]
 
 
@@ -59,7 +58,7 @@ class ReportData:
     created: str
     """ISO 8601."""
     facts: dict[str, str]
-    """What was run, in the order to show it. `method`, if there, is also a key number."""
+    """What was run, in the order to show it. The first word of `Method`, if there, is also a key number."""
     statuses: dict[str, int]
     """Images by status."""
     failures: dict[str, list[tuple[str, str]]]
@@ -145,8 +144,8 @@ def _key_numbers(data: ReportData) -> list[tuple[str, str, str]]:
         ("Assigned", grouped(assigned), share(assigned, data.n_images)),
         ("Clusters", grouped(len(data.cards)), f"{grouped(empty)} empty" if empty else ""),
     ]
-    if "method" in data.facts:
-        numbers.append(("Method", data.facts["method"], ""))
+    if "Method" in data.facts:
+        numbers.append(("Method", data.facts["Method"].partition(" ")[0], ""))
     if (accuracy := data.metrics.get("acc")) is not None:
         numbers.append(("ACC", percent(accuracy), f"on {grouped(data.metrics.get('n_labelled'))} labelled"))
     if (confidence := data.metrics.get("confidence")) is not None:

@@ -23,7 +23,9 @@ def semantic_center_count(n_images: int, n_clusters: int) -> int:
     return min(n_images, round(n_images / IMAGES_A_CENTER) if large else 3 * n_clusters)
 
 
-def select_nouns(images: Tensor, nouns: Tensor, n_centers: int, *, per_center: int = NOUNS_A_CENTER, seed: int) -> Tensor:
+def select_nouns(
+    images: Tensor, nouns: Tensor, n_centers: int, *, per_center: int = NOUNS_A_CENTER, seed: int
+) -> Tensor:
     """Indices of the kept nouns, ascending, int64, at most `per_center · n_centers`.
 
     `images` [N, d] and `nouns` [M, d]: float32 unit rows. Images are grouped into semantic centers by spherical k-means;
@@ -40,7 +42,7 @@ def nouns_of_centers(centers: Tensor, nouns: Tensor, per_center: int = NOUNS_A_C
     half precision 2.5 to 5 % of the kept nouns would change. Returns their union, ascending, int64.
     """
     rows = max(1, CHUNK_BYTES // (4 * len(centers)))
-    parts = [(chunk @ centers.T).softmax(dim=1).max(dim=1) for chunk in nouns.split(rows)]
+    parts = [(chunk @ centers.T).softmax(dim=1).max(dim=1) for chunk in torch.split(nouns, rows)]
     probability, center = torch.cat([p.values for p in parts]), torch.cat([p.indices for p in parts])
     # Sorted by center, within it by falling probability: the rank in the group is the distance to the group's start.
     order = torch.argsort(probability, descending=True, stable=True)
@@ -57,5 +59,5 @@ def text_counterparts(images: Tensor, kept: Tensor, temperature: float = TEMPERA
     `images` [N, d], `kept` [M, d]: float32 unit rows; weights softmax(v·t / temperature). Returns [N, d] float32 unit rows.
     """
     rows = max(1, CHUNK_BYTES // (4 * len(kept)))
-    parts = [(chunk @ kept.T / temperature).softmax(dim=1) @ kept for chunk in images.split(rows)]
+    parts = [(chunk @ kept.T / temperature).softmax(dim=1) @ kept for chunk in torch.split(images, rows)]
     return normalize(torch.cat(parts), dim=1)

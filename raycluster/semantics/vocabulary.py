@@ -73,7 +73,9 @@ def load_noun_embeddings(uri: str, storage: StorageConfig) -> tuple[list[str], n
         raise ConfigError(f"{where} is not a Parquet file ({error})") from None
     missing = {"noun", "embedding"} - set(table.column_names)
     if missing:
-        raise ConfigError(f"{where} lacks the column {' and '.join(sorted(missing))}; it has {', '.join(table.column_names)}")
+        raise ConfigError(
+            f"{where} lacks the column {' and '.join(sorted(missing))}; it has {', '.join(table.column_names)}"
+        )
     nouns = table.column("noun").cast(pa.string()).to_pylist()
     first = list({noun: row for row, noun in reversed(list(enumerate(nouns))) if noun}.values())
     rows = [table.column("embedding")[row].values for row in sorted(first)]
@@ -132,7 +134,9 @@ def read_cached(folder: Location, key: str) -> tuple[list[str], np.ndarray] | No
         table = read_table([file])
         return table.column("noun").to_pylist(), vectors(table)
     except (pa.ArrowInvalid, OSError, KeyError) as error:
-        raise ArtifactError(f"{file.uri}: the cached noun embeddings cannot be read ({error}); delete the file") from None
+        raise ArtifactError(
+            f"{file.uri}: the cached noun embeddings cannot be read ({error}); delete the file"
+        ) from None
 
 
 def write_cached(folder: Location, key: str, nouns: list[str], embeddings: np.ndarray) -> None:

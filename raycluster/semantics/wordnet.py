@@ -64,13 +64,23 @@ def _lemmas(file: Path) -> Iterator[str]:
 
 def _from_wn(lexicon: str | None) -> list[str]:
     if find_spec("wn") is None:
-        where = "no WordNet database was found" if lexicon is None else f"{lexicon} is no folder, and the `wn` package is not installed"
+        where = (
+            "no WordNet database was found"
+            if lexicon is None
+            else f"{lexicon} is no folder, and the `wn` package is not installed"
+        )
         raise ConfigError(f"vocabulary.source: {where}; {REMEDY}")
     import wn
 
-    names = [f"{found.id}:{found.version}" for found in wn.lexicons(lexicon=lexicon or "*", lang=None if lexicon else "en")]
+    names = [
+        f"{found.id}:{found.version}" for found in wn.lexicons(lexicon=lexicon or "*", lang=None if lexicon else "en")
+    ]
     if not names:
-        missing = "no WordNet database was found, and `wn` holds no English lexicon" if lexicon is None else f"`wn` holds no lexicon {lexicon}"
+        missing = (
+            "no WordNet database was found, and `wn` holds no English lexicon"
+            if lexicon is None
+            else f"`wn` holds no lexicon {lexicon}"
+        )
         raise ConfigError(f"vocabulary.source: {missing}; {REMEDY}")
     log.info("vocabulary: WordNet lexicon %s of the wn package", names[0])
     return [lemma for synset in wn.synsets(pos="n", lexicon=names[0]) for lemma in synset.lemmas()]

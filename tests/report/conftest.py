@@ -47,7 +47,7 @@ def make_data() -> Callable[..., ReportData]:
         data = ReportData(
             title="/data/runs/pictures",
             created="2026-11-21T05:53:12+00:00",
-            facts={"method": "dxmc", "images": "/data/pictures", "ray": "2.60.0"},
+            facts={"Method": "dxmc (default): steps 400", "images": "/data/pictures", "ray": "2.60.0"},
             statuses={"ok": assigned, "undecodable": 4, "missing": 2},
             failures={"undecodable": [(f"/data/pictures/broken-{i}.jpg", f"reason {i}") for i in range(4)]},
             n_images=assigned + 6,

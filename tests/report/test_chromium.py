@@ -84,7 +84,7 @@ def test_long_and_hostile_strings_do_not_widen_a_phone(make_data: Callable[..., 
     data = make_data(
         3,
         title=text,
-        facts={"method": text, text: text},
+        facts={"Method": text, text: text},
         stages={text: 1e6},
         warnings=[text],
         failures={"missing": [(text, text)]},

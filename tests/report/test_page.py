@@ -135,7 +135,7 @@ def test_hostile_strings_are_text_wherever_they_stand(make_data: Make, text: str
     thumbs = (Thumb(text, None, None), Thumb(text, 0.5, data.cards[0].typical[0].jpeg))
     cards = tuple(replace(card, name=text, nouns=(text, text + "2"), typical=thumbs) for card in data.cards)
     hostile = replace(
-        data, title=text, cards=cards, facts={"method": text, text: text}, statuses={"ok": 1, text: 2}, warnings=[text],
+        data, title=text, cards=cards, facts={"Method": text, text: text}, statuses={"ok": 1, text: 2}, warnings=[text],
         failures={text: [(text, text)]}, stages={text: 1.0},
     )  # fmt: skip
     source = render(hostile)
