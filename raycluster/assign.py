@@ -13,7 +13,7 @@ from raycluster.distributed import map_tasks
 from raycluster.methods.base import Method
 from raycluster.model import probabilities, top_two
 from raycluster.rows import vectors
-from raycluster.run import part_name
+from raycluster.run_folder import part_name
 from raycluster.storage import Location, read_table
 from raycluster.tables import ASSIGNMENTS
 

@@ -23,7 +23,7 @@ from raycluster.config import EncoderConfig, StorageConfig, validate
 from raycluster.errors import ArtifactError, ConfigError
 from raycluster.methods import registry
 from raycluster.methods.base import Method
-from raycluster.run import RunFolder
+from raycluster.run_folder import RunFolder
 from raycluster.storage import Location, locate
 
 if TYPE_CHECKING:

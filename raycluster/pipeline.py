@@ -15,7 +15,7 @@ from raycluster.config import RunConfig, validate
 from raycluster.errors import ConfigError, RayclusterError
 from raycluster.plan import STAGES, Step
 from raycluster.prepare import prepare
-from raycluster.run import RunFolder, check_failures, now
+from raycluster.run_folder import RunFolder, check_failures, now
 from raycluster.stages import Outcome, Stages
 from raycluster.storage import locate
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from raycluster.config import MethodConfig, RunConfig, fingerprint
-from raycluster.run import FOLDERS, Marker, RunFolder
+from raycluster.run_folder import FOLDERS, Marker, RunFolder
 
 STAGES = tuple(FOLDERS)
 

@@ -18,7 +18,7 @@ from raycluster.errors import ConfigError
 from raycluster.images.manifest import content_digest, grown_only, list_images, number_rows
 from raycluster.methods import registry
 from raycluster.plan import Inputs, manifest_recipe
-from raycluster.run import RunFolder
+from raycluster.run_folder import RunFolder
 from raycluster.semantics import vocabulary
 from raycluster.storage import read_table
 

@@ -21,7 +21,7 @@ from raycluster.errors import DataQualityError
 from raycluster.methods import registry
 from raycluster.plan import Step
 from raycluster.prepare import Prepared
-from raycluster.run import Marker, RunFolder, check_rows, now, parts
+from raycluster.run_folder import Marker, RunFolder, check_rows, now, parts
 from raycluster.storage import Location, read_table
 
 log = logging.getLogger(__name__)

@@ -8,7 +8,7 @@ from typing import Any
 from raycluster.config import StorageConfig
 from raycluster.errors import ConfigError
 from raycluster.plan import STAGES
-from raycluster.run import RunFolder, parts
+from raycluster.run_folder import RunFolder, parts
 from raycluster.storage import locate
 
 log = logging.getLogger(__name__)

@@ -8,7 +8,7 @@ import pytest
 
 from raycluster.config import MethodConfig, RunConfig, validate
 from raycluster.plan import STAGES, Inputs, Step, make
-from raycluster.run import Marker, RunFolder, now
+from raycluster.run_folder import Marker, RunFolder, now
 from raycluster.storage import locate
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from raycluster.demo import kinds_food, kinds_home, kinds_nature, kinds_travel  # noqa: F401  (they fill the register)
+from raycluster.demo import kinds_food, kinds_home, kinds_nature, kinds_travel, kinds_wear  # noqa: F401  (they register)
 from raycluster.demo.pen import KINDS, Kind
 
 __all__ = ["KINDS", "SHOWN_KINDS", "Kind"]

@@ -138,7 +138,8 @@ class ClipEncoder:
     @torch.inference_mode()
     def encode_pixels(self, pixels: np.ndarray) -> np.ndarray:
         """uint8 [B, height, width, 3] → float16 [B, d] embeddings, not normalized."""
-        x = torch.from_numpy(pixels).to(self.device, non_blocking=True).permute(0, 3, 1, 2).contiguous()
+        # Copied: Ray hands out read-only arrays, which torch must not alias.
+        x = torch.from_numpy(pixels.copy()).to(self.device, non_blocking=True).permute(0, 3, 1, 2).contiguous()
         x = (x.float() - self._mean) / self._std
         return self.model.encode_image(x.to(_DTYPES[self.spec.precision])).half().cpu().numpy()
 

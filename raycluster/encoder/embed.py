@@ -27,7 +27,7 @@ from raycluster.distributed import Resources
 from raycluster.encoder.clip import ClipEncoder, EncoderSpec, pil_transform
 from raycluster.images.decode import decode_batch
 from raycluster.images.fetch import fetch_batch
-from raycluster.run import part_name
+from raycluster.run_folder import part_name
 from raycluster.storage import Location
 from raycluster.tables import embeddings_schema
 

@@ -14,7 +14,7 @@ from raycluster.config import RunConfig
 from raycluster.distributed import Resources, map_tasks
 from raycluster.encoder.clip import ClipEncoder, EncoderSpec
 from raycluster.rows import vectors
-from raycluster.run import part_name
+from raycluster.run_folder import part_name
 from raycluster.semantics import vocabulary
 from raycluster.storage import Location, read_table
 from raycluster.tables import counterparts_schema, nouns_schema

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from raycluster.errors import ArtifactError, DataQualityError
-from raycluster.run import Marker, RunFolder, check_failures, check_rows, now, part_name
+from raycluster.run_folder import Marker, RunFolder, check_failures, check_rows, now, part_name
 from raycluster.storage import locate
 
 

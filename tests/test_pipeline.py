@@ -1,0 +1,279 @@
+"""The main job from end to end: real Ray, the built-in encoder, drawn pictures, and files that are none."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+import raycluster
+from raycluster.cli import main
+from raycluster.demo.drawing import draw_dataset
+from raycluster.errors import ConfigError, DataQualityError
+from raycluster.pipeline import RunResult
+from raycluster.plan import STAGES
+from raycluster.tables import ASSIGNMENTS, CLUSTERS, MANIFEST, embeddings_schema
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
+
+KINDS = ("house", "fish", "tree", "star")
+NOUNS = ("house", "fish", "tree", "star", "car", "cup", "bird", "flower", "animal", "building", "plant", "vehicle")
+UGLY = {"empty.jpg": "empty", "text.jpg": "undecodable", "cut.png": "undecodable", "gone.jpg": "missing"}
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """48 good pictures in folders, four that cannot be read, and a file that is no picture."""
+    folder = tmp_path_factory.mktemp("photos")
+    draw_dataset(folder, 48, KINDS, seed=11)
+    (folder / "empty.jpg").touch()
+    (folder / "text.jpg").write_text("not a picture")
+    good = next((folder / "fish").iterdir()).read_bytes()
+    (folder / "cut.png").write_bytes(good[: len(good) // 2])
+    (folder / "gone.jpg").symlink_to(folder / "nowhere")
+    (folder / "notes.txt").write_text("a list")
+    return folder
+
+
+def configuration(photos: Path, output: Path, **changes: Any) -> dict[str, Any]:
+    nouns = output.parent / "nouns.txt"
+    nouns.write_text("\n".join(NOUNS))
+    return {
+        "images": str(photos),
+        "output": str(output),
+        "clusters": 4,
+        "labels": "folder",
+        "max_failed_fraction": 0.2,
+        "encoder": {"model": "builtin"},
+        "vocabulary": {"source": str(nouns), "prompts": ["a picture of a {}"], "cache": str(output.parent / "cache")},
+        "method": {"name": "dxmc", "epochs": 20, "batch_size": 32},
+        "resources": {"encoder_actors": 1},
+        **changes,
+    }
+
+
+def table(result: RunResult, name: str) -> pa.Table:
+    return pq.read_table(result.tables[name])
+
+
+def states(result: RunResult) -> dict[str, str]:
+    return {stage: entry["state"] for stage, entry in result.stages.items()}
+
+
+@pytest.fixture(scope="module")
+def finished(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], RunResult]:
+    config = configuration(photos, tmp_path_factory.mktemp("run") / "out")
+    return config, raycluster.run(config)
+
+
+def test_every_table_is_as_the_design_has_it(finished: tuple[dict[str, Any], RunResult]) -> None:
+    _, result = finished
+    assert states(result) == dict.fromkeys(STAGES, "ran")
+    expected = {
+        "manifest": MANIFEST,
+        "embeddings": embeddings_schema(96),
+        "assignments": ASSIGNMENTS,
+        "clusters": CLUSTERS,
+    }
+    for name, schema in expected.items():
+        found = table(result, name).schema.remove_metadata()
+        assert found.names == schema.names
+        assert found.types == schema.types, name
+    assert table(result, "manifest").num_rows == 52
+
+
+def test_every_image_has_a_fate(finished: tuple[dict[str, Any], RunResult]) -> None:
+    _, result = finished
+    manifest, assigned = table(result, "manifest"), table(result, "assignments")
+    assert sorted(assigned["row_id"].to_pylist()) == sorted(manifest["row_id"].to_pylist())
+    rows = {row["image_id"]: row for row in assigned.to_pylist()}
+    for image_id, status in UGLY.items():
+        row = rows.pop(image_id)
+        assert row["status"] == status
+        assert [row[name] for name in ("cluster", "confidence", "margin", "runner_up")] == [None] * 4
+    for row in rows.values():
+        assert row["status"] == "ok"
+        assert 0 <= row["cluster"] < 4
+        assert row["runner_up"] != row["cluster"]
+        assert 0 <= row["margin"] <= row["confidence"] <= 1
+    reasons = [r for r in table(result, "embeddings").to_pylist() if r["status"] != "ok"]
+    assert all(row["error"] and row["embedding"] is None for row in reasons)
+
+
+def test_scores_and_names_make_sense(finished: tuple[dict[str, Any], RunResult]) -> None:
+    _, result = finished
+    assert result.metrics["n_labelled"] == 48
+    assert result.metrics["acc"] > 0.5  # a quarter would be chance
+    clusters = table(result, "clusters")
+    names = clusters["name"].to_pylist()
+    assert len(set(names)) == 4
+    assert set(names) <= set(NOUNS)
+    assert sum(clusters["size"].to_pylist()) == 48
+    assert "4 of 52 images could not be read" in result.warnings[0]
+
+
+def test_the_model_predicts_what_the_batch_assigned(finished: tuple[dict[str, Any], RunResult], photos: Path) -> None:
+    config, result = finished
+    model = raycluster.load_model(config["output"])
+    rows = [row for row in table(result, "assignments").to_pylist() if row["status"] == "ok"][:8]
+    from_files = model.predict([row["uri"] for row in rows])
+    assert from_files.cluster.tolist() == [row["cluster"] for row in rows]
+    np.testing.assert_allclose(from_files.confidence, [row["confidence"] for row in rows], atol=1e-4)
+    embedded = {row["row_id"]: row["embedding"] for row in table(result, "embeddings").to_pylist()}
+    from_embeddings = model.predict(np.array([embedded[row["row_id"]] for row in rows]))
+    assert from_embeddings.name == from_files.name
+    mixed = model.predict([Image.open(rows[0]["uri"]), (photos / "text.jpg").read_bytes(), str(photos / "gone.jpg")])
+    assert mixed.status == ["ok", "undecodable", "missing"]
+    assert mixed.cluster[0] == rows[0]["cluster"]
+    assert mixed.cluster[1:].tolist() == [-1, -1]
+    with pytest.raises(ConfigError, match=r"\[n, 96\]"):
+        model.predict(np.zeros((2, 5), np.float32))
+
+
+def test_a_second_run_does_nothing(finished: tuple[dict[str, Any], RunResult]) -> None:
+    config, first = finished
+    again = raycluster.run(config)
+    assert states(again) == dict.fromkeys(STAGES, "skipped")
+    assert (again.tables, again.model, again.metrics, again.report) == (
+        first.tables,
+        first.model,
+        first.metrics,
+        first.report,
+    )
+
+
+def test_a_changed_number_of_clusters_keeps_the_embeddings(finished: tuple[dict[str, Any], RunResult]) -> None:
+    config, first = finished
+    dry = raycluster.run({**config, "clusters": 5}, dry_run=True)
+    assert [stage for stage, state in states(dry).items() if state == "would run"] == list(STAGES[2:])
+    changed = raycluster.run({**config, "clusters": 5, "method": {"name": "kmeans"}})
+    assert [stage for stage, state in states(changed).items() if state == "ran"] == list(STAGES[2:])
+    back = raycluster.run(config)
+    assert states(back) == dict.fromkeys(STAGES, "skipped")
+    assert raycluster.load_model(config["output"]).method.name == "dxmc"
+    assert back.tables == first.tables
+
+
+def test_a_dry_run_writes_nothing(photos: Path, tmp_path: Path) -> None:
+    dry = raycluster.run(configuration(photos, tmp_path / "out"), dry_run=True)
+    assert states(dry) == dict.fromkeys(STAGES, "would run")
+    assert not (tmp_path / "out").exists()
+
+
+def test_added_images_are_embedded_and_assigned_alone(photos: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "photos"
+    shutil.copytree(photos / "fish", folder / "fish")
+    shutil.copytree(photos / "tree", folder / "tree")
+    config = configuration(folder, tmp_path / "out", clusters=2, method={"name": "kmeans"})
+    first = raycluster.run(config)
+    before = {path: path.stat().st_mtime_ns for path in Path(first.tables["embeddings"]).iterdir()}
+    shutil.copytree(photos / "star", folder / "star")
+    second = raycluster.run(config)
+    assert {stage for stage, state in states(second).items() if state == "skipped"} == {"train"}
+    after = {path: path.stat().st_mtime_ns for path in Path(second.tables["embeddings"]).iterdir()}
+    assert {path: after[path] for path in before} == before
+    new = [row for path in set(after) - set(before) for row in pq.read_table(path).to_pylist()]
+    assert {row["image_id"].split("/")[0] for row in new} == {"star"}
+    assert table(second, "assignments").num_rows == 36
+    # An image that is gone takes its row along; the model stays.
+    next((folder / "fish").iterdir()).unlink()
+    third = raycluster.run(config)
+    assert states(third)["train"] == "skipped"
+    assert table(third, "assignments").num_rows == 35
+
+
+def test_too_many_failures_stop_the_run_and_lose_nothing(photos: Path, tmp_path: Path) -> None:
+    config = configuration(photos, tmp_path / "out", max_failed_fraction=0.01, method={"name": "kmeans"})
+    with pytest.raises(DataQualityError) as caught:
+        raycluster.run(config)
+    assert "4 of 52 images (7.7%)" in str(caught.value)
+    assert all(name in str(caught.value) for name in UGLY)
+    with pytest.raises(DataQualityError):
+        raycluster.run(config)
+    assert states(raycluster.run({**config, "max_failed_fraction": 0.1}, until="train"))["embed"] == "skipped"
+
+
+def test_ready_made_embeddings_need_no_encoder(tmp_path: Path) -> None:
+    rng = np.random.default_rng(5)
+    centers = rng.normal(size=(3, 16))
+    vectors = np.repeat(centers, 20, axis=0) + 0.2 * rng.normal(size=(60, 16))
+    vectors[7] = np.nan
+    labels = [None if i % 2 else f"kind {i // 20}" for i in range(60)]
+    given = {"image_id": [f"photo {i}" for i in range(60)], "embedding": list(vectors), "label": labels}
+    pq.write_table(pa.table(given), tmp_path / "embeddings.parquet")
+    nouns = {
+        "noun": ["cat", "dog", "owl", "cat"],
+        "embedding": list(np.vstack([centers, centers[:1]]).astype(np.float32)),
+    }
+    pq.write_table(pa.table(nouns), tmp_path / "nouns.parquet")
+    config = {
+        "embeddings": str(tmp_path / "embeddings.parquet"),
+        "vocabulary": {"embeddings": str(tmp_path / "nouns.parquet")},
+        "output": str(tmp_path / "out"),
+        "clusters": 3,
+        "method": {"name": "dxmc", "epochs": 200, "batch_size": 32},
+    }
+    result = raycluster.run(config)
+    assert result.metrics["n_labelled"] == 30
+    assert set(table(result, "clusters")["name"].to_pylist()) == {"cat", "dog", "owl"}
+    bad = table(result, "assignments").filter(pa.compute.field("image_id") == "photo 7").to_pylist()[0]
+    assert (bad["status"], bad["cluster"]) == ("failed", None)
+    without = {**config, "vocabulary": {}, "output": str(tmp_path / "out2")}
+    with pytest.raises(ConfigError, match=r"vocabulary\.embeddings: method dxmc needs nouns"):
+        raycluster.run(without)
+    named = raycluster.run({**without, "method": {"name": "kmeans"}})
+    assert table(named, "clusters")["name"].to_pylist() == ["cluster 0", "cluster 1", "cluster 2"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"clusters": 500}, "clusters: 500 clusters, but only 52 images were found"),
+        ({"images": "/nowhere/at/all"}, "/nowhere/at/all"),
+        ({"method": {"name": "magic"}}, "method.name: unknown method 'magic'; known are dxmc, kmeans"),
+        ({"method": {"name": "kmeans", "epochs": 3}}, "unknown key `epochs`"),
+        ({"encoder": {"model": "ViT-Z", "pretrained": "x"}}, "encoder.model: open_clip knows no architecture 'ViT-Z'"),
+        ({"encoder": {"model": "local-dir:/nowhere"}}, "encoder.model: the folder /nowhere does not exist"),
+        ({"vocabulary": {"source": "nouns.doc"}}, "vocabulary.source"),
+        ({"vocabulary": {"source": "wordnet", "path": "nothing:1"}}, "vocabulary.source"),
+        ({"output": "/proc/raycluster"}, "output: /proc/raycluster cannot be written"),
+        ({"resources": {"train_workers": 4000}}, "resources.train_workers is 4000"),
+        ({"finetune": {"enabled": True}}, "finetune.enabled"),
+    ],
+)
+def test_bad_configuration_is_one_clear_error_before_any_work(
+    photos: Path, tmp_path: Path, change: dict[str, Any], message: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text(json.dumps(configuration(photos, tmp_path / "out", **change)))  # JSON is YAML
+    assert main(["run", "--config", str(file)]) == 2
+    printed = capfd.readouterr()
+    result = json.loads(printed.out)
+    assert message in result["error"]
+    assert "Traceback" not in printed.err
+    assert not (tmp_path / "out" / "embeddings").exists()
+
+
+def test_a_folder_without_pictures_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "notes.txt").touch()
+    with pytest.raises(ConfigError, match="1 other file"):
+        raycluster.run(configuration(tmp_path / "photos", tmp_path / "out"))
+
+
+def test_status_says_what_is_done_and_what_failed(
+    finished: tuple[dict[str, Any], RunResult], capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    config, _ = finished
+    assert main(["status", config["output"]]) == 0
+    result = json.loads(capfd.readouterr().out)
+    assert result["stages"]["embed"]["failed"] == {"empty": 1, "missing": 1, "undecodable": 2}
+    assert result["status"] == "ok"
+    assert main(["status", str(tmp_path)]) == 2
