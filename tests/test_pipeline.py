@@ -252,7 +252,7 @@ def test_bad_configuration_is_one_clear_error_before_any_work(
     photos: Path, tmp_path: Path, change: dict[str, Any], message: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "run.yaml"
-    file.write_text(json.dumps(configuration(photos, tmp_path / "out", **change)))  # JSON is YAML
+    file.write_text(json.dumps({**configuration(photos, tmp_path / "out"), **change}))  # JSON is YAML
     assert main(["run", "--config", str(file)]) == 2
     printed = capfd.readouterr()
     result = json.loads(printed.out)

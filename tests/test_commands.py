@@ -1,0 +1,130 @@
+"""The commands as a user types them, each in a process of its own that starts its own Ray."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from raycluster.demo.drawing import draw_dataset
+
+ROOT = Path(__file__).resolve().parents[1]
+BIN = Path(sys.executable).parent
+
+
+@pytest.fixture
+def arguments(tmp_path: Path) -> list[str]:
+    """Options of a small run on 60 drawn pictures."""
+    draw_dataset(tmp_path / "photos", 60, ("fish", "car", "star"), seed=12)
+    (tmp_path / "nouns.txt").write_text("fish\ncar\nstar\ntree\ncup\nhouse\n")
+    given = {
+        "images": tmp_path / "photos",
+        "output": tmp_path / "out",
+        "clusters": 3,
+        "encoder.model": "builtin",
+        "vocabulary.source": tmp_path / "nouns.txt",
+        "vocabulary.cache": tmp_path / "cache",
+        "method.name": "kmeans",
+        "resources.encoder_actors": 1,
+    }
+    return [str(word) for name, value in given.items() for word in (f"--{name}", value)]
+
+
+def clean_environment() -> dict[str, str]:
+    return {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+
+
+def run(*words: str, timeout: float = 200) -> subprocess.CompletedProcess[str]:
+    command = [str(BIN / "raycluster"), *words]
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=timeout, env=clean_environment(), check=False
+    )
+
+
+def test_help_is_there_in_under_a_second() -> None:
+    for words in (["--help"], ["run", "--help"], ["status", "--help"]):
+        started = time.perf_counter()
+        done = run(*words)
+        assert time.perf_counter() - started < 1
+        assert done.returncode == 0
+    assert "--encoder.model" in run("run", "--help").stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "message"), [(["fly"], "invalid choice"), (["run", "--colour", "3"], "unknown option --colour")]
+)
+def test_a_mistyped_command_line_is_exit_2(words: list[str], message: str) -> None:
+    done = run(*words)
+    assert done.returncode == 2
+    assert message in done.stderr
+
+
+def test_a_killed_run_resumes_where_it_was(arguments: list[str], tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [str(BIN / "raycluster"), "run", *arguments],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env=clean_environment(),
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 150
+    while not (parts := list((tmp_path / "out" / "embeddings").glob("*/part-*.parquet"))):
+        assert process.poll() is None, "the run ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    kept = {path: path.stat().st_mtime_ns for path in parts}
+    assert not (tmp_path / "out" / "_stages" / "embed.json").exists()
+
+    done = run("run", *arguments)
+    assert done.returncode == 0, done.stderr
+    (line,) = done.stdout.splitlines()
+    result = json.loads(line)
+    assert result["status"] == "ok"
+    assert result["command"] == "run"
+    assert "\r" not in done.stderr  # no progress bar without a terminal
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    for table in ("embeddings", "assignments"):
+        ids = pq.read_table(result["tables"][table])["row_id"].to_numpy()
+        np.testing.assert_array_equal(np.sort(ids), np.arange(60))
+
+
+@pytest.mark.timeout(400)
+def test_a_submitted_job_is_the_same_call(arguments: list[str], tmp_path: Path) -> None:
+    with socket.socket() as free, socket.socket() as other:
+        free.bind(("127.0.0.1", 0))
+        other.bind(("127.0.0.1", 0))
+        port, dashboard = free.getsockname()[1], other.getsockname()[1]
+    environment = {**clean_environment(), "RAY_AUTH_MODE": "disabled"}
+    ray = str(BIN / "ray")
+    head = [
+        ray,
+        "start",
+        "--head",
+        f"--port={port}",
+        "--num-cpus=2",
+        f"--dashboard-port={dashboard}",
+        f"--temp-dir=/tmp/rc{port}",
+    ]
+    subprocess.run(head, check=True, capture_output=True, timeout=90, env=environment)
+    try:
+        submit = [ray, "job", "submit", "--address", f"http://127.0.0.1:{dashboard}", "--working-dir", str(ROOT)]
+        job = [*submit, "--", sys.executable, "jobs/run.py", *arguments]
+        done = subprocess.run(job, capture_output=True, text=True, timeout=300, env=environment, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        result = next(json.loads(line) for line in done.stdout.splitlines() if line.startswith("{"))
+        assert result["stages"]["assign"] == {**result["stages"]["assign"], "state": "ran", "rows": 60}
+    finally:
+        # `ray stop` would stop every Ray of this machine.
+        subprocess.run(["pkill", "-f", f"/tmp/rc{port}"], check=False)
+    assert (tmp_path / "out" / "run.json").exists()
