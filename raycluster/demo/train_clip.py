@@ -7,7 +7,7 @@ It is a plain open_clip model with the plain CLIP tokenizer:
 it and need nothing else. (A smaller word list of our own would need `transformers`, or an absolute path in the
 configuration.) Most of the file is the table of 49,408 tokens; those that no caption uses are zero, so it packs well.
 
-About ten minutes on two cores.
+Training takes about a quarter of an hour on two cores.
 """
 
 from __future__ import annotations
@@ -79,9 +79,8 @@ def train(output: Path, training: Training, workers: int = 2) -> None:
     log.info("drew %d pictures in %.0f s", len(scenes), time.monotonic() - start)
     torch.manual_seed(training.seed)
     model = open_clip.CLIP(**MODEL_CONFIG)
-    with (
-        torch.no_grad()
-    ):  # as open_clip draws it, position hardly shows beside the patches, and shape is learned slowly
+    with torch.no_grad():
+        # As open_clip draws it, position hardly shows beside the patches' content, and shape is learned very slowly.
         model.visual.positional_embedding *= 8
     tokens_in_use = _fit(model, pictures, scenes, training)
     with torch.no_grad():

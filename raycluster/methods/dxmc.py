@@ -84,10 +84,10 @@ def scaled(n_rows: int, n_clusters: int) -> dict[str, Any]:
     heads share no parameter with the cluster heads, so that the clusters are the same to the last bit without it, at a
     third of the cost.
     """
-    batch = max(32, min(8192, max(256, _power_of_two_below(8 * n_clusters)), _power_of_two_below(n_rows / 2)))
+    batch = max(32, min(8192, max(256, _power_of_two_below(16 * n_clusters)), _power_of_two_below(n_rows / 2)))
     steps_per_epoch = max(1, n_rows // batch)
     return {
-        "temperature": 0.5,
+        "temperature": 0.2,
         "instance_temperature": 0.5,
         "instance_weight": 0.0,
         "neighbors": max(3, min(50, round(n_rows / n_clusters / 3))),
