@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn.functional import normalize
+
+from raycluster.config import MethodConfig
+from raycluster.errors import ConfigError
+from raycluster.methods import registry
+from raycluster.methods.base import FittedMethod, TrainingData
+
+
+def test_methods_are_found_by_name() -> None:
+    assert registry.method_names() == ["dxmc", "kmeans"]
+    with pytest.raises(ConfigError, match=r"method\.name: unknown method 'umap'; known are dxmc, kmeans"):
+        registry.method_class("umap")
+
+
+def test_a_constant_of_another_method_is_named() -> None:
+    with pytest.raises(
+        ConfigError, match="method: unknown key `epochs`; known here: name, profile, train_sample, restarts"
+    ):
+        registry.configure(MethodConfig.model_validate({"name": "kmeans", "epochs": 3}))
+    with pytest.raises(ConfigError, match="`temperature`"):
+        registry.configure(MethodConfig.model_validate({"name": "dxmc", "temperature": -1}))
+
+
+@pytest.mark.parametrize("name", ["dxmc", "kmeans"])
+def test_a_restored_method_predicts_the_same(name: str) -> None:
+    x = torch.randn(50, 8, generator=torch.Generator().manual_seed(0))
+    method = registry.build(MethodConfig(name=name), 8, 3, 50, seed=4)
+    if isinstance(method, FittedMethod):
+        method.fit(TrainingData(torch.arange(50), x, None))
+    again = registry.restore(name, method.constants, 8, 3, 50, method.state_dict())
+    assert torch.equal(method.predict(x), again.predict(x))
+    assert again.constants == method.constants
+    torch.testing.assert_close(method.predict(x).sum(dim=1), torch.ones(50))
+
+
+def test_kmeans_does_not_see_the_scale_of_embeddings() -> None:
+    x = torch.randn(60, 8, generator=torch.Generator().manual_seed(0))
+    method = registry.build(MethodConfig(name="kmeans"), 8, 4, 60, seed=0)
+    assert isinstance(method, FittedMethod)
+    report = method.fit(TrainingData(torch.arange(60), 9 * x, None))
+    assert 0 < report["mean_cosine"] <= 1
+    torch.testing.assert_close(method.predict(x), method.predict(5 * x))
+    nearest = (normalize(x, dim=1) @ method.state_dict()["centers"].T).argmax(dim=1)
+    assert torch.equal(method.predict(x).argmax(dim=1), nearest)

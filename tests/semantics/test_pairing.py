@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.functional import normalize
+
+from raycluster.semantics.pairing import nouns_of_centers, select_nouns, semantic_center_count, text_counterparts
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "tac_filter_retrieve_N90_K12_M200.npz"
+
+
+def test_nouns_and_counterparts_are_the_authors() -> None:
+    with np.load(GOLDEN, allow_pickle=False) as g:
+        images, nouns = (normalize(torch.from_numpy(g[key]).float(), dim=1) for key in ("images", "nouns"))
+        kept = nouns_of_centers(torch.from_numpy(g["fp32_centers"]).float(), nouns)
+        assert kept.tolist() == g["fp32_selected_indices"].tolist()
+        counterparts = text_counterparts(images, nouns[kept])
+        torch.testing.assert_close(
+            counterparts, torch.from_numpy(g["fp32_text_counterpart"]).float(), rtol=1e-4, atol=2e-5
+        )
+
+
+@pytest.mark.parametrize(
+    ("n_images", "n_clusters", "centers"),
+    [
+        (50_000, 10, 167),
+        (5_000, 10, 17),
+        (13_000, 10, 43),
+        (19_500, 15, 65),
+        (3_760, 47, 141),
+        (9_537, 101, 303),
+        (1_281_167, 1000, 4271),
+    ],
+)
+def test_number_of_centers_gives_the_published_constants(n_images: int, n_clusters: int, centers: int) -> None:
+    assert semantic_center_count(n_images, n_clusters) == centers
+
+
+def test_there_are_never_more_centers_than_images() -> None:
+    assert semantic_center_count(20, 10) == 20
+
+
+def test_every_center_keeps_its_most_probable_nouns() -> None:
+    generator = torch.Generator().manual_seed(0)
+    centers, nouns = (normalize(torch.randn(n, 8, generator=generator), dim=1) for n in (4, 50))
+    probability = (nouns @ centers.T).softmax(dim=1)
+    expected = set()
+    for center in range(4):
+        mine = [m for m in range(50) if int(probability[m].argmax()) == center]
+        expected |= set(sorted(mine, key=lambda m: -float(probability[m, center]))[:5])
+    assert nouns_of_centers(centers, nouns).tolist() == sorted(expected)
+
+
+def test_selection_is_deterministic_and_counterparts_have_unit_norm() -> None:
+    generator = torch.Generator().manual_seed(1)
+    images, nouns = (normalize(torch.randn(n, 8, generator=generator), dim=1) for n in (90, 40))
+    kept = select_nouns(images, nouns, 6, seed=3)
+    assert torch.equal(kept, select_nouns(images, nouns, 6, seed=3))
+    assert len(kept) <= 30
+    norms = text_counterparts(images, nouns[kept]).norm(dim=1)
+    torch.testing.assert_close(norms, torch.ones(90))
