@@ -49,15 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             logging.getLogger(noisy).setLevel(logging.WARNING)
         try:
             result, code = _execute(options, overrides), 0
-        except RayclusterError as error:
-            result, code = {"command": options.command, "status": "failed", "error": str(error)}, error.exit_code
-            print(f"raycluster {options.command}: {error}", file=sys.stderr)
-        except Exception as error:  # noqa: BLE001 - the last line of defense: the traceback goes to stderr, exit code 1
-            traceback.print_exc(file=sys.stderr)
-            result, code = (
-                {"command": options.command, "status": "failed", "error": f"{type(error).__name__}: {error}"},
-                1,
-            )
+        except Exception as error:  # noqa: BLE001 - the last line of defense: what is not ours leaves its traceback on stderr
+            result, code = _failure(options.command, error)
         print(json.dumps(result, ensure_ascii=False), file=stdout, flush=True)
     return code
 
@@ -77,6 +70,19 @@ def _execute(options: argparse.Namespace, overrides: dict[str, Any]) -> dict[str
     until = "report" if options.command == "run" else options.command
     result = run(config, until=until, retrain=options.retrain, dry_run=options.dry_run, command=options.command)
     return result.as_json()
+
+
+def _failure(command: str, error: Exception) -> tuple[dict[str, Any], int]:
+    ours: RayclusterError | None = error if isinstance(error, RayclusterError) else None
+    if "ray" in sys.modules:
+        from raycluster.distributed import raised_in_task
+
+        ours = raised_in_task(error)
+    if ours is None:
+        traceback.print_exc(file=sys.stderr)
+        return {"command": command, "status": "failed", "error": f"{type(error).__name__}: {error}"}, 1
+    print(f"raycluster {command}: {ours}", file=sys.stderr)
+    return {"command": command, "status": "failed", "error": str(ours)}, ours.exit_code
 
 
 def load_config(path: str | None, overrides: Mapping[str, Any]) -> RunConfig:

@@ -12,7 +12,7 @@ from typing import Any
 import ray
 
 from raycluster.config import ResourcesConfig
-from raycluster.errors import ConfigError
+from raycluster.errors import ConfigError, RayclusterError
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +58,30 @@ def connect() -> None:
         logging_level=logging.WARNING,
         include_dashboard=None if address else False,
     )
+    # One line a stage is ours to print; Ray Data would add its plan and its progress.
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
     log.info("ray: %s", f"joined {address}" if address else "started on this machine")
+
+
+def raised_in_task(error: BaseException) -> RayclusterError | None:
+    """The error of ours that a Ray task, a Ray Data stage or a Train worker raised and Ray wrapped; None if it is none."""
+    todo: list[Any] = [error]
+    seen: set[int] = set()
+    while todo:
+        one = todo.pop()
+        if one is None or id(one) in seen:
+            continue
+        seen.add(id(one))
+        # What Ray makes of an error is an instance of its class too; only the original has the plain message.
+        if isinstance(one, RayclusterError) and not isinstance(one, ray.exceptions.RayTaskError):
+            return one
+        todo += [
+            getattr(one, "cause", None),
+            one.__cause__,
+            one.__context__,
+            *getattr(one, "worker_failures", {}).values(),
+        ]
+    return None
 
 
 def smallest_node_cpus() -> int:

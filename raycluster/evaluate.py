@@ -52,7 +52,7 @@ def sampled(row_ids: np.ndarray, size: int, seed: int) -> np.ndarray:
         return np.sort(row_ids)
     import torch
 
-    draws = np.asarray(uniform(seed, 0, torch.from_numpy(row_ids), stream=SAMPLE_STREAM))
+    draws = np.asarray(uniform(seed, 0, torch.from_numpy(row_ids.copy()), stream=SAMPLE_STREAM))
     return np.sort(row_ids[np.argpartition(draws, size)[:size]])
 
 

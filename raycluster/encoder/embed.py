@@ -177,6 +177,8 @@ def embed(job: EmbedJob, manifest: list[Location], done: np.ndarray, resources: 
         return
     context = ray.data.DataContext.get_current().copy()
     context.enable_progress_bars = False
+    # Otherwise an error of ours, such as storage that is down, would arrive as text only.
+    context.raise_original_map_exception = True
     # Decoding is faster than encoding on CPUs: without a limit it would fill the object store with pixels.
     block_bytes = int(np.prod(job.spec.pixel_shape)) * max(len(wanted) for *_, wanted in source.blocks)
     context.execution_options.resource_limits = ray.data.ExecutionResources(

@@ -1,0 +1,161 @@
+"""The embed stage against a plain PyTorch loop, and its memory at two sizes.
+
+    python tests/benchmarks/embed.py --images photos/ --model local-dir:/path/to/clip
+    python tests/benchmarks/embed.py                      # drawn pictures and the built-in model
+
+Both sides read the same files with the same model, precision and cores. Rates are steady-state: the stage's from the times at which
+its part files appeared, between a fifth and nine tenths of the images; the loop's after warm-up. Memory is the proportional set size
+of all processes of the run, Ray's included, at its highest.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+
+
+def plain_loop(files: list[Path], model: str) -> float:
+    """Images a second of one process: threads that read and decode ahead, the model on all cores."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    import torch
+    from PIL import Image
+
+    from raycluster.config import EncoderConfig
+    from raycluster.encoder.clip import ClipEncoder, pil_transform, resolve_encoder
+
+    torch.set_num_threads(os.cpu_count() or 1)
+    spec = resolve_encoder(EncoderConfig(model=model), use_gpu=False)
+    encoder, transform = ClipEncoder.load(spec, "cpu"), pil_transform(spec)
+
+    def read(batch: list[Path]) -> np.ndarray:
+        return np.stack([transform(Image.open(file)) for file in batch])
+
+    batches = [files[i : i + 32] for i in range(0, len(files), 32)]
+    started, counted = 0.0, 0
+    with ThreadPoolExecutor(2) as pool:
+        ahead = [pool.submit(read, batch) for batch in batches[:4]]
+        for index in range(len(batches)):
+            if index == 5:
+                started, counted = time.perf_counter(), 0
+            encoder.encode_pixels(ahead.pop(0).result())
+            counted += len(batches[index])
+            if index + 4 < len(batches):
+                ahead.append(pool.submit(read, batches[index + 4]))
+    return counted / (time.perf_counter() - started)
+
+
+def stage(folder: Path, model: str) -> tuple[float, float]:
+    """Images a second of `raycluster embed`, and the peak memory of its processes in MiB."""
+    with tempfile.TemporaryDirectory() as output:
+        command = [sys.executable, "-m", "raycluster.cli", "embed", "--images", str(folder), "--output", output]
+        command += ["--clusters", "2", "--encoder.model", model]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        peak, done = [0.0], threading.Event()
+        watcher = threading.Thread(target=_watch, args=(process.pid, peak, done))
+        watcher.start()
+        printed, errors = process.communicate()
+        done.set()
+        watcher.join()
+        if process.returncode:
+            raise SystemExit(errors)
+        parts = sorted(
+            Path(json.loads(printed)["tables"]["embeddings"]).glob("part-*"), key=lambda p: p.stat().st_mtime
+        )
+        times = np.array([part.stat().st_mtime for part in parts])
+        rows = np.cumsum([pq.read_metadata(part).num_rows for part in parts])
+        first, last = np.searchsorted(rows, 0.2 * rows[-1]), np.searchsorted(rows, 0.9 * rows[-1])
+        return float((rows[last] - rows[first]) / (times[last] - times[first])), peak[0]
+
+
+def _watch(root: int, peak: list[float], done: threading.Event) -> None:
+    while not done.wait(0.5):
+        peak[0] = max(peak[0], sum(_pss(pid) for pid in _tree(root)) / 1024)
+
+
+def _tree(root: int) -> Iterator[int]:
+    children: dict[int, list[int]] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                parent = int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1])
+            except (FileNotFoundError, ProcessLookupError):
+                continue  # it ended meanwhile
+            children.setdefault(parent, []).append(int(entry.name))
+    todo = [root]
+    while todo:
+        yield (pid := todo.pop())
+        todo += children.get(pid, [])
+
+
+def _pss(pid: int) -> int:
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
+        return 0
+    return next((int(line.split()[1]) for line in lines if line.startswith("Pss:")), 0)
+
+
+def linked(files: list[Path], count: int, folder: Path) -> Path:
+    """A folder of `count` links to the files, over and over."""
+    folder.mkdir()
+    for index in range(count):
+        source = files[index % len(files)]
+        (folder / f"{index:06d}{source.suffix}").symlink_to(source.resolve())
+    return folder
+
+
+def main() -> None:
+    """Print what was measured."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--images", type=Path)
+    parser.add_argument("--model", default="builtin")
+    parser.add_argument("--sizes", type=int, nargs=2, default=(2_000, 20_000))
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--plain", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.plain:
+        print(plain_loop(sorted(options.plain.iterdir()), options.model))
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        if options.images is None:
+            from raycluster.demo.drawing import draw_dataset
+            from raycluster.demo.kinds import SHOWN_KINDS
+
+            options.images = Path(scratch) / "drawn"
+            draw_dataset(options.images, 480, SHOWN_KINDS, seed=900)
+        files = sorted(path for path in options.images.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg", ".png"))
+        small, large = (linked(files, size, Path(scratch) / str(size)) for size in options.sizes)
+        pairs = []
+        for _ in range(options.repeats):
+            plain = [sys.executable, __file__, "--plain", str(small), "--model", options.model]
+            loop = float(subprocess.run(plain, check=True, capture_output=True, text=True).stdout.split()[-1])
+            pairs.append((*stage(small, options.model), loop))
+        ratios = [rate / loop for rate, _, loop in pairs]
+        rate, memory = stage(large, options.model)
+        print(f"cores: {os.cpu_count()}, model {options.model}, {len(files)} different files")
+        for stage_rate, _, loop in pairs:
+            print(f"{options.sizes[0]} images: stage {stage_rate:.0f} images/s, plain loop {loop:.0f} images/s")
+        print(f"ratio: median {statistics.median(ratios):.2f} ({', '.join(f'{ratio:.2f}' for ratio in ratios)})")
+        print(f"{options.sizes[1]} images: stage {rate:.0f} images/s")
+        at_small = statistics.median(peak for _, peak, _ in pairs)
+        print(
+            f"peak memory: {at_small:.0f} MiB at {options.sizes[0]}, {memory:.0f} MiB at {options.sizes[1]} images "
+            f"({memory / at_small - 1:+.0%})"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+import pytest
+import ray
+
+from raycluster.config import ResourcesConfig
+from raycluster.distributed import map_tasks, raised_in_task, resolve
+from raycluster.errors import ConfigError, DataQualityError, RayclusterError
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
+
+
+def test_tasks_get_the_item_and_the_shared_values() -> None:
+    shared = ray.put({"add": 100})
+    found = map_tasks(lambda item, more: item + more["add"], range(23), shared, in_flight=3)
+    assert sorted(found) == list(range(100, 123))
+
+
+def test_no_items_are_no_tasks() -> None:
+    assert list(map_tasks(lambda item: item, [])) == []
+
+
+def test_our_errors_come_out_of_tasks_and_of_ray_data_as_they_were() -> None:
+    def fail(item: object) -> None:
+        raise DataQualityError("the plain message")
+
+    with pytest.raises(RayclusterError) as caught:
+        list(map_tasks(fail, [1]))
+    found = raised_in_task(caught.value)
+    assert found is not None
+    assert str(found) == "the plain message"
+    assert found.exit_code == 3
+    context = ray.data.DataContext.get_current().copy()
+    context.raise_original_map_exception = True
+    with ray.data.DataContext.current(context), pytest.raises(Exception, match="plain message") as streamed:
+        ray.data.range(2).map_batches(fail).materialize()
+    # Ray Data appends its advice about retries.
+    assert str(raised_in_task(streamed.value)).startswith("the plain message")
+    assert raised_in_task(ValueError("another's")) is None
+
+
+def test_resources_default_to_what_the_cluster_has() -> None:
+    cpus = int(ray.cluster_resources()["CPU"])
+    found = resolve(ResourcesConfig())
+    assert (found.encoder_actors, found.train_workers, found.use_gpu) == (cpus, 1, False)
+    # All encoder actors together leave a core for decoding: without it the stage would wait for ever.
+    assert found.actor_cpus * found.encoder_actors <= cpus - 1 + 1e-9
+    with pytest.raises(ConfigError, match=r"resources\.use_gpu is true, but this Ray cluster has no GPU"):
+        resolve(ResourcesConfig(use_gpu=True))
+    with pytest.raises(ConfigError, match=r"resources\.encoder_actors is 999"):
+        resolve(ResourcesConfig(encoder_actors=999))
