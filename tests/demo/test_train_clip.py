@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
 from importlib.resources import as_file, files
 from pathlib import Path
 
@@ -32,9 +33,19 @@ def test_plain_open_clip_loads_the_shipped_model_with_its_tokenizer(shipped: Pat
 
 
 def test_the_shipped_model_names_freshly_drawn_pictures_of_the_dozen_kinds(shipped: Path) -> None:
-    assert zero_shot_accuracy(shipped, list(SHOWN_KINDS), per_kind=10, seed=99) > 0.4  # chance is 0.08
+    accuracy = zero_shot_accuracy(shipped, list(SHOWN_KINDS), per_kind=10, seed=99)
+    assert accuracy > 0.65  # 0.80 when it was trained; chance is 0.08
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # threads that wait for each other on a busy machine make two steps take a minute
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.usefixtures("one_thread")
 def test_two_steps_of_training_give_a_model_that_loads_and_depend_on_the_seed_alone(tmp_path: Path) -> None:
     folders = [tmp_path / name for name in ("one", "same", "other")]
     for folder, seed in zip(folders, (0, 0, 1), strict=True):
