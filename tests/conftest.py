@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = Path(os.environ.get("RAYCLUSTER_SHARED", ROOT.parent / "shared"))
 
-ALLOWED_SKIPS = ("real data", "S3 server")
+ALLOWED_SKIPS = ("real data", "S3 endpoint")
 """On CI (RAYCLUSTER_CI=1) a skip whose reason holds none of these is a failure: `.ci/run` installs everything else."""
 
 

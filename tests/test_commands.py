@@ -126,5 +126,5 @@ def test_a_submitted_job_is_the_same_call(arguments: list[str], tmp_path: Path) 
         assert result["stages"]["assign"] == {**result["stages"]["assign"], "state": "ran", "rows": 60}
     finally:
         # `ray stop` would stop every Ray of this machine.
-        subprocess.run(["pkill", "-f", f"/tmp/rc{port}"], check=False)
+        subprocess.run(["pkill", "-KILL", "-f", f"/tmp/rc{port}"], check=False)
     assert (tmp_path / "out" / "run.json").exists()

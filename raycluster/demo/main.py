@@ -15,7 +15,7 @@ from raycluster.storage import locate, read_table
 
 PICTURES = 480
 PROMPTS = ["a {}", "a picture of a {}", "a drawing of a {}", "an icon of a {}", "a sketch of a {}"]
-"""The phrases of the tiny CLIP's captions; it has read no others."""
+"""Phrases of the tiny CLIP's captions."""
 
 
 def demo(output: str, seed: int, method: str) -> dict[str, Any]:
