@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 .PHONY: demo test lint install
 
 demo: $(INSTALLED)
-	$(BIN)/raycluster demo
+	$(BIN)/raycluster demo >/dev/null
 
 test: lint
 	$(BIN)/pytest

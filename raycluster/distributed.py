@@ -22,6 +22,8 @@ class Resources:
     """What a run uses of the cluster."""
 
     cpus: float
+    node_cpus: int
+    """CPUs of the smallest node."""
     gpus: float
     encoder_actors: int
     train_workers: int
@@ -33,8 +35,24 @@ class Resources:
 
     @property
     def actor_cpus(self) -> float:
-        """CPUs that each encoder actor reserves: together one core less than there are, which is left for decoding."""
-        return max(0.1, (self.cpus - 1) / self.encoder_actors)
+        """CPUs that an encoder actor reserves: its share of a node of which one core is left for decoding.
+
+        Without that core the decode tasks would wait for the actors, and the actors for them.
+        """
+        if self.node_cpus == 1:
+            return 0.5
+        share = self.actor_threads * (self.node_cpus - 1) / self.node_cpus
+        return share if share < 1 else float(int(share))  # Ray takes fractions below one only
+
+    @property
+    def task_cpus(self) -> float:
+        """CPUs that a decode task reserves."""
+        return 1.0 if self.node_cpus > 1 else 0.5
+
+    @property
+    def actor_threads(self) -> int:
+        """Threads of an encoder actor on CPUs."""
+        return max(1, min(self.node_cpus, int(self.cpus // self.encoder_actors)))
 
     @property
     def heavy_task(self) -> dict[str, float]:
@@ -42,7 +60,7 @@ class Resources:
 
         A task that reserved every core would wait for ever beside anything else.
         """
-        return {"num_cpus": 1, "num_gpus": 1} if self.use_gpu else {"num_cpus": max(1, smallest_node_cpus() - 1)}
+        return {"num_cpus": 1, "num_gpus": 1} if self.use_gpu else {"num_cpus": max(1, self.node_cpus - 1)}
 
 
 def connect() -> None:
@@ -84,7 +102,7 @@ def raised_in_task(error: BaseException) -> RayclusterError | None:
     return None
 
 
-def smallest_node_cpus() -> int:
+def _smallest_node_cpus() -> int:
     """CPUs of the smallest node that has any."""
     cpus = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
     return max(1, min((n for n in cpus if n > 0), default=1))
@@ -105,7 +123,13 @@ def resolve(config: ResourcesConfig) -> Resources:
         if wanted and wanted > limit:
             kind = "GPUs" if gpus else "CPUs"
             raise ConfigError(f"resources.{field} is {wanted}, but this Ray cluster has {limit} {kind}: lower it")
-    return Resources(cpus, gpus, config.encoder_actors or max(1, limit), config.train_workers or max(1, int(gpus)))
+    return Resources(
+        cpus,
+        _smallest_node_cpus(),
+        gpus,
+        config.encoder_actors or max(1, limit),
+        config.train_workers or max(1, int(gpus)),
+    )
 
 
 def map_tasks(

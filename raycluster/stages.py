@@ -173,8 +173,10 @@ class Stages:
         chunks = np.array_split(data["images"], max(1, len(sample) // 16_384))
         assigned = np.concatenate([probabilities(method, chunk).argmax(1).numpy() for chunk in chunks])
         names = self._names(data["images"], assigned)
+        spec = self.ready.spec
         encoder = {
-            "config": None if self.ready.spec is None else self.config.encoder.model_dump(mode="json"),
+            "config": None if spec is None else self.config.encoder.model_dump(mode="json"),
+            "precision": None if spec is None else spec.precision,
             "fingerprint": self.ready.inputs.encoder,
         }
         facts = {"seed": self.config.seed, "training": {**describe_schedule(method), **metrics}}

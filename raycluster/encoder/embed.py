@@ -186,17 +186,22 @@ def embed(job: EmbedJob, manifest: list[Location], done: np.ndarray, resources: 
     )
     encoder = {"num_gpus": resources.gpus / actors} if resources.use_gpu else {"num_cpus": resources.actor_cpus}
     with ray.data.DataContext.current(context):
-        rows = ray.data.read_datasource(source, override_num_blocks=len(source.blocks))
+        # Both with the same demand, or Ray would not fuse them into one task.
+        rows = ray.data.read_datasource(source, override_num_blocks=len(source.blocks), num_cpus=resources.task_cpus)
         stream = (
             rows.map_batches(
-                decode_rows, fn_kwargs={"job": job}, batch_size=None, batch_format="pyarrow", zero_copy_batch=True
+                decode_rows,
+                fn_kwargs={"job": job},
+                batch_size=None,
+                batch_format="pyarrow",
+                num_cpus=resources.task_cpus,
             )
             .map_batches(
                 EncodeRows,
                 fn_constructor_args=(
                     job,
                     device,
-                    max(1, int(resources.cpus // actors)),
+                    resources.actor_threads,
                     256 if resources.use_gpu else 32,
                 ),
                 compute=ActorPoolStrategy(size=actors),

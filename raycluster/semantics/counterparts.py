@@ -43,7 +43,7 @@ def _encode(
     nouns: list[str], prompts: tuple[str, ...], spec: EncoderSpec, resources: Resources
 ) -> Iterator[np.ndarray]:
     device = "cuda" if resources.use_gpu else "cpu"
-    threads = max(1, int(resources.cpus // resources.encoder_actors))
+    threads = resources.actor_threads
 
     class TextEncoder:
         def __init__(self) -> None:

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from raycluster.config import MethodConfig
-from raycluster.distributed import Resources, smallest_node_cpus
+from raycluster.distributed import Resources
 from raycluster.errors import ConfigError, RayclusterError
 from raycluster.methods import registry
 from raycluster.methods.base import FittedMethod, Method, TrainedMethod, TrainingData
@@ -66,7 +66,7 @@ def train_heads(
         )
     shared = ray.put(dict(data))
     extras = _prepare(job, shared, resources) if isinstance(method, TrainedMethod) else ray.put({})
-    cpus = max(1, smallest_node_cpus() - 1) if workers == 1 and not resources.use_gpu else 1
+    cpus = max(1, resources.node_cpus - 1) if workers == 1 and not resources.use_gpu else 1
     trainer = TorchTrainer(
         _worker,
         # References inside a list reach the workers as references: one copy of the data a node, not one a worker.
