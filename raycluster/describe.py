@@ -14,30 +14,40 @@ from raycluster.tables import CLUSTERS
 
 NOUNS = 5
 """Nouns that describe a cluster."""
+TEMPERATURE = 0.03
+CHUNK = 4096
+"""Images whose votes are held at once."""
 CANDIDATES = 50
 """Nouns considered for the name of a cluster; with more, the one-to-one matching costs more than it gives."""
 
 
-def prototypes(embeddings: np.ndarray, clusters: np.ndarray, n_clusters: int) -> np.ndarray:
-    """[N, d] unit rows and their clusters [N] → [C, d] unit means; a zero row for an empty cluster."""
-    sums = np.zeros((n_clusters, embeddings.shape[1]), np.float64)
-    np.add.at(sums, clusters, embeddings)
-    return (sums / np.maximum(np.linalg.norm(sums, axis=1, keepdims=True), 1e-12)).astype(np.float32)
+def noun_affinity(embeddings: np.ndarray, clusters: np.ndarray, nouns: np.ndarray, n_clusters: int) -> np.ndarray:
+    """How well each noun describes each cluster, float32 [C, M]; -inf for an empty cluster.
 
-
-def name_clusters(prototypes: np.ndarray, nouns: list[str], noun_embeddings: np.ndarray) -> list[dict[str, Any]]:
-    """Name each cluster, no two alike.
-
-    `prototypes` [C, d] and `noun_embeddings` [M, d] have unit rows. Both are compared after their means are taken out:
-    CLIP's pictures and texts lie in two narrow cones, and a noun close to the pictures' cone would fit every cluster
-    best (the modality gap, Liang et al. 2022). Returns `{name, nouns}` for each cluster; an empty cluster, and one for
-    which no noun is left, is called by its number.
+    `embeddings` [N, d] and `nouns` [M, d] have unit rows, `clusters` [N] int. Every image spreads one vote over the nouns,
+    softmax(v·t / 0.03). The affinity is log P(noun | cluster) − ½ log P(noun): with the full pointwise mutual information rare nouns
+    would win, with none of it a noun close to all pictures would name every cluster.
     """
-    used = np.flatnonzero(np.linalg.norm(prototypes, axis=1) > 0)
-    result = [{"name": f"cluster {cluster}", "nouns": []} for cluster in range(len(prototypes))]
+    votes = np.zeros((n_clusters, len(nouns)), np.float64)
+    for start in range(0, len(embeddings), CHUNK):
+        scores = embeddings[start : start + CHUNK] @ nouns.T / TEMPERATURE
+        weights = np.exp(scores - scores.max(axis=1, keepdims=True))
+        np.add.at(votes, clusters[start : start + CHUNK], weights / weights.sum(axis=1, keepdims=True))
+    sizes = np.bincount(clusters, minlength=n_clusters)[:, None]
+    affinity = np.log(votes / np.maximum(sizes, 1) + 1e-12) - 0.5 * np.log(votes.sum(axis=0) / len(embeddings) + 1e-12)
+    return np.where(sizes > 0, affinity, -np.inf).astype(np.float32)
+
+
+def name_clusters(affinity: np.ndarray, nouns: list[str]) -> list[dict[str, Any]]:
+    """Name each cluster, no two alike, by the one-to-one matching with the largest total affinity [C, M].
+
+    Returns `{name, nouns}` for each cluster; an empty cluster, and one for which no noun is left, is called by its number.
+    """
+    used = np.flatnonzero(np.isfinite(affinity).all(axis=1))
+    result: list[dict[str, Any]] = [{"name": f"cluster {cluster}", "nouns": []} for cluster in range(len(affinity))]
     if not nouns or not len(used):
         return result
-    scores = _centered(prototypes[used]) @ _centered(noun_embeddings).T
+    scores = affinity[used]
     best = np.argsort(-scores, axis=1, kind="stable")[:, : max(CANDIDATES, NOUNS)]
     columns = np.unique(best)
     rows, matched = linear_sum_assignment(-scores[:, columns])
@@ -45,12 +55,6 @@ def name_clusters(prototypes: np.ndarray, nouns: list[str], noun_embeddings: np.
         others = [nouns[index] for index in best[row] if index != column]
         result[used[row]] = {"name": nouns[column], "nouns": [nouns[column], *others][:NOUNS]}
     return result
-
-
-def _centered(rows: np.ndarray) -> np.ndarray:
-    # With one row only there is no mean to take out.
-    centered = rows - rows.mean(axis=0) if len(rows) > 1 else rows
-    return centered / np.maximum(np.linalg.norm(centered, axis=1, keepdims=True), 1e-12)
 
 
 def summarize(assignments: pa.Table, clusters: list[dict[str, Any]], report: ReportConfig) -> pa.Table:

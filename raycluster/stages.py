@@ -122,8 +122,10 @@ class Stages:
                 ):
                     bar.update(count)
             else:
+                from raycluster.encoder.clip import check_encoder
                 from raycluster.encoder.embed import EmbedJob, embed
 
+                check_encoder(self.ready.spec)
                 job = EmbedJob(self.ready.spec, self.config.encoder, self.config.storage, place)
                 for counts in embed(job, parts(self._place(self.steps["manifest"])), done, self.ready.resources):
                     bar.update(sum(counts.column("rows").to_pylist()))
@@ -307,12 +309,12 @@ class Stages:
     def _names(self, images: np.ndarray, assigned: np.ndarray) -> list[dict[str, Any]]:
         from raycluster.semantics.counterparts import read_nouns
 
+        if "semantics" not in self.steps:
+            return naming.name_clusters(np.empty((self.config.clusters, 0)), [])
+        nouns, embeddings = read_nouns(self._place(self.steps["semantics"]) / "nouns.parquet")
         unit = images.astype(np.float32)
         unit /= np.maximum(np.linalg.norm(unit, axis=1, keepdims=True), 1e-12)
-        centers = naming.prototypes(unit, assigned, self.config.clusters)
-        if "semantics" not in self.steps:
-            return naming.name_clusters(centers, [], np.empty((0, centers.shape[1]), np.float32))
-        return naming.name_clusters(centers, *read_nouns(self._place(self.steps["semantics"]) / "nouns.parquet"))
+        return naming.name_clusters(naming.noun_affinity(unit, assigned, embeddings, self.config.clusters), nouns)
 
     def _progress(self, stage: str, total: int) -> Any:
         # A bar in a terminal; elsewhere (job logs) it would be thousands of lines.

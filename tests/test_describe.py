@@ -4,7 +4,7 @@ import numpy as np
 import pyarrow as pa
 
 from raycluster.config import ReportConfig
-from raycluster.describe import name_clusters, prototypes, summarize
+from raycluster.describe import name_clusters, noun_affinity, summarize
 from raycluster.tables import ASSIGNMENTS, CLUSTERS
 
 
@@ -12,40 +12,43 @@ def unit(rows: np.ndarray) -> np.ndarray:
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
-def test_prototypes_are_unit_means_and_zero_where_empty() -> None:
-    x = unit(np.random.default_rng(0).normal(size=(6, 4)))
-    centers = prototypes(x, np.array([0, 0, 2, 2, 2, 0]), 3)
-    np.testing.assert_allclose(centers[0], unit(x[[0, 1, 5]].mean(axis=0, keepdims=True))[0], rtol=1e-5)
-    assert not centers[1].any()
+def groups(k: int, each: int, d: int = 32) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Unit images around k things, their clusters, and the nouns of the things; pictures and texts in cones of their own."""
+    rng = np.random.default_rng(1)
+    things = unit(rng.normal(size=(k, d)))
+    image_cone, text_cone = unit(rng.normal(size=(1, d))), unit(rng.normal(size=(1, d)))
+    images = unit(np.repeat(things, each, axis=0) + image_cone + 0.02 * rng.normal(size=(k * each, d)))
+    decoy = unit(image_cone + text_cone)  # close to all pictures, says nothing about any
+    return images, np.repeat(np.arange(k), each), np.vstack([unit(things + text_cone), decoy])
 
 
 def test_names_survive_the_modality_gap() -> None:
-    rng = np.random.default_rng(1)
-    things = unit(rng.normal(size=(5, 32)))
-    image_cone, text_cone = 3 * unit(rng.normal(size=(1, 32))), 3 * unit(rng.normal(size=(1, 32)))
-    nouns = unit(things + text_cone)
-    # A noun near the pictures' cone is nearest to every cluster, and says nothing about any.
-    decoy = unit(image_cone + text_cone)
-    names = name_clusters(
-        unit(things + image_cone).astype(np.float32), [*"abcde", "picture"], np.vstack([nouns, decoy])
-    )
+    images, clusters, nouns = groups(5, 20)
+    names = name_clusters(noun_affinity(images, clusters, nouns, 5), [*"abcde", "picture"])
     assert [entry["name"] for entry in names] == list("abcde")
-
-
-def test_no_two_clusters_share_a_name() -> None:
-    rng = np.random.default_rng(2)
-    centers = unit(rng.normal(size=(1, 16)) + 0.01 * rng.normal(size=(20, 16)))
-    nouns = unit(rng.normal(size=(60, 16)))
-    names = name_clusters(centers, [f"noun {i}" for i in range(60)], nouns)
-    assert len({entry["name"] for entry in names}) == 20
     assert all(entry["nouns"][0] == entry["name"] for entry in names)
 
 
+def test_affinity_is_the_plain_formula() -> None:
+    images, clusters, nouns = groups(3, 4)
+    each = np.exp(images @ nouns.T / 0.03)
+    each /= each.sum(axis=1, keepdims=True)
+    found = noun_affinity(images, clusters, nouns, 4)
+    expected = np.log(each[clusters == 1].mean(axis=0) + 1e-12) - 0.5 * np.log(each.mean(axis=0) + 1e-12)
+    np.testing.assert_allclose(found[1], expected, rtol=1e-4)
+    assert np.isneginf(found[3]).all()
+
+
+def test_no_two_clusters_share_a_name() -> None:
+    affinity = np.tile(np.random.default_rng(2).normal(size=(1, 60)), (20, 1))
+    names = name_clusters(affinity, [f"noun {i}" for i in range(60)])
+    assert len({entry["name"] for entry in names}) == 20
+
+
 def test_without_enough_nouns_clusters_keep_their_numbers() -> None:
-    centers = unit(np.random.default_rng(3).normal(size=(3, 8)))
-    centers[1] = 0
-    assert [e["name"] for e in name_clusters(centers, ["cat"], centers[:1])].count("cat") == 1
-    assert name_clusters(centers, [], np.empty((0, 8)))[2] == {"name": "cluster 2", "nouns": []}
+    affinity = np.array([[0.3], [-np.inf], [0.5]])
+    assert [entry["name"] for entry in name_clusters(affinity, ["cat"])] == ["cluster 0", "cluster 1", "cat"]
+    assert name_clusters(np.empty((3, 0)), [])[2] == {"name": "cluster 2", "nouns": []}
 
 
 def test_summary_orders_images_by_confidence_and_ties_by_row() -> None:

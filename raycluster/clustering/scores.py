@@ -83,25 +83,24 @@ def _mean(values: torch.Tensor) -> float | None:
     return float(values.mean()) if values.numel() else None
 
 
-def _prototypes(x: torch.Tensor, own: torch.Tensor, n_clusters: int) -> torch.Tensor:
+def _cosines(x: torch.Tensor, own: torch.Tensor, n_clusters: int) -> torch.Tensor:
+    """Cosines [n, C] of unit rows to the clusters' prototypes, −∞ for clusters without images."""
     sums = torch.zeros(n_clusters, x.shape[1]).index_add_(0, own, x)
-    return torch.nn.functional.normalize(sums, dim=1)
+    cosine = x @ torch.nn.functional.normalize(sums, dim=1).T
+    cosine[:, torch.bincount(own, minlength=n_clusters) == 0] = -torch.inf
+    return cosine
 
 
 def _silhouette(x: torch.Tensor, own: torch.Tensor, n_clusters: int) -> float | None:
-    used = torch.unique(own)
-    if len(used) < 2:
+    if len(torch.unique(own)) < 2:
         return None
-    cosine = x @ _prototypes(x, own, n_clusters).T
+    cosine = _cosines(x, own, n_clusters)
     near = 1 - cosine.gather(1, own.unsqueeze(1)).squeeze(1)
-    empty = torch.ones(n_clusters, dtype=torch.bool)
-    empty[used] = False
-    cosine[:, empty] = -torch.inf
     far = 1 - cosine.scatter(1, own.unsqueeze(1), -torch.inf).max(dim=1).values
-    return _mean((far - near) / torch.maximum(far, near).clamp_min(1e-12))
+    # Where both distances are rounding errors, as for identical images, their ratio means nothing: it becomes about 0.
+    return _mean((far - near) / torch.maximum(far, near).clamp_min(1e-4))
 
 
 def _agreement(counterparts: np.ndarray, own: torch.Tensor, n_clusters: int) -> float | None:
     t = torch.nn.functional.normalize(torch.from_numpy(np.asarray(counterparts, np.float32)), dim=1)
-    nearest = (t @ _prototypes(t, own, n_clusters).T).argmax(dim=1)
-    return _mean((nearest == own).double())
+    return _mean((_cosines(t, own, n_clusters).argmax(dim=1) == own).double())

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import ray
 import ray.data
-from ray.data import ActorPoolStrategy
+from ray.data import ActorPoolStrategy, TaskPoolStrategy
 from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
 
@@ -209,6 +209,14 @@ def embed(job: EmbedJob, manifest: list[Location], done: np.ndarray, resources: 
                 batch_format="pyarrow",
                 **encoder,
             )
-            .map_batches(write_rows, fn_kwargs={"job": job}, batch_size=None, batch_format="pyarrow", num_cpus=0.25)
+            # Few writers: each is a process with torch in it, and what it does is small.
+            .map_batches(
+                write_rows,
+                fn_kwargs={"job": job},
+                compute=TaskPoolStrategy(size=max(1, actors // 4)),
+                batch_size=None,
+                batch_format="pyarrow",
+                num_cpus=0.25,
+            )
         )
         yield from stream.iter_batches(batch_size=None, batch_format="pyarrow")

@@ -10,6 +10,7 @@ import tempfile
 import urllib.error
 import urllib.request
 from dataclasses import dataclass
+from http.client import HTTPException
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -68,7 +69,9 @@ def _folder(name: str) -> Weights:
     try:
         description = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
         model_config = description["model_cfg"]
-    except (ValueError, KeyError) as error:
+        if not isinstance(model_config["embed_dim"], int) or not isinstance(model_config["vision_cfg"], dict):
+            raise TypeError("embed_dim is no integer or vision_cfg no table")
+    except (ValueError, KeyError, TypeError) as error:
         raise ConfigError(
             f"encoder.model: {folder / CONFIG_FILE} is not an open_clip configuration ({error})"
         ) from None
@@ -87,7 +90,7 @@ def _architecture(model: str, pretrained: str) -> Weights:
     model = model.replace("/", "-")
     if model not in open_clip.list_models():
         close = difflib.get_close_matches(model, open_clip.list_models(), n=3, cutoff=0.4)
-        hint = f"; did you mean {' or '.join(close)}?" if close else ""
+        hint = f"; did you mean {' or '.join(close)}?" if close else "."
         raise ConfigError(
             f"encoder.model: open_clip knows no architecture {model!r}{hint} A folder is given as `local-dir:<path>`"
         )
@@ -161,7 +164,7 @@ def _check_reachable(model: str, pretrained: str, tag: dict[str, Any]) -> None:
         urllib.request.urlopen(constants.ENDPOINT, timeout=10).close()
     except urllib.error.HTTPError:
         return  # it answers: what it has to say is for its own client
-    except OSError as error:
+    except (OSError, ValueError, HTTPException) as error:
         raise _unreachable(model, pretrained, error) from None
 
 

@@ -46,17 +46,18 @@ def _read_file(source: str, storage: StorageConfig) -> list[str]:
         )
     if not file.is_file():
         raise ConfigError(f"vocabulary.source: {source} does not exist; give the path of a file of nouns")
+    content = file.read_bytes()
     try:
         if suffix == ".txt":
-            lines = file.read_bytes().decode("utf-8-sig").splitlines()
+            lines = content.decode("utf-8-sig").splitlines()
             return [line for line in lines if not line.lstrip().startswith("#")]
-        data = pa.BufferReader(file.read_bytes())
+        data = pa.BufferReader(content)
         table = pa.csv.read_csv(data) if suffix == ".csv" else pq.read_table(data)
-    except (UnicodeDecodeError, pa.ArrowInvalid) as error:
+        if "noun" in table.column_names:
+            return [noun for noun in table.column("noun").cast(pa.string()).to_pylist() if noun]
+    except (UnicodeDecodeError, pa.ArrowException, OSError) as error:
         raise ConfigError(f"vocabulary.source: {source} cannot be read as UTF-8 {suffix} ({error})") from None
-    if "noun" not in table.column_names:
-        raise ConfigError(f"vocabulary.source: {source} has no column `noun`; it has {', '.join(table.column_names)}")
-    return [noun for noun in table.column("noun").cast(pa.string()).to_pylist() if noun]
+    raise ConfigError(f"vocabulary.source: {source} has no column `noun`; it has {', '.join(table.column_names)}")
 
 
 def load_noun_embeddings(uri: str, storage: StorageConfig) -> tuple[list[str], np.ndarray]:
@@ -69,19 +70,25 @@ def load_noun_embeddings(uri: str, storage: StorageConfig) -> tuple[list[str], n
         raise ConfigError(f"{where} does not exist; give a Parquet file with `noun` and `embedding`")
     try:
         table = read_table([file])
-    except pa.ArrowInvalid as error:
-        raise ConfigError(f"{where} is not a Parquet file ({error})") from None
+    except (pa.ArrowException, OSError) as error:
+        raise ConfigError(f"{where} cannot be read as Parquet ({error})") from None
     missing = {"noun", "embedding"} - set(table.column_names)
     if missing:
         raise ConfigError(
             f"{where} lacks the column {' and '.join(sorted(missing))}; it has {', '.join(table.column_names)}"
         )
-    nouns = table.column("noun").cast(pa.string()).to_pylist()
+    try:
+        nouns = table.column("noun").cast(pa.string()).to_pylist()
+        lists = table.column("embedding").cast(pa.list_(pa.float32()))
+    except pa.ArrowException as error:
+        raise ConfigError(f"{where}: `noun` must be text and `embedding` lists of numbers ({error})") from None
     first = list({noun: row for row, noun in reversed(list(enumerate(nouns))) if noun}.values())
-    rows = [table.column("embedding")[row].values for row in sorted(first)]
+    if not first:
+        raise ConfigError(f"{where} holds no noun; give a row for each")
+    rows = [lists[row].values for row in sorted(first)]
     if any(row is None for row in rows) or len({len(row) for row in rows}) != 1:
         raise ConfigError(f"{where}: embeddings must all be there and of one length; make them with one encoder")
-    embeddings = np.stack([row.to_numpy(zero_copy_only=False) for row in rows]).astype(np.float32)
+    embeddings = np.stack([row.to_numpy(zero_copy_only=False) for row in rows])
     norms = np.linalg.norm(embeddings, axis=1, keepdims=True)
     if not np.isfinite(norms).all() or not norms.all():
         raise ConfigError(f"{where}: some embeddings are zero, NaN or infinite; remove those nouns")

@@ -33,7 +33,12 @@ def load_wordnet(path: str | None) -> list[str]:
     for folder in folders:
         if (folder / "data.noun").is_file() and (folder / "index.noun").is_file():
             log.info("vocabulary: WordNet database in %s", folder)
-            return list(_lemmas(folder / "data.noun"))
+            try:
+                return list(_lemmas(folder / "data.noun"))
+            except (ValueError, IndexError) as error:
+                raise ConfigError(
+                    f"vocabulary.source: {folder}/data.noun is no WordNet database ({error}); {REMEDY}"
+                ) from None
     if path is not None:
         raise ConfigError(f"vocabulary.path: {path} holds no `index.noun` and `data.noun`; {REMEDY}")
     return _from_wn(None)
@@ -79,7 +84,7 @@ def _from_wn(lexicon: str | None) -> list[str]:
         missing = (
             "no WordNet database was found, and `wn` holds no English lexicon"
             if lexicon is None
-            else f"`wn` holds no lexicon {lexicon}"
+            else f"`wn` holds no lexicon {lexicon}, and no folder has that name"
         )
         raise ConfigError(f"vocabulary.source: {missing}; {REMEDY}")
     log.info("vocabulary: WordNet lexicon %s of the wn package", names[0])

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from raycluster.clustering import kmeans
 from raycluster.clustering.kmeans import nearest_center, spherical_kmeans
 from raycluster.errors import ConfigError
 
@@ -68,3 +69,65 @@ def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("raycluster.clustering.kmeans.CHUNK_BYTES", 4 * 7 * 13)
     parts = nearest_center(x, x[:7])
     assert torch.equal(whole[1], parts[1])
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_every_iteration_is_that_of_plain_k_means(seed: int) -> None:
+    x, _ = blobs(noise=0.8)
+    starts = spherical_kmeans(x, 6, seed=seed, max_iterations=1, tolerance=0)
+    # One iteration assigns rows to the seeds and moves the centers once: undo nothing, go on from there.
+    centers = starts.centers.double()
+    for _ in range(200):
+        labels = [max(range(6), key=lambda j, row=row: float(row @ centers[j])) for row in x.double()]
+        members = [[row for row, label in zip(x.double(), labels, strict=True) if label == j] for j in range(6)]
+        moved = torch.stack([normalize(torch.stack(rows).sum(dim=0), dim=0) for rows in members])
+        if torch.equal(moved, centers):
+            break
+        centers = moved
+    result = spherical_kmeans(x, 6, seed=seed, max_iterations=500, tolerance=0)
+    assert result.labels.tolist() == labels
+    torch.testing.assert_close(result.centers.double(), centers, rtol=1e-4, atol=1e-6)
+
+
+def test_centers_without_rows_move_to_the_rows_that_fit_worst() -> None:
+    x = normalize(torch.tensor([[1.0, 0.0], [1.0, 0.1], [1.0, 0.9], [0.0, 1.0]]), dim=1)
+    labels, cosine = torch.tensor([0, 0, 0, 2]), torch.tensor([0.9, 0.8, 0.2, 0.7])
+    moved = kmeans._update(x, labels, cosine, 4)
+    torch.testing.assert_close(moved[[1, 3]], x[[2, 3]])
+    torch.testing.assert_close(moved[0], normalize(x[:3].sum(dim=0), dim=0))
+
+
+def test_a_run_that_stops_early_says_so_and_fits_its_centers() -> None:
+    x, _ = blobs(noise=0.8)
+    result = spherical_kmeans(x, 6, seed=0, max_iterations=2, tolerance=0)
+    assert (result.converged, result.iterations) == (False, 2)
+    cosine, labels = nearest_center(x, result.centers)
+    assert torch.equal(result.labels, labels)
+    assert result.objective == pytest.approx(float(cosine.mean()), abs=1e-6)
+
+
+def test_as_many_clusters_as_rows_puts_each_row_alone() -> None:
+    x = normalize(torch.randn(9, 4, generator=torch.Generator().manual_seed(0)), dim=1)
+    result = spherical_kmeans(x, 9, seed=0)
+    assert sorted(result.labels.tolist()) == list(range(9))
+    assert result.objective == pytest.approx(1.0)
+
+
+def test_every_distinct_row_gets_its_own_center_among_many_repeats() -> None:
+    distinct = normalize(torch.randn(12, 4, generator=torch.Generator().manual_seed(1)), dim=1)
+    result = spherical_kmeans(distinct.repeat_interleave(20, dim=0), 12, seed=0)
+    assert torch.bincount(result.labels, minlength=12).tolist() == [20] * 12
+    assert len(result.labels.view(12, 20).unique(dim=1)[0]) == 1
+
+
+def test_seeding_on_a_sample_finds_the_groups_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kmeans, "SEEDING_ROWS_A_CENTER", 8)
+    x, truth = blobs(k=5, each=100)
+    labels = spherical_kmeans(x, 5, seed=0, restarts=3).labels
+    assert all(len(labels[truth == group].unique()) == 1 for group in range(5))
+
+
+def test_the_global_random_state_is_left_alone() -> None:
+    before = torch.random.get_rng_state()
+    spherical_kmeans(blobs()[0], 5, seed=0)
+    assert torch.equal(torch.random.get_rng_state(), before)

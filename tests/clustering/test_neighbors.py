@@ -31,3 +31,22 @@ def test_a_duplicate_stays_a_neighbor_and_the_row_itself_does_not(monkeypatch: p
 
 def test_there_are_at_most_all_other_rows() -> None:
     assert nearest_neighbors(torch.eye(3), 50).shape == (3, 2)
+
+
+@pytest.mark.parametrize("include_self", [False, True])
+def test_neighbors_are_those_of_a_plain_sort(include_self: bool) -> None:
+    x = torch.randn(30, 5, generator=torch.Generator().manual_seed(1))
+    scores = (x @ x.T).tolist()
+    for i, found in enumerate(nearest_neighbors(x, 6, include_self=include_self).tolist()):
+        others = sorted((j for j in range(30) if j != i), key=lambda j: -scores[i][j])
+        assert found == ([i, *others[:5]] if include_self else others[:6])
+
+
+def test_identical_rows_are_each_others_neighbors_never_their_own() -> None:
+    found = nearest_neighbors(torch.ones(6, 3), 5)
+    assert [sorted(row) for row in found.tolist()] == [[j for j in range(6) if j != i] for i in range(6)]
+
+
+def test_a_single_row_has_no_neighbors_but_itself() -> None:
+    assert nearest_neighbors(torch.ones(1, 3), 4).shape == (1, 0)
+    assert nearest_neighbors(torch.ones(1, 3), 4, include_self=True).tolist() == [[0]]

@@ -77,3 +77,73 @@ def test_a_confident_batch_in_single_precision_keeps_a_finite_gradient() -> None
     (cluster_contrast(p, p, 0.2) - 5 * mean_assignment_entropy(p)).backward()
     assert logits.grad is not None
     assert torch.isfinite(logits.grad).all()
+
+
+def plain_contrast(p: Tensor, q: Tensor, temperature: float) -> float:
+    """Column by column: the partner is the same cluster of the other matrix, the 2C - 2 other columns are negatives."""
+    c = p.shape[1]
+    columns = [column / column.norm() for matrix in (p, q) for column in matrix.T]
+    total = 0.0
+    for i in range(2 * c):
+        partner = (i + c) % (2 * c)
+        positive = math.exp(float(columns[i] @ columns[partner]) / temperature)
+        others = [j for j in range(2 * c) if j not in (i, partner)]
+        negative = sum(math.exp(float(columns[i] @ columns[j]) / temperature) for j in others)
+        total -= math.log(positive / (positive + negative))
+    return total / (2 * c)
+
+
+@pytest.mark.parametrize(("rows", "clusters", "temperature"), [(7, 2, 0.2), (12, 5, 0.5), (3, 9, 5.0)])
+def test_cluster_contrast_is_the_plain_double_loop(rows: int, clusters: int, temperature: float) -> None:
+    generator = torch.Generator().manual_seed(rows)
+    p, q = (torch.randn(rows, clusters, dtype=torch.float64, generator=generator).softmax(dim=1) for _ in range(2))
+    expected = plain_contrast(p, q, temperature)
+    assert float(cluster_contrast(p, q, temperature)) == pytest.approx(expected, rel=1e-12)
+    assert float(cluster_contrast(q, p, temperature)) == pytest.approx(expected, rel=1e-12)
+    # What a worker computes on its share and averages is another loss.
+    if rows % 2 == 0:
+        halves = [float(cluster_contrast(p[half::2], q[half::2], temperature)) for half in range(2)]
+        assert sum(halves) / 2 != pytest.approx(expected, rel=1e-3)
+
+
+def test_entropy_is_the_plain_sum() -> None:
+    p = torch.randn(6, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).softmax(dim=1)
+    means = [float(column.sum()) / 6 for column in p.T]
+    expected = -sum(mean * math.log(mean) for mean in means)
+    assert float(mean_assignment_entropy(p)) == pytest.approx(expected, rel=1e-12)
+
+
+def test_gradients_are_the_numerical_ones() -> None:
+    generator = torch.Generator().manual_seed(5)
+    a, b = (torch.randn(4, 3, dtype=torch.float64, generator=generator).requires_grad_() for _ in range(2))
+    assert torch.autograd.gradcheck(lambda a, b: nt_xent(a, b, 0.5), (a, b))
+    assert torch.autograd.gradcheck(lambda a, b: cluster_contrast(a.softmax(1), b.softmax(1), 0.5), (a, b))
+    assert torch.autograd.gradcheck(lambda a: mean_assignment_entropy(a.softmax(1)), (a,))
+
+
+@pytest.mark.parametrize("name", ["tac_losses_B8_C3", "tac_losses_B64_C10"])
+def test_single_precision_is_close_enough(name: str) -> None:
+    g = load(name)
+    p, q, near_p, near_q = (
+        g[f"logits_{key}"].float().softmax(dim=1) for key in ("text", "image", "neigh_text", "neigh_image")
+    )
+    torch.testing.assert_close(
+        cluster_contrast(q, near_p, 0.5).double(), g["tau0.5_distill_image_neightext"], rtol=1e-5, atol=0
+    )
+    torch.testing.assert_close(
+        cluster_contrast(p, near_q, 0.5).double(), g["tau0.5_distill_text_neighimage"], rtol=1e-5, atol=0
+    )
+    torch.testing.assert_close(mean_assignment_entropy(p).double(), g["tau0.5_entropy_text"], rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_an_exactly_empty_column_has_finite_loss_and_gradients(dtype: torch.dtype) -> None:
+    p = torch.tensor([[0.7, 0.3, 0.0], [0.2, 0.8, 0.0]], dtype=dtype, requires_grad=True)
+    q = torch.tensor([[0.6, 0.4, 0.0], [0.1, 0.9, 0.0]], dtype=dtype, requires_grad=True)
+    loss = cluster_contrast(p, q, 0.05) - mean_assignment_entropy(p)
+    loss.backward()
+    assert torch.isfinite(loss)
+    assert p.grad is not None
+    assert q.grad is not None
+    assert torch.isfinite(p.grad).all()
+    assert torch.isfinite(q.grad).all()

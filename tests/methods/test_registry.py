@@ -46,3 +46,21 @@ def test_kmeans_does_not_see_the_scale_of_embeddings() -> None:
     torch.testing.assert_close(method.predict(x), method.predict(5 * x))
     nearest = (normalize(x, dim=1) @ method.state_dict()["centers"].T).argmax(dim=1)
     assert torch.equal(method.predict(x).argmax(dim=1), nearest)
+
+
+def test_every_unknown_constant_is_named_with_the_known_ones() -> None:
+    with pytest.raises(ConfigError) as caught:
+        registry.configure(MethodConfig.model_validate({"name": "dxmc", "restarts": 3, "tau": 1}))
+    message = str(caught.value)
+    assert message.count("unknown key") == 2
+    assert "`restarts`" in message
+    assert "`tau`" in message
+    for known in ("temperature", "instance_weight", "neighbors", "batch_size", "epochs"):
+        assert known in message
+
+
+@pytest.mark.parametrize("name", ["dxmc", "kmeans"])
+def test_configuring_twice_changes_nothing(name: str) -> None:
+    once = registry.configure(MethodConfig(name=name, profile="paper"))
+    assert type(once) is registry.method_class(name).Config
+    assert registry.configure(once) == once

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -62,3 +63,30 @@ def test_selection_is_deterministic_and_counterparts_have_unit_norm() -> None:
     assert len(kept) <= 30
     norms = text_counterparts(images, nouns[kept]).norm(dim=1)
     torch.testing.assert_close(norms, torch.ones(90))
+
+
+def test_counterparts_are_the_plain_weighted_means() -> None:
+    generator = torch.Generator().manual_seed(2)
+    images, kept = (normalize(torch.randn(n, 6, generator=generator, dtype=torch.float64), dim=1) for n in (9, 7))
+    found = text_counterparts(images, kept, temperature=0.3)
+    for image, counterpart in zip(images, found, strict=True):
+        weights = [math.exp(float(image @ noun) / 0.3) for noun in kept]
+        mean = sum((w * noun for w, noun in zip(weights, kept, strict=True)), torch.zeros(6, dtype=torch.float64))
+        torch.testing.assert_close(counterpart, mean / mean.norm(), rtol=1e-10, atol=1e-12)
+
+
+def test_chunks_change_neither_nouns_nor_counterparts(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(3)
+    images, nouns, centers = (normalize(torch.randn(n, 8, generator=generator), dim=1) for n in (50, 70, 6))
+    kept = nouns_of_centers(centers, nouns)
+    whole = text_counterparts(images, nouns[kept])
+    monkeypatch.setattr("raycluster.semantics.pairing.CHUNK_BYTES", 4 * 6 * 11)
+    assert torch.equal(nouns_of_centers(centers, nouns), kept)
+    torch.testing.assert_close(text_counterparts(images, nouns[kept]), whole)
+
+
+def test_a_center_without_nouns_keeps_none_and_few_nouns_are_all_kept() -> None:
+    centers = torch.eye(3)
+    nouns = normalize(torch.tensor([[1.0, 0.1, 0.0], [0.1, 1.0, 0.0], [1.0, 0.3, 0.0]]), dim=1)
+    assert nouns_of_centers(centers, nouns).tolist() == [0, 1, 2]
+    assert nouns_of_centers(centers, nouns, per_center=1).tolist() == [0, 1]

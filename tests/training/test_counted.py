@@ -32,3 +32,40 @@ def test_an_epoch_visits_every_row_once_in_its_own_order() -> None:
     assert torch.equal(one.sort().values, torch.arange(500))
     assert not torch.equal(one, two)
     assert torch.equal(one, epoch_order(500, 0, 0))
+
+
+def test_draws_of_neighboring_ids_epochs_and_streams_are_independent() -> None:
+    ids = torch.arange(40_000)
+    pairs = [
+        (integers(0, 0, ids, 1, 8), integers(0, 0, ids, 2, 8)),
+        (integers(0, 0, ids, 1, 8), integers(0, 1, ids, 1, 8)),
+        (integers(0, 0, ids, 1, 8), integers(1, 0, ids, 1, 8)),
+        (integers(0, 0, ids, 1, 8), integers(0, 0, ids + 1, 1, 8)),
+        # The integers enter in an order: epoch 1, stream 2 is not epoch 2, stream 1.
+        (integers(0, 1, ids, 2, 8), integers(0, 2, ids, 1, 8)),
+    ]
+    for one, other in pairs:
+        counts = torch.bincount(one * 8 + other, minlength=64).double()
+        expected = len(ids) / 64
+        # 63 degrees of freedom: above 103.4 once in a thousand.
+        assert float(((counts - expected) ** 2 / expected).sum()) < 103.4
+
+
+def test_draws_lie_in_their_range_for_any_row_id() -> None:
+    ids = torch.tensor([0, 1, 2**31, 2**40 + 7, 2**63 - 1])
+    draws = uniform(2**31 - 1, 10**6, ids, stream=2)
+    assert draws.dtype == torch.float64
+    assert ((draws >= 0) & (draws < 1)).all()
+    assert len(draws.unique()) == 5
+    assert integers(0, 0, ids, 1, 1).tolist() == [0] * 5
+    few = integers(0, 0, torch.arange(1000), 1, 3)
+    assert few.dtype == torch.int64
+    assert sorted(few.unique().tolist()) == [0, 1, 2]
+
+
+def test_an_order_depends_on_the_seed_and_puts_a_row_anywhere() -> None:
+    assert not torch.equal(epoch_order(500, 0, 0), epoch_order(500, 1, 0))
+    places = torch.stack([epoch_order(10, 0, epoch).argsort()[0] for epoch in range(4000)])
+    counts = torch.bincount(places, minlength=10).double()
+    # 9 degrees of freedom: above 27.9 once in a thousand.
+    assert float(((counts - 400) ** 2 / 400).sum()) < 27.9
