@@ -52,7 +52,8 @@ def _read_file(source: str, storage: StorageConfig) -> list[str]:
             lines = content.decode("utf-8-sig").splitlines()
             return [line for line in lines if not line.lstrip().startswith("#")]
         data = pa.BufferReader(content)
-        table = pa.csv.read_csv(data) if suffix == ".csv" else pq.read_table(data)
+        as_text = pa.csv.ConvertOptions(column_types={"noun": pa.string()})  # else "NA" is null and "007" is 7
+        table = pa.csv.read_csv(data, convert_options=as_text) if suffix == ".csv" else pq.read_table(data)
         if "noun" in table.column_names:
             return [noun for noun in table.column("noun").cast(pa.string()).to_pylist() if noun]
     except (UnicodeDecodeError, pa.ArrowException, OSError) as error:

