@@ -48,6 +48,10 @@ class Prepared:
 def prepare(config: RunConfig, folder: RunFolder, retrain: bool) -> Prepared:
     """Check all that can be wrong, cheapest first; raises :class:`ConfigError`."""
     method = registry.configure(config.method)
+    if method.train_sample < config.clusters:
+        raise ConfigError(
+            f"method.train_sample: {method.train_sample} images cannot train {config.clusters} clusters; raise it, or lower `clusters`"
+        )
     nouns, noun_embeddings, key = _vocabulary(config, method)
     distributed.connect()
     resources = distributed.resolve(config.resources)

@@ -246,6 +246,7 @@ def test_ready_made_embeddings_need_no_encoder(tmp_path: Path) -> None:
         ({"output": "/proc/raycluster"}, "output: /proc/raycluster cannot be written"),
         ({"resources": {"train_workers": 4000}}, "resources.train_workers is 4000"),
         ({"finetune": {"enabled": True}}, "finetune.enabled"),
+        ({"method": {"name": "kmeans", "train_sample": 3}}, "method.train_sample: 3 images cannot train 4 clusters"),
     ],
 )
 def test_bad_configuration_is_one_clear_error_before_any_work(

@@ -126,7 +126,12 @@ def _pooled(
         chunk = nouns[start : start + step]
         texts = [prompt.replace("{}", noun) for noun in chunk for prompt in prompts]
         each = _unit(encode_texts(texts).astype(np.float32)).reshape(len(chunk), len(prompts), -1)
-        yield _unit(each.mean(axis=1))
+        pooled = _unit(each.mean(axis=1))
+        if not np.isfinite(pooled).all() or not pooled.any(axis=1).all():
+            raise ConfigError(
+                f"encoder: the text tower gives no usable embedding of {chunk[0]!r}; try encoder.precision: fp32"
+            )
+        yield pooled
 
 
 def _unit(rows: np.ndarray) -> np.ndarray:
@@ -140,11 +145,16 @@ def read_cached(folder: Location, key: str) -> tuple[list[str], np.ndarray] | No
         return None
     try:
         table = read_table([file])
-        return table.column("noun").to_pylist(), vectors(table)
-    except (pa.ArrowInvalid, OSError, KeyError) as error:
+        embeddings = vectors(table)
+    except (pa.ArrowInvalid, OSError, KeyError, AttributeError) as error:
         raise ArtifactError(
             f"{file.uri}: the cached noun embeddings cannot be read ({error}); delete the file"
         ) from None
+    # Parquet notices few flipped bits; a row that is not of unit length is one.
+    norms = np.linalg.norm(embeddings.astype(np.float64), axis=1)
+    if table.schema.remove_metadata() != nouns_schema(embeddings.shape[1]) or not (abs(norms - 1) < 1e-3).all():
+        raise ArtifactError(f"{file.uri}: the cached noun embeddings are damaged; delete the file")
+    return table.column("noun").to_pylist(), embeddings
 
 
 def write_cached(folder: Location, key: str, nouns: list[str], embeddings: np.ndarray) -> None:

@@ -193,6 +193,7 @@ def test_the_cache_is_keyed_by_encoder_list_and_prompts(tmp_path: Path) -> None:
 def test_a_cache_keeps_the_order_of_nouns(tmp_path: Path) -> None:
     folder, words = locate(str(tmp_path)), [f"noun {i}" for i in range(3000)]
     rows = np.random.default_rng(0).normal(size=(3000, 8)).astype(np.float32)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
     vocabulary.write_cached(folder, "k", words, np.asfortranarray(rows))
     cached = vocabulary.read_cached(folder, "k")
     assert cached is not None
