@@ -46,8 +46,17 @@ class Resources:
 
     @property
     def task_cpus(self) -> float:
-        """CPUs that a decode task reserves."""
-        return 1.0 if self.node_cpus > 1 else 0.5
+        """CPUs that a decode task reserves: what the actors leave, less :attr:`writer_cpus`.
+
+        With a whole core for each decode task, Ray Data would not write a block before the last picture is decoded, and a
+        kill would lose everything.
+        """
+        return (1.0 if self.node_cpus > 1 else 0.5) - self.writer_cpus
+
+    @property
+    def writer_cpus(self) -> float:
+        """CPUs that a write task reserves."""
+        return 0.25
 
     @property
     def actor_threads(self) -> int:

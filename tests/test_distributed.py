@@ -48,7 +48,7 @@ def test_resources_default_to_what_the_cluster_has() -> None:
     # All encoder actors together leave a core for decoding: without it the stage would wait for ever.
     assert found.actor_cpus * found.encoder_actors <= cpus - 1 + 1e-9
     one_core = replace(found, cpus=1.0, node_cpus=1, encoder_actors=1)
-    assert one_core.actor_cpus + one_core.task_cpus <= 1
+    assert one_core.actor_cpus + one_core.task_cpus + one_core.writer_cpus <= 1
     assert replace(found, cpus=8.0, node_cpus=8, encoder_actors=1).actor_cpus == 7
     # Two machines of four cores: each has room for a decode task beside its share of the actors.
     assert 4 * replace(found, cpus=8.0, node_cpus=4, encoder_actors=8).actor_cpus <= 3

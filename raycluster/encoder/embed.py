@@ -216,7 +216,7 @@ def embed(job: EmbedJob, manifest: list[Location], done: np.ndarray, resources: 
                 compute=TaskPoolStrategy(size=max(1, actors // 4)),
                 batch_size=None,
                 batch_format="pyarrow",
-                num_cpus=0.25,
+                num_cpus=resources.writer_cpus,
             )
         )
         yield from stream.iter_batches(batch_size=None, batch_format="pyarrow")
