@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -99,12 +100,17 @@ def test_a_killed_run_resumes_where_it_was(arguments: list[str], tmp_path: Path)
         np.testing.assert_array_equal(np.sort(ids), np.arange(60))
 
 
+def free_ports(count: int) -> list[int]:
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+
+
 @pytest.mark.timeout(400)
 def test_a_submitted_job_is_the_same_call(arguments: list[str], tmp_path: Path) -> None:
-    with socket.socket() as free, socket.socket() as other:
-        free.bind(("127.0.0.1", 0))
-        other.bind(("127.0.0.1", 0))
-        port, dashboard = free.getsockname()[1], other.getsockname()[1]
+    port, dashboard, agent, client = free_ports(4)
     environment = {**clean_environment(), "RAY_AUTH_MODE": "disabled"}
     ray = str(BIN / "ray")
     head = [
@@ -114,6 +120,9 @@ def test_a_submitted_job_is_the_same_call(arguments: list[str], tmp_path: Path) 
         f"--port={port}",
         "--num-cpus=2",
         f"--dashboard-port={dashboard}",
+        # Another Ray on this machine may hold the default ports.
+        f"--dashboard-agent-listen-port={agent}",
+        f"--ray-client-server-port={client}",
         f"--temp-dir=/tmp/rc{port}",
     ]
     subprocess.run(head, check=True, capture_output=True, timeout=90, env=environment)
@@ -121,7 +130,7 @@ def test_a_submitted_job_is_the_same_call(arguments: list[str], tmp_path: Path) 
         submit = [ray, "job", "submit", "--address", f"http://127.0.0.1:{dashboard}", "--working-dir", str(ROOT)]
         job = [*submit, "--", sys.executable, "jobs/run.py", *arguments]
         done = subprocess.run(job, capture_output=True, text=True, timeout=300, env=environment, check=False)
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 150
         while "No available agent" in done.stderr + done.stdout and time.monotonic() < deadline:
             time.sleep(2)  # the head answers before its job agent is up
             done = subprocess.run(job, capture_output=True, text=True, timeout=300, env=environment, check=False)
