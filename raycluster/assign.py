@@ -9,16 +9,13 @@ import numpy as np
 import pyarrow as pa
 import ray
 
-from raycluster.distributed import map_tasks
+from raycluster.distributed import file_groups, map_tasks
 from raycluster.methods.base import Method
 from raycluster.model import probabilities, top_two
-from raycluster.rows import vectors
+from raycluster.rows import among, vectors
 from raycluster.run_folder import part_name
 from raycluster.storage import Location, read_table
 from raycluster.tables import ASSIGNMENTS
-
-FILES_A_TASK = 16
-"""Embedding parts read by one task: enough work to be worth starting it."""
 
 
 def assign(
@@ -44,8 +41,7 @@ def assign(
                 counts.update(part.column("status").to_pylist())
         return counts
 
-    groups = [embeddings[start : start + FILES_A_TASK] for start in range(0, len(embeddings), FILES_A_TASK)]
-    yield from map_tasks(assign_parts, groups, heads, shared)
+    yield from map_tasks(assign_parts, file_groups(embeddings), heads, shared)
 
 
 def assign_rows(method: Method, embeddings: pa.Table, wanted: pa.Table) -> pa.Table:
@@ -53,11 +49,8 @@ def assign_rows(method: Method, embeddings: pa.Table, wanted: pa.Table) -> pa.Ta
 
     `wanted`: columns row_id (ascending), image_id, uri. Rows whose status is not `ok` have nulls for the prediction.
     """
-    ids, wanted_ids = embeddings.column("row_id").to_numpy(), wanted.column("row_id").to_numpy()
-    place = np.searchsorted(wanted_ids, ids)
-    keep = place < len(wanted_ids)
-    keep[keep] = wanted_ids[place[keep]] == ids[keep]
-    embeddings, source = embeddings.filter(pa.array(keep)), wanted.take(pa.array(place[keep]))
+    keep, place = among(embeddings.column("row_id").to_numpy(), wanted.column("row_id").to_numpy())
+    embeddings, source = embeddings.filter(pa.array(keep)), wanted.take(pa.array(place))
     status = embeddings.column("status")
     ok = np.asarray(status.to_pylist(), object) == "ok"
     columns = [np.zeros(len(ok), dtype) for dtype in (np.int32, np.float32, np.float32, np.int32)]

@@ -13,6 +13,7 @@ import ray
 
 from raycluster.config import ResourcesConfig
 from raycluster.errors import ConfigError, RayclusterError
+from raycluster.storage import Location
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +44,16 @@ class Resources:
             return 0.5
         share = self.actor_threads * (self.node_cpus - 1) / self.node_cpus
         return share if share < 1 else float(int(share))  # Ray takes fractions below one only
+
+    @property
+    def device(self) -> str:
+        """Torch device of everything that computes: `cuda` or `cpu`."""
+        return "cuda" if self.use_gpu else "cpu"
+
+    @property
+    def encoder_actor(self) -> dict[str, float]:
+        """Ray resources of an encoder actor."""
+        return {"num_gpus": self.gpus / self.encoder_actors} if self.use_gpu else {"num_cpus": self.actor_cpus}
 
     @property
     def task_cpus(self) -> float:
@@ -139,6 +150,15 @@ def resolve(config: ResourcesConfig) -> Resources:
         config.encoder_actors or max(1, limit),
         config.train_workers or max(1, int(gpus)),
     )
+
+
+FILES_A_TASK = 16
+"""Part files read by one task: enough work to be worth starting it."""
+
+
+def file_groups(files: list[Location]) -> list[list[Location]]:
+    """The files in lists, each the work of one task."""
+    return [files[start : start + FILES_A_TASK] for start in range(0, len(files), FILES_A_TASK)]
 
 
 def map_tasks(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
@@ -108,7 +107,7 @@ def _do(stages: Stages, step: Step, result: RunResult, dry_run: bool) -> None:
     if step.run:
         log.info("%-9s running: %s", step.stage, step.reason)
         started = time.perf_counter()
-        outcome: Outcome = _stage_function(stages, step.stage)(step)
+        outcome: Outcome = getattr(stages, step.stage)(step)
         seconds = round(time.perf_counter() - started, 2)
         marker = stages.finish(step, outcome, seconds)
         state = "ran"
@@ -125,10 +124,6 @@ def _do(stages: Stages, step: Step, result: RunResult, dry_run: bool) -> None:
         raise RayclusterError(f"{step.stage}: skipped without a result; this is a bug in raycluster")
     result.stages[step.stage] = {"state": state, "rows": marker.rows, "seconds": seconds}
     _point(result, stages.folder, step.stage, marker.path)
-
-
-def _stage_function(stages: Stages, stage: str) -> Callable[[Step], Outcome]:
-    return getattr(stages, stage)
 
 
 def _point(result: RunResult, folder: RunFolder, stage: str, path: str) -> None:

@@ -27,6 +27,25 @@ def vectors(table: pa.Table, column: str = "embedding") -> np.ndarray:
     return np.concatenate(chunks) if chunks else np.empty((0, width), values.type.value_type.to_pandas_dtype())
 
 
+def vector_column(values: np.ndarray) -> pa.FixedSizeListArray:
+    """An array [n, d] as a fixed-size-list column: the inverse of :func:`vectors`."""
+    return pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), values.shape[1])
+
+
+def unit(values: np.ndarray) -> np.ndarray:
+    """Rows [..., d] scaled to length 1, float32; zero rows stay zero."""
+    values = values.astype(np.float32)
+    return values / np.maximum(np.linalg.norm(values, axis=-1, keepdims=True), 1e-12)
+
+
+def among(ids: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Which of the `ids` are in `wanted` (ascending): bool [len(ids)], and for those their positions in `wanted`."""
+    place = np.searchsorted(wanted, ids)
+    keep = place < len(wanted)
+    keep[keep] = wanted[place[keep]] == ids[keep]
+    return keep, place[keep]
+
+
 def gather(files: Iterable[Location], wanted: np.ndarray, column: str = "embedding") -> np.ndarray:
     """The vectors of the rows `wanted` (int64 [n], ascending), as one array [n, d] in that order.
 
@@ -35,17 +54,14 @@ def gather(files: Iterable[Location], wanted: np.ndarray, column: str = "embeddi
     result: np.ndarray | None = None
     found = np.zeros(len(wanted), bool)
     for table in iter_tables(list(files), ["row_id", column]):
-        ids = table.column("row_id").to_numpy()
-        place = np.searchsorted(wanted, ids)
-        keep = place < len(wanted)
-        keep[keep] = wanted[place[keep]] == ids[keep]
-        if not keep.any():
+        keep, place = among(table.column("row_id").to_numpy(), wanted)
+        if not len(place):
             continue
         part = vectors(table.filter(pa.array(keep)), column)
         if result is None:
             result = np.empty((len(wanted), part.shape[1]), part.dtype)
-        result[place[keep]] = part
-        found[place[keep]] = True
+        result[place] = part
+        found[place] = True
     if result is None or not found.all():
         raise KeyError(f"{int((~found).sum())} of {len(wanted)} rows have no {column}")
     return result

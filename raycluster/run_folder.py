@@ -79,7 +79,7 @@ class RunFolder:
 
     def folder(self, stage: str, fingerprint: str) -> Location:
         """Where `stage` writes under this fingerprint."""
-        return self.root / FOLDERS[stage] / fingerprint
+        return self.root / relative_path(stage, fingerprint)
 
     def located(self, marker: Marker) -> Location:
         """The folder that a marker names."""
@@ -111,6 +111,11 @@ class RunFolder:
                 f"{file.uri}: not a stage marker ({error}); delete it to run that stage again"
             ) from None
         return marker
+
+
+def relative_path(stage: str, fingerprint: str) -> str:
+    """Path of a stage's folder below the run folder."""
+    return f"{FOLDERS[stage]}/{fingerprint}"
 
 
 def now() -> str:

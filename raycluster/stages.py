@@ -7,7 +7,7 @@ import sys
 from collections import Counter
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -21,8 +21,11 @@ from raycluster.errors import DataQualityError
 from raycluster.methods import registry
 from raycluster.plan import Step
 from raycluster.prepare import Prepared
-from raycluster.run_folder import Marker, RunFolder, check_rows, now, parts
+from raycluster.run_folder import Marker, RunFolder, check_rows, now, parts, relative_path
 from raycluster.storage import Location, read_table
+
+if TYPE_CHECKING:
+    from raycluster.model import Model
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +73,7 @@ class Stages:
         marker = Marker(
             stage=step.stage,
             fingerprint=step.fingerprint,
-            path=f"{self.folder.folder(step.stage, step.fingerprint).parent.name}/{step.fingerprint}",
+            path=relative_path(step.stage, step.fingerprint),
             recipe=step.recipe,
             rows=outcome.rows,
             statuses=outcome.statuses,
@@ -130,12 +133,12 @@ class Stages:
                 for counts in embed(job, parts(self._place(self.steps["manifest"])), done, self.ready.resources):
                     bar.update(sum(counts.column("rows").to_pylist()))
         check_rows(place.uri, rows.row_ids(parts(place)), self.row_ids, exact=False)
-        ok, counts = rows.statuses(parts(place), self.row_ids)
+        ok, counts = self._embedded
         return Outcome(len(self.row_ids), counts, note=f"{len(ok)} ok")
 
     def semantics(self, step: Step) -> Outcome:
         """Keep the nouns that fit the images, and pair each image with them."""
-        from raycluster.semantics import counterparts
+        from raycluster.semantics import counterparts, vocabulary
 
         place, ok = self._place(step), self._embedded[0]
         if step.marker is None:
@@ -148,8 +151,8 @@ class Stages:
                 images, embeddings, self.config.clusters, self.config.seed, self.ready.resources
             )
             assert self.ready.nouns is not None
-            counterparts.write_nouns(place / "nouns.parquet", [self.ready.nouns[i] for i in kept], embeddings[kept])
-        names, kept_embeddings = counterparts.read_nouns(place / "nouns.parquet")
+            vocabulary.write_nouns(place / "nouns.parquet", [self.ready.nouns[i] for i in kept], embeddings[kept])
+        names, kept_embeddings = vocabulary.read_nouns(place / "nouns.parquet")
         missing = np.setdiff1d(ok, rows.row_ids(parts(place)))
         with self._progress("semantics", len(missing)) as bar:
             for count in counterparts.pair(self._parts("embed"), missing, kept_embeddings, place):
@@ -195,10 +198,8 @@ class Stages:
     def assign(self, step: Step) -> Outcome:
         """Give every image of the manifest its cluster or its status."""
         from raycluster.assign import assign
-        from raycluster.model import load_model
 
-        place = self._place(step)
-        method = load_model(self._place(self.steps["train"])).method
+        place, method = self._place(step), self._model.method
         done = rows.row_ids(parts(place))
         counts: Counter[str] = Counter()
         with self._progress("assign", len(np.setdiff1d(self.row_ids, done))) as bar:
@@ -210,10 +211,7 @@ class Stages:
 
     def describe(self, step: Step) -> Outcome:
         """Sum up each cluster."""
-        from raycluster.model import load_model
-
-        model = load_model(self._place(self.steps["train"]))
-        table = naming.summarize(self._assignments(), model.clusters, self.config.report)
+        table = naming.summarize(self._assignments(), self._model.clusters, self.config.report)
         (self._place(step) / "part-000000000000.parquet").write_table(table)
         return Outcome(len(table))
 
@@ -236,13 +234,11 @@ class Stages:
 
     def report(self, step: Step) -> Outcome:
         """Write the HTML page."""
-        from raycluster.model import load_model
         from raycluster.report import build
         from raycluster.report.page import ReportData, render
 
         config, place = self.config, self._place(step)
         counts, failed = self.failures()
-        model = load_model(self._place(self.steps["train"]))
         markers = [self.folder.marker(stage) for stage in self.steps]
         points, clusters = build.sample_map(
             self._parts("embed"), self._assignments(), config.report.map_sample, config.seed
@@ -253,7 +249,7 @@ class Stages:
                 created=now(),
                 facts=build.facts(
                     config,
-                    model.record["constants"],
+                    self._model.record["constants"],
                     self.ready.inputs.encoder,
                     self.ready.manifest_facts["other_files"],
                 ),
@@ -283,6 +279,12 @@ class Stages:
     def _parts(self, stage: str) -> list[Location]:
         return parts(self._place(self.steps[stage]))
 
+    @cached_property
+    def _model(self) -> Model:
+        from raycluster.model import load_model
+
+        return load_model(self._place(self.steps["train"]))
+
     def _assignments(self) -> pa.Table:
         return read_table(self._parts("assign"))
 
@@ -307,14 +309,13 @@ class Stages:
         return embed_vocabulary(self.config, self.ready.nouns, self.ready.spec, self.ready.resources)
 
     def _names(self, images: np.ndarray, assigned: np.ndarray) -> list[dict[str, Any]]:
-        from raycluster.semantics.counterparts import read_nouns
+        from raycluster.semantics.vocabulary import read_nouns
 
         if "semantics" not in self.steps:
             return naming.name_clusters(np.empty((self.config.clusters, 0)), [])
         nouns, embeddings = read_nouns(self._place(self.steps["semantics"]) / "nouns.parquet")
-        unit = images.astype(np.float32)
-        unit /= np.maximum(np.linalg.norm(unit, axis=1, keepdims=True), 1e-12)
-        return naming.name_clusters(naming.noun_affinity(unit, assigned, embeddings, self.config.clusters), nouns)
+        affinity = naming.noun_affinity(rows.unit(images), assigned, embeddings, self.config.clusters)
+        return naming.name_clusters(affinity, nouns)
 
     def _progress(self, stage: str, total: int) -> Any:
         # A bar in a terminal; elsewhere (job logs) it would be thousands of lines.

@@ -49,7 +49,7 @@ def spherical_kmeans(
     runs = [_one_run(x, k, seed * 1_000_003 + restart, max_iterations, tolerance) for restart in range(restarts)]
     best = max(runs, key=lambda run: run.objective)
     if not best.converged:
-        log.info("k-means: not converged after %d iterations (mean cosine %.4f)", best.iterations, best.objective)
+        log.warning("k-means: not converged after %d iterations (mean cosine %.4f)", best.iterations, best.objective)
     return best
 
 

@@ -25,7 +25,7 @@ class EncoderSpec:
     """An encoder, resolved: small enough to travel with every task, complete enough to load it anywhere."""
 
     model: str
-    """Name for `open_clip.create_model`."""
+    """Name for `open_clip.create_model`, or `builtin`, whose place differs from node to node."""
     pretrained: str | None
     precision: str
     """`fp32`, `bf16` or `fp16`."""
@@ -70,7 +70,7 @@ def resolve_encoder(config: EncoderConfig, use_gpu: bool) -> EncoderSpec:
         "weights": weights.sha256,
     }
     return EncoderSpec(
-        model=weights.model,
+        model=config.model if config.model == "builtin" else weights.model,
         pretrained=weights.pretrained,
         precision=precision,
         image_size=size,
@@ -129,23 +129,25 @@ def pil_transform(spec: EncoderSpec) -> Callable[[Image], np.ndarray]:
 class ClipEncoder:
     """A loaded open_clip model in inference mode."""
 
-    def __init__(self, model: Any, spec: EncoderSpec, device: str) -> None:
+    def __init__(self, model: Any, name: str, spec: EncoderSpec, device: str) -> None:
+        """`name`: what open_clip calls the model on this machine."""
         self.model, self.spec, self.device = model, spec, device
+        self._name = name
         scale = 255.0
         self._mean = (torch.tensor(spec.mean) * scale).view(1, 3, 1, 1).to(device)
         self._std = (torch.tensor(spec.std) * scale).view(1, 3, 1, 1).to(device)
-        self._tokenizer: Any = None
+        self._tokenizer: Any = None  # made at the first text; pictures need none
 
     @classmethod
     def load(cls, spec: EncoderSpec, device: str) -> ClipEncoder:
         """Load the model onto `device` (`cpu`, `cuda`); on a machine without the weights they are downloaded first."""
         import open_clip
 
-        find_weights(EncoderConfig(model=spec.model, pretrained=spec.pretrained))
+        weights = find_weights(EncoderConfig(model=spec.model, pretrained=spec.pretrained))
         try:
             model = open_clip.create_model(
-                spec.model,
-                pretrained=spec.pretrained,
+                weights.model,
+                pretrained=weights.pretrained,
                 precision=spec.precision,
                 device=device,
                 force_quick_gelu=spec.force_quick_gelu,
@@ -155,7 +157,7 @@ class ClipEncoder:
             raise _unloadable(spec, error) from error
         # Pictures come as height, width, channel: convolutions take them as they are, half as fast again on CPUs.
         model.visual.to(memory_format=torch.channels_last)
-        return cls(model.eval().requires_grad_(False), spec, device)
+        return cls(model.eval().requires_grad_(False), weights.model, spec, device)
 
     @torch.inference_mode()
     def encode_pixels(self, pixels: np.ndarray) -> np.ndarray:
@@ -163,7 +165,7 @@ class ClipEncoder:
         # Copied: Ray hands out read-only arrays, which torch must not alias.
         x = torch.from_numpy(pixels.copy()).to(self.device, non_blocking=True).permute(0, 3, 1, 2)
         x = x.float().sub_(self._mean).div_(self._std)
-        return self.model.encode_image(x.to(_DTYPES[self.spec.precision])).half().cpu().numpy()
+        return self.model.encode_image(x.to(_DTYPES[self.spec.precision]), normalize=False).half().cpu().numpy()
 
     @torch.inference_mode()
     def encode_texts(self, texts: list[str]) -> np.ndarray:
@@ -171,5 +173,5 @@ class ClipEncoder:
         if self._tokenizer is None:
             import open_clip
 
-            self._tokenizer = open_clip.get_tokenizer(self.spec.model)
-        return self.model.encode_text(self._tokenizer(texts).to(self.device)).float().cpu().numpy()
+            self._tokenizer = open_clip.get_tokenizer(self._name)
+        return self.model.encode_text(self._tokenizer(texts).to(self.device), normalize=False).float().cpu().numpy()

@@ -27,6 +27,7 @@ from raycluster.distributed import Resources
 from raycluster.encoder.clip import ClipEncoder, EncoderSpec, pil_transform
 from raycluster.images.decode import decode_batch
 from raycluster.images.fetch import fetch_batch
+from raycluster.rows import vector_column
 from raycluster.run_folder import part_name
 from raycluster.storage import Location
 from raycluster.tables import embeddings_schema
@@ -133,30 +134,21 @@ class EncodeRows:
         """[n] rows with `pixels` → the same rows with `embedding`, null where the status is not `ok`."""
         ok = pc.equal(block.column("status"), "ok")
         pixels = block.column("pixels").filter(ok).combine_chunks()
-        embeddings = self._encode(pixels)
-        dim = self.spec.dim
-        values = pa.FixedSizeListArray.from_arrays(pa.array(embeddings.reshape(-1), pa.float16()), dim)
-        # Row i of the result is the next embedding if the row is ok, else null.
-        position = np.cumsum(ok.to_numpy()) - 1
-        column = (
-            values.take(pa.array(position, mask=~ok.to_numpy())) if len(values) else pa.nulls(len(block), values.type)
-        )
-        return block.drop_columns(["pixels"]).append_column("embedding", column).cast(embeddings_schema(dim))
+        schema = embeddings_schema(self.spec.dim)
+        column = pa.nulls(len(block), schema.field("embedding").type)
+        if len(pixels):
+            # Row i of the result is the next embedding if the row is ok, else null.
+            position = pa.array(np.cumsum(ok.to_numpy()) - 1, mask=~ok.to_numpy())
+            column = vector_column(self._encode(pixels)).take(position)
+        return block.drop_columns(["pixels"]).append_column("embedding", column).cast(schema)
 
     def _encode(self, pixels: Any) -> np.ndarray:
-        shape = (-1, *self.spec.pixel_shape)
-        # Slices of the Arrow buffer: no copy until the batch goes to the device.
+        # A view of the Arrow buffer: no copy until a batch goes to the device.
         width = int(np.prod(self.spec.pixel_shape))
-        flat = (
-            np.frombuffer(pixels.buffers()[1], np.uint8, count=len(pixels) * width, offset=pixels.offset * width)
-            if len(pixels)
-            else np.empty(0, np.uint8)
-        )
-        images = flat.reshape(shape) if len(pixels) else np.empty((0, *self.spec.pixel_shape), np.uint8)
-        parts = [
-            self.encoder.encode_pixels(images[i : i + self.batch_rows]) for i in range(0, len(images), self.batch_rows)
-        ]
-        return np.concatenate(parts) if parts else np.empty((0, self.spec.dim), np.float16)
+        flat = np.frombuffer(pixels.buffers()[1], np.uint8, count=len(pixels) * width, offset=pixels.offset * width)
+        images = flat.reshape(-1, *self.spec.pixel_shape)
+        starts = range(0, len(images), self.batch_rows)
+        return np.concatenate([self.encoder.encode_pixels(images[i : i + self.batch_rows]) for i in starts])
 
 
 def write_rows(block: pa.Table, job: EmbedJob) -> pa.Table:
@@ -184,7 +176,6 @@ def embed(job: EmbedJob, manifest: list[Location], done: np.ndarray, resources: 
     context.execution_options.resource_limits = ray.data.ExecutionResources(
         object_store_memory=max(2**27, 6 * actors * block_bytes)
     )
-    encoder = {"num_gpus": resources.gpus / actors} if resources.use_gpu else {"num_cpus": resources.actor_cpus}
     with ray.data.DataContext.current(context):
         # Both with the same demand, or Ray would not fuse them into one task.
         rows = ray.data.read_datasource(source, override_num_blocks=len(source.blocks), num_cpus=resources.task_cpus)
@@ -207,7 +198,7 @@ def embed(job: EmbedJob, manifest: list[Location], done: np.ndarray, resources: 
                 compute=ActorPoolStrategy(size=actors),
                 batch_size=None,
                 batch_format="pyarrow",
-                **encoder,
+                **resources.encoder_actor,
             )
             # Few writers: each is a process with torch in it, and what it does is small.
             .map_batches(

@@ -11,39 +11,36 @@ import pyarrow.compute as pc
 import ray
 
 from raycluster.config import RunConfig
-from raycluster.distributed import Resources, map_tasks
+from raycluster.distributed import Resources, file_groups, map_tasks
 from raycluster.encoder.clip import ClipEncoder, EncoderSpec
-from raycluster.rows import vectors
+from raycluster.rows import vector_column, vectors
 from raycluster.run_folder import part_name
 from raycluster.semantics import vocabulary
 from raycluster.storage import Location, read_table
-from raycluster.tables import counterparts_schema, nouns_schema
+from raycluster.tables import counterparts_schema
 
 log = logging.getLogger(__name__)
 
 NOUNS_A_TASK = 512
-FILES_A_TASK = 16
 
 
 def embed_vocabulary(config: RunConfig, nouns: list[str], spec: EncoderSpec, resources: Resources) -> np.ndarray:
     """Unit noun embeddings, float32 [M, d], from the cache or from the text encoder, which fills the cache."""
     key = vocabulary.vocabulary_key(nouns, config.vocabulary.prompts, spec.fingerprint)
-    folder = vocabulary.cache_folder(config.vocabulary, config.storage)
-    cached = vocabulary.read_cached(folder, key)
-    if cached is not None:
-        log.info("vocabulary: %d noun embeddings from the cache %s", len(nouns), folder.uri)
-        return cached[1]
+    file = vocabulary.cache_folder(config.vocabulary, config.storage) / "nouns" / f"{key}.parquet"
+    if file.exists():
+        log.info("vocabulary: %d noun embeddings from the cache %s", len(nouns), file.uri)
+        return vocabulary.read_nouns(file)[1]
     log.info("vocabulary: encoding %d nouns with %d prompts each", len(nouns), len(config.vocabulary.prompts))
     embeddings = np.concatenate(list(_encode(nouns, config.vocabulary.prompts, spec, resources)))
-    vocabulary.write_cached(folder, key, nouns, embeddings)
+    vocabulary.write_nouns(file, nouns, embeddings)
     return embeddings
 
 
 def _encode(
     nouns: list[str], prompts: tuple[str, ...], spec: EncoderSpec, resources: Resources
 ) -> Iterator[np.ndarray]:
-    device = "cuda" if resources.use_gpu else "cpu"
-    threads = resources.actor_threads
+    device, threads = resources.device, resources.actor_threads
 
     class TextEncoder:
         def __init__(self) -> None:
@@ -56,13 +53,8 @@ def _encode(
         def encode(self, chunk: list[str]) -> np.ndarray:
             return vocabulary.embed_nouns(chunk, prompts, self.encoder.encode_texts)
 
-    demand = (
-        {"num_gpus": resources.gpus / resources.encoder_actors}
-        if resources.use_gpu
-        else {"num_cpus": resources.actor_cpus}
-    )
     chunks = [nouns[start : start + NOUNS_A_TASK] for start in range(0, len(nouns), NOUNS_A_TASK)]
-    actor = ray.remote(**demand)(TextEncoder)
+    actor = ray.remote(**resources.encoder_actor)(TextEncoder)
     pool = ray.util.ActorPool([actor.remote() for _ in range(min(resources.encoder_actors, len(chunks)))])
     yield from pool.map(lambda actor, chunk: actor.encode.remote(chunk), chunks)
 
@@ -79,9 +71,8 @@ def keep_nouns(images: np.ndarray, nouns: np.ndarray, n_clusters: int, seed: int
 
         from raycluster.semantics import pairing
 
-        device = "cuda" if resources.use_gpu else "cpu"
-        x = normalize(torch.from_numpy(np.array(images)).to(device).float(), dim=1)
-        t = torch.from_numpy(np.array(nouns)).to(device)
+        x = normalize(torch.from_numpy(np.array(images)).to(resources.device).float(), dim=1)
+        t = torch.from_numpy(np.array(nouns)).to(x.device)
         centers = pairing.semantic_center_count(len(x), n_clusters)
         return pairing.select_nouns(x, t, centers, seed=seed).cpu().numpy()
 
@@ -106,23 +97,10 @@ def pair(embeddings: list[Location], wanted: np.ndarray, kept: np.ndarray, folde
                 continue
             x = normalize(torch.from_numpy(vectors(table).astype(np.float32)), dim=1)
             paired = pairing.text_counterparts(x, torch.from_numpy(np.array(kept))).numpy().astype(np.float16)
-            values = pa.FixedSizeListArray.from_arrays(pa.array(paired.reshape(-1)), paired.shape[1])
-            part = pa.table([table.column("row_id"), values], schema=counterparts_schema(paired.shape[1]))
+            columns = [table.column("row_id"), vector_column(paired)]
+            part = pa.table(columns, schema=counterparts_schema(paired.shape[1]))
             (folder / part_name(table.column("row_id"))).write_table(part)
             rows += len(part)
         return rows
 
-    groups = [embeddings[start : start + FILES_A_TASK] for start in range(0, len(embeddings), FILES_A_TASK)]
-    yield from map_tasks(pair_parts, groups, ray.put(wanted), ray.put(kept))
-
-
-def write_nouns(file: Location, nouns: list[str], embeddings: np.ndarray) -> None:
-    """Write nouns and their unit embeddings [M, d] float32 (schema nouns_schema)."""
-    values = pa.FixedSizeListArray.from_arrays(pa.array(embeddings.reshape(-1), pa.float32()), embeddings.shape[1])
-    file.write_table(pa.table([pa.array(nouns), values], schema=nouns_schema(embeddings.shape[1])))
-
-
-def read_nouns(file: Location) -> tuple[list[str], np.ndarray]:
-    """Nouns and their unit embeddings [M, d] float32."""
-    table = read_table([file])
-    return table.column("noun").to_pylist(), vectors(table)
+    yield from map_tasks(pair_parts, file_groups(embeddings), ray.put(wanted), ray.put(kept))

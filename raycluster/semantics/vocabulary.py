@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from raycluster.config import StorageConfig, VocabularyConfig, fingerprint
 from raycluster.errors import ArtifactError, ConfigError
-from raycluster.rows import vectors
+from raycluster.rows import unit, vector_column, vectors
 from raycluster.semantics.wordnet import load_wordnet
 from raycluster.storage import Location, locate, read_table
 from raycluster.tables import nouns_schema
@@ -125,8 +125,8 @@ def _pooled(
     for start in range(0, len(nouns), step):
         chunk = nouns[start : start + step]
         texts = [prompt.replace("{}", noun) for noun in chunk for prompt in prompts]
-        each = _unit(encode_texts(texts).astype(np.float32)).reshape(len(chunk), len(prompts), -1)
-        pooled = _unit(each.mean(axis=1))
+        each = unit(encode_texts(texts)).reshape(len(chunk), len(prompts), -1)
+        pooled = unit(each.mean(axis=1))
         if not np.isfinite(pooled).all() or not pooled.any(axis=1).all():
             raise ConfigError(
                 f"encoder: the text tower gives no usable embedding of {chunk[0]!r}; try encoder.precision: fp32"
@@ -134,31 +134,21 @@ def _pooled(
         yield pooled
 
 
-def _unit(rows: np.ndarray) -> np.ndarray:
-    return rows / np.maximum(np.linalg.norm(rows, axis=-1, keepdims=True), 1e-12)
-
-
-def read_cached(folder: Location, key: str) -> tuple[list[str], np.ndarray] | None:
-    """Nouns and embeddings [M, d] from the cache; None if they are not there. Raises :class:`ArtifactError` for a damaged file."""
-    file = folder / "nouns" / f"{key}.parquet"
-    if not file.exists():
-        return None
+def read_nouns(file: Location) -> tuple[list[str], np.ndarray]:
+    """What :func:`write_nouns` wrote; raises :class:`ArtifactError` for a damaged file."""
     try:
         table = read_table([file])
         embeddings = vectors(table)
     except (pa.ArrowInvalid, OSError, KeyError, AttributeError) as error:
-        raise ArtifactError(
-            f"{file.uri}: the cached noun embeddings cannot be read ({error}); delete the file"
-        ) from None
+        raise ArtifactError(f"{file.uri}: the noun embeddings cannot be read ({error}); delete the file") from None
     # Parquet notices few flipped bits; a row that is not of unit length is one.
     norms = np.linalg.norm(embeddings.astype(np.float64), axis=1)
     if table.schema.remove_metadata() != nouns_schema(embeddings.shape[1]) or not (abs(norms - 1) < 1e-3).all():
-        raise ArtifactError(f"{file.uri}: the cached noun embeddings are damaged; delete the file")
+        raise ArtifactError(f"{file.uri}: the noun embeddings are damaged; delete the file")
     return table.column("noun").to_pylist(), embeddings
 
 
-def write_cached(folder: Location, key: str, nouns: list[str], embeddings: np.ndarray) -> None:
-    """Put embeddings [M, d] into the cache."""
-    values = pa.FixedSizeListArray.from_arrays(pa.array(embeddings.reshape(-1), pa.float32()), embeddings.shape[1])
-    table = pa.table([pa.array(nouns), values], schema=nouns_schema(embeddings.shape[1]))
-    (folder / "nouns" / f"{key}.parquet").write_table(table)
+def write_nouns(file: Location, nouns: list[str], embeddings: np.ndarray) -> None:
+    """Write nouns and their unit embeddings [M, d] float32 (schema nouns_schema)."""
+    columns = [pa.array(nouns), vector_column(embeddings)]
+    file.write_table(pa.table(columns, schema=nouns_schema(embeddings.shape[1])))

@@ -87,9 +87,7 @@ def train_heads(
     result = trainer.fit()
     if result.checkpoint is None:
         raise RayclusterError(f"{folder.uri}: training ended without a checkpoint; delete the folder and run again")
-    with result.checkpoint.as_directory() as path:
-        tensors = load_file(Path(path) / "state.safetensors")
-    method.load_state_dict({key.removeprefix("method."): t for key, t in tensors.items() if key.startswith("method.")})
+    _restore(method, result.checkpoint)
     return method.eval(), {
         key: float(value) for key, value in (result.metrics or {}).items() if isinstance(value, (int, float))
     }
@@ -101,8 +99,8 @@ def _prepare(job: HeadsJob, shared: ray.ObjectRef, resources: Resources) -> ray.
     def prepare(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         method = job.build()
         assert isinstance(method, TrainedMethod)
-        device = "cuda" if resources.use_gpu else "cpu"
-        return {key: value.cpu().numpy() for key, value in method.prepare(_training_data(arrays, device)).items()}
+        prepared = method.prepare(_training_data(arrays, resources.device))
+        return {key: value.cpu().numpy() for key, value in prepared.items()}
 
     return ray.remote(**resources.heavy_task)(prepare).remote(shared)
 
@@ -195,9 +193,7 @@ def _resume(method: Method, optimizer: torch.optim.Optimizer) -> int:
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is None:
         return 0
-    with checkpoint.as_directory() as folder:
-        tensors = load_file(Path(folder) / "state.safetensors")
-    method.load_state_dict({key.removeprefix("method."): t for key, t in tensors.items() if key.startswith("method.")})
+    tensors = _restore(method, checkpoint)
     state: dict[int, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
         if key.startswith("optimizer."):
@@ -205,6 +201,15 @@ def _resume(method: Method, optimizer: torch.optim.Optimizer) -> int:
             state.setdefault(int(index), {})[slot] = tensor
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
     return int(tensors["epoch"])
+
+
+def _restore(method: Method, checkpoint: Checkpoint) -> dict[str, Tensor]:
+    """Load a checkpoint's heads into the method; returns all of its tensors."""
+    with checkpoint.as_directory() as folder:
+        tensors = load_file(Path(folder) / "state.safetensors")
+    heads = {key.removeprefix("method."): value for key, value in tensors.items() if key.startswith("method.")}
+    method.load_state_dict(heads)
+    return tensors
 
 
 def describe_schedule(method: Method) -> dict[str, int]:

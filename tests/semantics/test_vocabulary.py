@@ -169,36 +169,26 @@ def test_a_list_with_repeats_is_encoded_once(tmp_path: Path) -> None:
     assert calls == ["a grey wolf", "the grey wolf", "a owl", "the owl"]
 
 
-def test_the_cache_is_keyed_by_encoder_list_and_prompts(tmp_path: Path) -> None:
-    folder = locate(str(tmp_path))
+def test_the_cache_is_keyed_by_encoder_list_and_prompts() -> None:
     key = vocabulary.vocabulary_key(["cat", "dog"], ("a {}",), "e1")
     others = [(["cat"], ("a {}",), "e1"), (["cat", "dog"], ("the {}",), "e1"), (["cat", "dog"], ("a {}",), "e2")]
     assert key not in {vocabulary.vocabulary_key(*other) for other in others}
-    assert vocabulary.read_cached(folder, key) is None
-    rows = np.eye(2, dtype=np.float32)
-    vocabulary.write_cached(folder, key, ["cat", "dog"], rows)
-    cached = vocabulary.read_cached(folder, key)
-    assert cached is not None
-    assert cached[0] == ["cat", "dog"]
-    np.testing.assert_array_equal(cached[1], rows)
-    file = tmp_path / "nouns" / f"{key}.parquet"
-    file.write_bytes(file.read_bytes()[:40])
-    with pytest.raises(ArtifactError, match=rf"{key}\.parquet: .* delete the file"):
-        vocabulary.read_cached(folder, key)
-    pq.write_table(pa.table({"noun": ["cat"]}), file)
-    with pytest.raises(ArtifactError, match="delete the file"):
-        vocabulary.read_cached(folder, key)
 
 
-def test_a_cache_keeps_the_order_of_nouns(tmp_path: Path) -> None:
-    folder, words = locate(str(tmp_path)), [f"noun {i}" for i in range(3000)]
+def test_nouns_are_read_as_written_and_damage_is_found(tmp_path: Path) -> None:
+    file, words = locate(str(tmp_path)) / "nouns.parquet", [f"noun {i}" for i in range(3000)]
     rows = np.random.default_rng(0).normal(size=(3000, 8)).astype(np.float32)
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
-    vocabulary.write_cached(folder, "k", words, np.asfortranarray(rows))
-    cached = vocabulary.read_cached(folder, "k")
-    assert cached is not None
-    assert cached[0] == words
-    np.testing.assert_array_equal(cached[1], rows)
+    vocabulary.write_nouns(file, words, np.asfortranarray(rows))
+    found, embeddings = vocabulary.read_nouns(file)
+    assert found == words
+    np.testing.assert_array_equal(embeddings, rows)
+    file.write_bytes(file.read_bytes()[:40])
+    with pytest.raises(ArtifactError, match=r"nouns\.parquet: .* delete the file"):
+        vocabulary.read_nouns(file)
+    pq.write_table(pa.table({"noun": ["cat"]}), file.path)
+    with pytest.raises(ArtifactError, match="delete the file"):
+        vocabulary.read_nouns(file)
 
 
 def test_where_the_cache_lies(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
