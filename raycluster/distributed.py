@@ -166,6 +166,7 @@ def map_tasks(
     items: Iterable[Any],
     *shared: ray.ObjectRef,
     num_cpus: float = 1,
+    num_gpus: float = 0,
     in_flight: int | None = None,
 ) -> Iterator[Any]:
     """Call `function(item, *shared)` as one Ray task an item and yield the results as they come.
@@ -173,7 +174,7 @@ def map_tasks(
     At most `in_flight` tasks (default: twice the cores) exist at a time, so that memory does not grow with the items.
     `shared` are references from :func:`ray.put`: one copy a node, read-only.
     """
-    task = ray.remote(num_cpus=num_cpus)(function)
+    task = ray.remote(num_cpus=num_cpus, num_gpus=num_gpus)(function)
     rest = iter(items)
     limit = in_flight or 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))
     pending = [task.remote(item, *shared) for item in islice(rest, limit)]

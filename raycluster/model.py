@@ -192,12 +192,12 @@ def save_model(
     )
 
 
-def load_model(path: str | Location, storage: StorageConfig | None = None, device: str = "cpu") -> Model:
+def load_model(path: str | Path | Location, storage: StorageConfig | None = None, device: str = "cpu") -> Model:
     """Load a model for prediction from a run's output folder (its current model) or from a model folder itself.
 
     Raises :class:`ConfigError` if no model is there and :class:`ArtifactError` if a file is not the one that was saved.
     """
-    folder = _model_folder(path if isinstance(path, Location) else locate(path, storage))
+    folder = _model_folder(path if isinstance(path, Location) else locate(str(path), storage))
     record = json.loads((folder / "model.json").read_bytes())
     if record["format"] != FORMAT:
         raise ArtifactError(

@@ -23,6 +23,8 @@ class Inputs:
     """Constant while the manifest only grows."""
     encoder: str
     """Fingerprint of the encoder; of ready-made embeddings, the word `provided`."""
+    space: dict[str, Any]
+    """The semantic space of the method."""
     vocabulary: str | None
     """Key of the noun embeddings; None without nouns."""
     retrain: bool = False
@@ -58,7 +60,7 @@ def make(folder: RunFolder, inputs: Inputs) -> dict[str, Step]:
     shared["train_sample"] = config.method.train_sample
     nouns = None
     if inputs.vocabulary is not None:
-        nouns = planner.trained("semantics", {**shared, "vocabulary": inputs.vocabulary})
+        nouns = planner.trained("semantics", {**shared, "vocabulary": inputs.vocabulary, "space": inputs.space})
     model = planner.trained("train", {**shared, "semantics": nouns, "method": inputs.method.model_dump(mode="json")})
     assign = planner.growing("assign", {"model": model, "embed": embed, "lineage": inputs.lineage})
     final = {"assign": assign, "manifest": inputs.manifest}

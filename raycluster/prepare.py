@@ -64,7 +64,8 @@ def prepare(config: RunConfig, folder: RunFolder, retrain: bool) -> Prepared:
         raise ConfigError(
             f"clusters: {config.clusters} clusters, but only {len(listing)} images were found; lower `clusters`"
         )
-    inputs = Inputs(config, method, facts["fingerprint"], facts["lineage"], encoder, key, retrain)
+    space = registry.space(method).model_dump(mode="json")
+    inputs = Inputs(config, method, facts["fingerprint"], facts["lineage"], encoder, space, key, retrain)
     return Prepared(config, folder, method, resources, spec, nouns, noun_embeddings, listing, facts, inputs)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -140,7 +140,7 @@ class Stages:
         """Keep the nouns that fit the images, and pair each image with them."""
         from raycluster.semantics import counterparts, vocabulary
 
-        place, ok = self._place(step), self._embedded[0]
+        place, ok, space = self._place(step), self._embedded[0], registry.space(self.ready.method)
         if step.marker is None:
             # Left by a run that was killed: its nouns may be others.
             place.delete()
@@ -148,14 +148,14 @@ class Stages:
             sample = self._training_rows()
             images = rows.gather(self._parts("embed"), sample)
             kept = counterparts.keep_nouns(
-                images, embeddings, self.config.clusters, self.config.seed, self.ready.resources
+                space, images, embeddings, self.config.clusters, self.config.seed, self.ready.resources
             )
             assert self.ready.nouns is not None
             vocabulary.write_nouns(place / "nouns.parquet", [self.ready.nouns[i] for i in kept], embeddings[kept])
-        names, kept_embeddings = vocabulary.read_nouns(place / "nouns.parquet")
+        names, kept_embeddings = self._kept_nouns()
         missing = np.setdiff1d(ok, rows.row_ids(parts(place)))
         with self._progress("semantics", len(missing)) as bar:
-            for count in counterparts.pair(self._parts("embed"), missing, kept_embeddings, place):
+            for count in counterparts.pair(space, self._parts("embed"), missing, kept_embeddings, place):
                 bar.update(count)
         check_rows(place.uri, rows.row_ids(parts(place)), ok, exact=False)
         return Outcome(
@@ -164,17 +164,19 @@ class Stages:
 
     def train(self, step: Step) -> Outcome:
         """Train the heads, name the clusters, write the model."""
+        from raycluster.methods.base import TrainedMethod
         from raycluster.model import probabilities, save_model
-        from raycluster.training.heads import HeadsJob, describe_schedule, train_heads
+        from raycluster.training.heads import HeadsJob, train_heads
 
         sample = self._training_rows()
         data = {"row_ids": sample, "images": rows.gather(self._parts("embed"), sample)}
         uses_text = registry.method_class(self.ready.method.name).uses_text
         if uses_text:
             data["counterparts"] = rows.gather(self._parts("semantics"), sample, "counterpart")
+            data["nouns"] = self._kept_nouns()[1]
         job = HeadsJob(self.ready.method, data["images"].shape[1], self.config.clusters, len(sample), self.config.seed)
         training = self.folder.root / "training" / step.fingerprint
-        method, metrics = train_heads(job, data, training, self.ready.resources)
+        method, history = train_heads(job, data, training, self.ready.resources)
         chunks = np.array_split(data["images"], max(1, len(sample) // 16_384))
         assigned = np.concatenate([probabilities(method, chunk).argmax(1).numpy() for chunk in chunks])
         names = self._names(data["images"], assigned)
@@ -184,7 +186,8 @@ class Stages:
             "precision": None if spec is None else spec.precision,
             "fingerprint": self.ready.inputs.encoder,
         }
-        facts = {"seed": self.config.seed, "training": {**describe_schedule(method), **metrics}}
+        schedule = asdict(method.schedule()) if isinstance(method, TrainedMethod) else {}
+        facts = {"seed": self.config.seed, "training": {**schedule, "history": history}}
         save_model(self._place(step), method, encoder, names, facts)
         used = len(np.unique(assigned))
         if used < self.config.clusters:
@@ -308,12 +311,15 @@ class Stages:
         assert self.ready.spec is not None
         return embed_vocabulary(self.config, self.ready.nouns, self.ready.spec, self.ready.resources)
 
-    def _names(self, images: np.ndarray, assigned: np.ndarray) -> list[dict[str, Any]]:
+    def _kept_nouns(self) -> tuple[list[str], np.ndarray]:
         from raycluster.semantics.vocabulary import read_nouns
 
+        return read_nouns(self._place(self.steps["semantics"]) / "nouns.parquet")
+
+    def _names(self, images: np.ndarray, assigned: np.ndarray) -> list[dict[str, Any]]:
         if "semantics" not in self.steps:
             return naming.name_clusters(np.empty((self.config.clusters, 0)), [])
-        nouns, embeddings = read_nouns(self._place(self.steps["semantics"]) / "nouns.parquet")
+        nouns, embeddings = self._kept_nouns()
         affinity = naming.noun_affinity(rows.unit(images), assigned, embeddings, self.config.clusters)
         return naming.name_clusters(affinity, nouns)
 

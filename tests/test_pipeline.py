@@ -200,32 +200,59 @@ def test_too_many_failures_stop_the_run_and_lose_nothing(photos: Path, tmp_path:
     assert states(raycluster.run({**config, "max_failed_fraction": 0.1}, until="train"))["embed"] == "skipped"
 
 
-def test_ready_made_embeddings_need_no_encoder(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def ready_made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """A configuration without encoder: 60 embeddings of three kinds, one of them NaN, half with labels; three nouns, one twice."""
+    folder = tmp_path_factory.mktemp("ready")
     rng = np.random.default_rng(5)
     centers = rng.normal(size=(3, 16))
     vectors = np.repeat(centers, 20, axis=0) + 0.2 * rng.normal(size=(60, 16))
     vectors[7] = np.nan
     labels = [None if i % 2 else f"kind {i // 20}" for i in range(60)]
     given = {"image_id": [f"photo {i}" for i in range(60)], "embedding": list(vectors), "label": labels}
-    pq.write_table(pa.table(given), tmp_path / "embeddings.parquet")
+    pq.write_table(pa.table(given), folder / "embeddings.parquet")
     nouns = {
         "noun": ["cat", "dog", "owl", "cat"],
         "embedding": list(np.vstack([centers, centers[:1]]).astype(np.float32)),
     }
-    pq.write_table(pa.table(nouns), tmp_path / "nouns.parquet")
-    config = {
-        "embeddings": str(tmp_path / "embeddings.parquet"),
-        "vocabulary": {"embeddings": str(tmp_path / "nouns.parquet")},
-        "output": str(tmp_path / "out"),
+    pq.write_table(pa.table(nouns), folder / "nouns.parquet")
+    return {
+        "embeddings": str(folder / "embeddings.parquet"),
+        "vocabulary": {"embeddings": str(folder / "nouns.parquet")},
         "clusters": 3,
-        "method": {"name": "dxmc", "epochs": 200, "batch_size": 32},
     }
-    result = raycluster.run(config)
+
+
+EVERY_METHOD: list[dict[str, Any]] = [
+    {"name": "kmeans"},
+    {"name": "tac", "trained": False},
+    {"name": "tac", "epochs": 200, "batch_size": 32},
+    {"name": "dxmc", "epochs": 200, "batch_size": 32},
+    {"name": "sic", "relevant_nouns": 2, "center_nouns": 1},
+    {"name": "seic"},
+]
+
+
+@pytest.mark.parametrize("method", EVERY_METHOD, ids=lambda method: "-".join(map(str, method.values())))
+def test_ready_made_embeddings_need_no_encoder(
+    method: dict[str, Any], ready_made: dict[str, Any], tmp_path: Path
+) -> None:
+    result = raycluster.run({**ready_made, "output": str(tmp_path / "out"), "method": method})
+    assert result.metrics["acc"] == 1.0
     assert result.metrics["n_labelled"] == 30
     assert set(table(result, "clusters")["name"].to_pylist()) == {"cat", "dog", "owl"}
     bad = table(result, "assignments").filter(pa.compute.field("image_id") == "photo 7").to_pylist()[0]
     assert (bad["status"], bad["cluster"]) == ("failed", None)
-    without = {**config, "vocabulary": {}, "output": str(tmp_path / "out2")}
+    given = pq.read_table(ready_made["embeddings"]).filter(pa.compute.field("image_id") != "photo 7")
+    predicted = raycluster.load_model(tmp_path / "out").predict(np.array(given.column("embedding").to_pylist()))
+    good = table(result, "assignments").filter(pa.compute.field("status") == "ok").sort_by("image_id")
+    order = np.argsort(given.column("image_id").to_pylist())
+    assert predicted.cluster[order].tolist() == good.column("cluster").to_pylist()
+    np.testing.assert_allclose(predicted.confidence[order], good.column("confidence").to_numpy(), atol=1e-4)
+
+
+def test_without_nouns_only_methods_without_text_run(ready_made: dict[str, Any], tmp_path: Path) -> None:
+    without = {**ready_made, "vocabulary": {}, "output": str(tmp_path / "out"), "method": {"name": "dxmc"}}
     with pytest.raises(ConfigError, match=r"vocabulary\.embeddings: method dxmc needs nouns"):
         raycluster.run(without)
     named = raycluster.run({**without, "method": {"name": "kmeans"}})
@@ -237,7 +264,7 @@ def test_ready_made_embeddings_need_no_encoder(tmp_path: Path) -> None:
     [
         ({"clusters": 500}, "clusters: 500 clusters, but only 52 images were found"),
         ({"images": "/nowhere/at/all"}, "/nowhere/at/all"),
-        ({"method": {"name": "magic"}}, "method.name: unknown method 'magic'; known are dxmc, kmeans"),
+        ({"method": {"name": "magic"}}, "method.name: unknown method 'magic'; known are dxmc, kmeans, seic, sic, tac"),
         ({"method": {"name": "kmeans", "epochs": 3}}, "unknown key `epochs`"),
         ({"encoder": {"model": "ViT-Z", "pretrained": "x"}}, "encoder.model: open_clip knows no architecture 'ViT-Z'"),
         ({"encoder": {"model": "local-dir:/nowhere"}}, "encoder.model: the folder /nowhere does not exist"),

@@ -1,16 +1,25 @@
-"""What a clustering method is: its constants, how it is fitted or trained, how it predicts."""
+"""What a clustering method is: its constants, its semantic space, how it is fitted or trained, how it predicts."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
+from pydantic import ConfigDict, Field
 from torch import Tensor, nn
+from torch.nn.functional import normalize
 
 from raycluster.config import MethodConfig
+from raycluster.semantics.pairing import SemanticSpace, TACSpace
+
+BY_PROFILE: Any = None
+"""Default of a constant that the profile's rule fills in when the numbers of images and clusters are known.
+
+Such a constant is declared without None, for every method sees it filled in; pydantic does not check a default.
+"""
 
 
 @dataclass(frozen=True)
@@ -20,9 +29,34 @@ class TrainingData:
     row_ids: Tensor
     """[N] int64, ids in the manifest; counted randomness hangs on them."""
     images: Tensor
-    """[N, d] float32 as the encoder gives them, rounded to float16 once; not normalized."""
-    counterparts: Tensor | None
-    """[N, d] float32 unit rows, the text counterpart of each image; None for methods without a text side."""
+    """[N, d] as the encoder gives them, float16 as stored (or wider); not normalized."""
+    counterparts: Tensor | None = None
+    """[N, d], the unit text counterpart of each image; None for methods without a text side."""
+    nouns: Tensor | None = None
+    """[M, d] float32 unit rows, the kept nouns; None for methods without a text side."""
+
+    def unit_images(self, rows: Tensor) -> Tensor:
+        """Unit rows [b, d] of the images at these positions, in at least float32."""
+        return _unit(self.images[rows])
+
+    def unit_counterparts(self, rows: Tensor) -> Tensor:
+        """Unit rows [b, d] of the counterparts at these positions, in at least float32."""
+        assert self.counterparts is not None
+        return _unit(self.counterparts[rows])
+
+
+def _unit(rows: Tensor) -> Tensor:
+    return normalize(rows.float() if rows.dtype == torch.float16 else rows, dim=1)
+
+
+@dataclass(frozen=True)
+class NeighborGraph:
+    """The neighbors a method wants of each training row."""
+
+    space: Literal["images", "counterparts"]
+    k: int
+    metric: Literal["cosine", "euclidean"] = "cosine"
+    include_self: bool = False
 
 
 @dataclass(frozen=True)
@@ -30,9 +64,22 @@ class Schedule:
     """How long a training is."""
 
     batch_size: int
-    """Rows of the global batch; the last, incomplete batch of an epoch is dropped."""
+    """Rows of the global batch; the last, incomplete batch of an epoch is dropped (its rows differ from epoch to epoch)."""
     epochs: int
     steps_per_epoch: int
+
+
+class TrainedConfig(MethodConfig):
+    """Constants of every trained method."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    learning_rate: float = Field(default=BY_PROFILE, gt=0)
+    """Adam's rate, constant."""
+    batch_size: int = Field(default=BY_PROFILE, ge=2)
+    """Rows of the global batch."""
+    epochs: int = Field(default=BY_PROFILE, ge=1)
+    """Passes over the training rows."""
 
 
 class Method(nn.Module, ABC):
@@ -40,13 +87,23 @@ class Method(nn.Module, ABC):
 
     name: ClassVar[str]
     uses_text: ClassVar[bool]
-    """Whether training needs text counterparts."""
+    """Whether training needs text counterparts or nouns."""
     Config: ClassVar[type[MethodConfig]]
 
     def __init__(self, config: MethodConfig, dim: int, n_clusters: int, n_rows: int, seed: int) -> None:
         """`dim`: size d of an embedding; `n_rows`: number N of training rows, to which constants may be scaled."""
         super().__init__()
         self.config, self.dim, self.n_clusters, self.n_rows, self.seed = config, dim, n_clusters, n_rows, seed
+
+    @classmethod
+    def variant(cls, config: MethodConfig) -> type[Method]:
+        """The class for this configuration, where a method has several (TAC with and without training)."""
+        return cls
+
+    @classmethod
+    def space(cls, config: MethodConfig) -> SemanticSpace:
+        """The nouns this method keeps and the text counterparts it makes of them."""
+        return TACSpace()
 
     @property
     def constants(self) -> dict[str, Any]:
@@ -74,16 +131,45 @@ class FittedMethod(Method):
 class TrainedMethod(Method):
     """A method whose heads are trained by gradient steps on any number of workers."""
 
-    @abstractmethod
-    def schedule(self) -> Schedule:
-        """Batch size, epochs and steps for this number of rows."""
+    config: TrainedConfig
 
-    def prepare(self, data: TrainingData) -> dict[str, Tensor]:
-        """What is computed once from all rows and shared by all workers, such as neighbors."""
+    def __init__(self, config: TrainedConfig, dim: int, n_clusters: int, n_rows: int, seed: int) -> None:
+        rule = self.published if config.profile == "paper" else self.scaled
+        filled = {key: value for key, value in rule(n_rows, n_clusters).items() if getattr(config, key) is None}
+        super().__init__(config.model_copy(update=filled), dim, n_clusters, n_rows, seed)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.build_heads()
+
+    @staticmethod
+    @abstractmethod
+    def published(n_rows: int, n_clusters: int) -> dict[str, Any]:
+        """The authors' constants: the profile `paper`."""
+
+    @staticmethod
+    @abstractmethod
+    def scaled(n_rows: int, n_clusters: int) -> dict[str, Any]:
+        """Constants for any number of images and clusters (:mod:`raycluster.methods.scaling`): the profile `default`."""
+
+    @abstractmethod
+    def build_heads(self) -> None:
+        """Make the parameters; the random state is seeded."""
+
+    def schedule(self) -> Schedule:
+        """Whole batches only; with fewer rows than a batch there is one batch of all."""
+        batch = min(self.config.batch_size, self.n_rows)
+        return Schedule(batch, self.config.epochs, self.n_rows // batch)
+
+    def graphs(self) -> dict[str, NeighborGraph]:
+        """Neighbors that are found once, before training, and shared by all workers."""
         return {}
 
-    def start_epoch(self, data: TrainingData, extras: Mapping[str, Tensor], epoch: int) -> None:
-        """Called before each epoch, on every worker with the same result (SIC's pseudo-labels)."""
+    def setup(self, data: TrainingData) -> None:
+        """Set parameters and buffers from the data before the first step; the first worker's result counts for all."""
+        return
+
+    def start_epoch(self, data: TrainingData) -> None:
+        """Update buffers before an epoch (SIC's pseudo-labels); the first worker's result counts for all."""
         return
 
     @abstractmethod
@@ -92,10 +178,19 @@ class TrainedMethod(Method):
 
     @abstractmethod
     def forward_batch(
-        self, data: TrainingData, extras: Mapping[str, Tensor], rows: Tensor, epoch: int
+        self, data: TrainingData, neighbors: Mapping[str, Tensor], rows: Tensor, epoch: int
     ) -> dict[str, Tensor]:
-        """Outputs [b, …] for the positions `rows` [b] of this worker's share of the batch."""
+        """Outputs [b, …] for the positions `rows` [b] of this worker's share; `neighbors`: int32 [N, k] for each graph."""
 
     @abstractmethod
-    def loss(self, outputs: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, float]]:
-        """Loss of the global batch from the gathered outputs [B, …], and its terms to report."""
+    def loss(self, outputs: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss of the global batch from the gathered outputs [B, …], and its terms to report, detached scalars."""
+
+    def after_step(self, outputs: Mapping[str, Tensor]) -> None:
+        """Update buffers from the gathered outputs after the optimizer's step (SEIC's history)."""
+        return
+
+
+def detached(**terms: Tensor) -> dict[str, Tensor]:
+    """Terms of a loss, to report."""
+    return {name: value.detach() for name, value in terms.items()}

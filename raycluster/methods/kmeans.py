@@ -42,7 +42,7 @@ class KMeansMethod(FittedMethod):
         """Fit the centers, [C, d] unit rows."""
         config = self.config
         result = spherical_kmeans(
-            normalize(data.images, dim=1),
+            normalize(data.images.float(), dim=1),
             self.n_clusters,
             seed=self.seed,
             restarts=config.restarts,

@@ -14,12 +14,15 @@ import raycluster.methods
 from raycluster.config import MethodConfig, validate
 from raycluster.errors import ConfigError
 from raycluster.methods.base import Method
+from raycluster.semantics.pairing import SemanticSpace
 
 
 @cache
 def _methods() -> dict[str, type[Method]]:
     names = [info.name for info in pkgutil.iter_modules(raycluster.methods.__path__) if not info.ispkg]
-    modules = [import_module(f"raycluster.methods.{name}") for name in names if name not in ("base", "registry")]
+    modules = [
+        import_module(f"raycluster.methods.{name}") for name in names if name not in ("base", "registry", "scaling")
+    ]
     return {module.METHOD.name: module.METHOD for module in modules if hasattr(module, "METHOD")}
 
 
@@ -35,14 +38,20 @@ def method_class(name: str) -> type[Method]:
     return _methods()[name]
 
 
+def space(config: MethodConfig) -> SemanticSpace:
+    """The semantic space of a configured method."""
+    return method_class(config.name).space(config)
+
+
 def configure(config: MethodConfig) -> MethodConfig:
     """The same section checked by the method's own class; raises :class:`ConfigError` for a constant it does not have."""
-    return validate(config.model_dump(), method_class(config.name).Config, "method")
+    return validate(config.model_dump(exclude_none=True), method_class(config.name).Config, "method")
 
 
 def build(config: MethodConfig, dim: int, n_clusters: int, n_rows: int, seed: int) -> Method:
     """A fresh method: the same numbers for the same arguments, in whatever process."""
-    return method_class(config.name)(configure(config), dim, n_clusters, n_rows, seed)
+    config = configure(config)
+    return method_class(config.name).variant(config)(config, dim, n_clusters, n_rows, seed)
 
 
 def restore(

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import ray
+import torch
 
 from raycluster.config import RunConfig
 from raycluster.distributed import Resources, file_groups, map_tasks
@@ -16,6 +17,7 @@ from raycluster.encoder.clip import ClipEncoder, EncoderSpec
 from raycluster.rows import vector_column, vectors
 from raycluster.run_folder import part_name
 from raycluster.semantics import vocabulary
+from raycluster.semantics.pairing import SemanticSpace
 from raycluster.storage import Location, read_table
 from raycluster.tables import counterparts_schema
 
@@ -44,8 +46,6 @@ def _encode(
 
     class TextEncoder:
         def __init__(self) -> None:
-            import torch
-
             if device == "cpu":
                 torch.set_num_threads(threads)
             self.encoder = ClipEncoder.load(spec, device)
@@ -59,35 +59,27 @@ def _encode(
     yield from pool.map(lambda actor, chunk: actor.encode.remote(chunk), chunks)
 
 
-def keep_nouns(images: np.ndarray, nouns: np.ndarray, n_clusters: int, seed: int, resources: Resources) -> np.ndarray:
-    """Indices (ascending) of the nouns kept for these images: TAC's selection, see :mod:`raycluster.semantics.pairing`.
+def keep_nouns(
+    space: SemanticSpace, images: np.ndarray, nouns: np.ndarray, n_clusters: int, seed: int, resources: Resources
+) -> np.ndarray:
+    """Indices (ascending) of the nouns that the method's semantic space keeps for these images.
 
     `images` [N, d] float16 as embedded, `nouns` [M, d] float32 unit rows; the work runs in one Ray task, on a GPU if any.
     """
 
     def select(images: np.ndarray, nouns: np.ndarray) -> np.ndarray:
-        import torch
-        from torch.nn.functional import normalize
-
-        from raycluster.semantics import pairing
-
-        x = normalize(torch.from_numpy(np.array(images)).to(resources.device).float(), dim=1)
-        t = torch.from_numpy(np.array(nouns)).to(x.device)
-        centers = pairing.semantic_center_count(len(x), n_clusters)
-        return pairing.select_nouns(x, t, centers, seed=seed).cpu().numpy()
+        x, t = (torch.from_numpy(np.array(each)).to(resources.device) for each in (images, nouns))
+        return space.select(x, t, n_clusters, seed).cpu().numpy()
 
     return ray.get(ray.remote(**resources.heavy_task)(select).remote(ray.put(images), ray.put(nouns)))
 
 
-def pair(embeddings: list[Location], wanted: np.ndarray, kept: np.ndarray, folder: Location) -> Iterator[int]:
+def pair(
+    space: SemanticSpace, embeddings: list[Location], wanted: np.ndarray, kept: np.ndarray, folder: Location
+) -> Iterator[int]:
     """Write the text counterparts of the rows `wanted` (int64, ascending); yields the number of rows of each task."""
 
     def pair_parts(files: list[Location], wanted: np.ndarray, kept: np.ndarray) -> int:
-        import torch
-        from torch.nn.functional import normalize
-
-        from raycluster.semantics import pairing
-
         rows = 0
         for file in files:
             table = read_table([file], ["row_id", "status", "embedding"])
@@ -95,8 +87,8 @@ def pair(embeddings: list[Location], wanted: np.ndarray, kept: np.ndarray, folde
             table = table.filter(pa.array(np.isin(table.column("row_id").to_numpy(), wanted)))
             if not len(table):
                 continue
-            x = normalize(torch.from_numpy(vectors(table).astype(np.float32)), dim=1)
-            paired = pairing.text_counterparts(x, torch.from_numpy(np.array(kept))).numpy().astype(np.float16)
+            x, t = (torch.from_numpy(np.array(each)) for each in (vectors(table), kept))
+            paired = space.pair(x, t).numpy().astype(np.float16)
             columns = [table.column("row_id"), vector_column(paired)]
             part = pa.table(columns, schema=counterparts_schema(paired.shape[1]))
             (folder / part_name(table.column("row_id"))).write_table(part)

@@ -1,8 +1,8 @@
 """The only collectives: they make the losses and batch norm statistics of the global batch.
 
-Every worker holds an equal share of the batch and, after :func:`gather_rows`, computes the same global loss. Its gradient reaches
-each worker's own rows only; :func:`sum_gradients` adds the shares up. So W workers with B/W rows give the loss and the gradients of
-one worker with B rows. Without a process group each function is the identity.
+Of a batch of B rows worker r of W holds rows r, r + W, r + 2W, …: shares differ by one row at most, and a share may be empty. After
+:func:`gather_rows` every worker computes the same global loss. Its gradient reaches each worker's own rows only; :func:`sum_gradients`
+adds the shares up. So W workers give the loss and the gradients of one. Without a process group each function is the identity.
 """
 
 from __future__ import annotations
@@ -21,21 +21,40 @@ def world_size() -> int:
 
 class _GatherRows(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        ctx.rows = len(x)
-        parts = [torch.empty_like(x) for _ in range(world_size())]
-        dist.all_gather(parts, x.contiguous())
-        return torch.cat(parts)
+    def forward(ctx: Any, x: Tensor, total: int) -> Tensor:
+        world, rank = world_size(), dist.get_rank()
+        sizes = [len(range(r, total, world)) for r in range(world)]
+        if len(x) != sizes[rank]:
+            raise ValueError(f"worker {rank} of {world} holds {len(x)} rows of a batch of {total}, not {sizes[rank]}")
+        ctx.start, ctx.rows = sum(sizes[:rank]), len(x)
+        # Collectives want equal sizes: shares are filled up to the largest one and cut again.
+        padded = x.new_zeros(sizes[0], *x.shape[1:])
+        padded[: len(x)] = x
+        parts = [torch.empty_like(padded) for _ in range(world)]
+        dist.all_gather(parts, padded)
+        return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         # Each worker computes the same loss of the same gathered rows: its own slice is the whole gradient of its rows.
-        return gradients[0].narrow(0, dist.get_rank() * ctx.rows, ctx.rows)
+        return gradients[0].narrow(0, ctx.start, ctx.rows), None
 
 
-def gather_rows(x: Tensor) -> Tensor:
-    """[b, …] of each worker → [W·b, …] of all, in rank order, with gradient. Shares must be equal."""
-    return x if world_size() == 1 else _GatherRows.apply(x)
+def gather_rows(x: Tensor, total: int) -> Tensor:
+    """[b, …] of each worker → [total, …] of all, in rank order, with gradient. Raises :class:`ValueError` for a wrong share."""
+    return x if world_size() == 1 else _GatherRows.apply(x, total)
+
+
+def replicated(parameter: Tensor) -> Tensor:
+    """A parameter for use in the loss, which every worker computes whole.
+
+    Its gradient is whole on every worker too, and :func:`sum_gradients` would count it once a worker: each gives its part.
+    """
+    if world_size() == 1 or not parameter.requires_grad:
+        return parameter
+    use = parameter.view_as(parameter)
+    use.register_hook(lambda gradient: gradient / world_size())
+    return use
 
 
 class _SumOverWorkers(torch.autograd.Function):
@@ -69,6 +88,13 @@ def sum_gradients(module: nn.Module) -> None:
             dist.all_reduce(parameter.grad)
 
 
+def share_state(module: nn.Module) -> None:
+    """Give every worker the first one's parameters and buffers, in place."""
+    if world_size() > 1:
+        for tensor in module.state_dict().values():
+            dist.broadcast(tensor, src=0)
+
+
 class GlobalBatchNorm1d(nn.BatchNorm1d):
     """Batch norm over the global batch. `nn.SyncBatchNorm` does the same, but refuses CPU tensors.
 
@@ -79,8 +105,10 @@ class GlobalBatchNorm1d(nn.BatchNorm1d):
         """[b, d] → [b, d]."""
         if not self.training or world_size() == 1:
             return super().forward(x)
-        n = len(x) * world_size()
-        mean = all_reduce_sum(x.sum(dim=0)) / n
+        # Shares may differ: the number of rows travels with their sum.
+        sums = all_reduce_sum(torch.cat([x.sum(dim=0), x.new_tensor([len(x)])]))
+        n = sums[-1].detach()
+        mean = sums[:-1] / n
         variance = all_reduce_sum((x - mean).square().sum(dim=0)) / n
         with torch.no_grad():
             assert self.running_mean is not None

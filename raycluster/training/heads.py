@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import tempfile
+import warnings
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,22 +17,23 @@ import ray.train
 import torch
 from ray.train import Checkpoint, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from raycluster.config import MethodConfig
-from raycluster.distributed import Resources
-from raycluster.errors import ConfigError, RayclusterError
+from raycluster.distributed import Resources, map_tasks
+from raycluster.errors import RayclusterError
 from raycluster.methods import registry
 from raycluster.methods.base import FittedMethod, Method, TrainedMethod, TrainingData
 from raycluster.storage import Location
-from raycluster.training.collectives import gather_rows, sum_gradients
-from raycluster.training.counted import epoch_order
+from raycluster.training import checkpoint
+from raycluster.training.loop import History, find_neighbors, train
 
 log = logging.getLogger(__name__)
 
 CHECKPOINT_STEPS = 500
-"""Optimizer steps between checkpoints. Each is a barrier that takes Ray Train seconds: a short training needs none."""
+"""A checkpoint is a barrier that takes Ray Train seconds: a training of a few hundred steps needs none but the last."""
+LOG_LINES = 10
+"""Epochs of a training that appear in the log; all are in the model's record."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,8 @@ class HeadsJob:
     n_clusters: int
     n_rows: int
     seed: int
+    checkpoint_steps: int = CHECKPOINT_STEPS
+    """Optimizer steps between checkpoints, at least."""
 
     def build(self) -> Method:
         """The method with fresh heads, the same on every worker."""
@@ -50,29 +55,25 @@ class HeadsJob:
 
 def train_heads(
     job: HeadsJob, data: Mapping[str, np.ndarray], folder: Location, resources: Resources
-) -> tuple[Method, dict[str, float]]:
+) -> tuple[Method, History]:
     """Train (or fit) the heads of one method.
 
-    `data`: `row_ids` [N] int64, `images` [N, d] float16, optional `counterparts` [N, d] float16.
+    `data`: the fields of :class:`TrainingData` as arrays, embeddings in float16 as stored; it lies once in each node's shared memory.
     `folder`: Ray Train's folder; its name must hold the fingerprint, for Ray returns the old result of a finished run.
-    Returns the trained method on the CPU and the last epoch's metrics.
+    Returns the trained method on the CPU and the means of each epoch; of a fitted method, one entry.
     """
     method = job.build()
     workers = 1 if isinstance(method, FittedMethod) else resources.train_workers
-    if isinstance(method, TrainedMethod) and method.schedule().batch_size % workers:
-        raise ConfigError(
-            f"resources.train_workers: {workers} workers cannot share a batch of {method.schedule().batch_size} equally; "
-            "choose a divisor, or another `method.batch_size`"
-        )
     shared = ray.put(dict(data))
-    extras = _prepare(job, shared, resources) if isinstance(method, TrainedMethod) else ray.put({})
+    neighbors = _find_neighbors(job, shared, resources) if isinstance(method, TrainedMethod) and method.graphs() else {}
     cpus = max(1, resources.node_cpus - 1) if workers == 1 and not resources.use_gpu else 1
     trainer = TorchTrainer(
         _worker,
         # References inside a list reach the workers as references: one copy of the data a node, not one a worker.
-        train_loop_config={"job": job, "data": [shared], "extras": [extras], "threads": cpus},
+        train_loop_config={"job": job, "data": [shared], "neighbors": [ray.put(neighbors)], "threads": cpus},
         scaling_config=ScalingConfig(
-            num_workers=workers,
+            # Elastic: with fewer nodes left the training goes on with fewer workers, and the result is the same.
+            num_workers=1 if workers == 1 else (1, workers),
             use_gpu=resources.use_gpu,
             resources_per_worker={"CPU": cpus, **({"GPU": 1} if resources.use_gpu else {})},
         ),
@@ -81,137 +82,92 @@ def train_heads(
             name=folder.name,
             storage_path=folder.parent.path,
             storage_filesystem=folder.filesystem,
-            failure_config=FailureConfig(max_failures=2),
+            failure_config=FailureConfig(max_failures=3),
         ),
     )
     result = trainer.fit()
     if result.checkpoint is None:
         raise RayclusterError(f"{folder.uri}: training ended without a checkpoint; delete the folder and run again")
-    _restore(method, result.checkpoint)
-    return method.eval(), {
-        key: float(value) for key, value in (result.metrics or {}).items() if isinstance(value, (int, float))
-    }
+    with result.checkpoint.as_directory() as path:
+        history = checkpoint.restore(Path(path), method)
+    _log(history)
+    return method.eval(), history
 
 
-def _prepare(job: HeadsJob, shared: ray.ObjectRef, resources: Resources) -> ray.ObjectRef:
-    """What is computed once from all rows before training (neighbors), in a task of its own."""
+def _log(history: History) -> None:
+    for epoch in sorted({round(i) for i in np.linspace(0, len(history) - 1, min(LOG_LINES, len(history)))}):
+        terms = "  ".join(f"{name} {value:.4f}" for name, value in history[epoch].items())
+        log.info("train     epoch %d/%d  %s", epoch + 1, len(history), terms)
 
-    def prepare(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+
+def _find_neighbors(job: HeadsJob, shared: ray.ObjectRef, resources: Resources) -> dict[str, np.ndarray]:
+    """For each of the method's graphs int32 [N, k], computed in Ray tasks over blocks of rows."""
+    # A few blocks a core: the last ones end together, and each is worth the start of a task.
+    count = int(resources.gpus) if resources.use_gpu else max(1, min(4 * int(resources.cpus), job.n_rows // 512))
+    bounds = np.linspace(0, job.n_rows, count + 1).astype(int).tolist()
+
+    def find(block: tuple[int, int], arrays: Mapping[str, np.ndarray]) -> tuple[int, dict[str, np.ndarray]]:
         method = job.build()
         assert isinstance(method, TrainedMethod)
-        prepared = method.prepare(_training_data(arrays, resources.device))
-        return {key: value.cpu().numpy() for key, value in prepared.items()}
+        found = find_neighbors(method, training_data(arrays, resources.device), range(*block))
+        return block[0], {name: part.cpu().numpy() for name, part in found.items()}
 
-    return ray.remote(**resources.heavy_task)(prepare).remote(shared)
+    result: dict[str, np.ndarray] = {}
+    blocks = pairwise(bounds)
+    for start, parts in map_tasks(find, blocks, shared, num_gpus=1 if resources.use_gpu else 0):
+        for name, part in parts.items():
+            whole = result.setdefault(name, np.empty((job.n_rows, part.shape[1]), np.int32))
+            whole[start : start + len(part)] = part
+    return result
 
 
-def _training_data(arrays: Mapping[str, np.ndarray], device: str | torch.device) -> TrainingData:
-    def tensor(name: str, dtype: torch.dtype) -> Tensor:
-        # Copied: arrays in Ray's object store are read-only.
-        return torch.from_numpy(np.array(arrays[name])).to(device, dtype)
+def training_data(arrays: Mapping[str, np.ndarray], device: str | torch.device) -> TrainingData:
+    """The arrays as tensors: on the CPU views of Ray's shared memory, elsewhere copies."""
+    return TrainingData(**{name: _tensor(array, device) for name, array in arrays.items()})
 
-    return TrainingData(
-        row_ids=tensor("row_ids", torch.int64),
-        images=tensor("images", torch.float32),
-        counterparts=tensor("counterparts", torch.float32) if "counterparts" in arrays else None,
-    )
+
+def _tensor(array: np.ndarray, device: str | torch.device) -> Tensor:
+    with warnings.catch_warnings():
+        # Shared memory is read-only, and nothing here writes to it.
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+        return torch.from_numpy(array).to(device)
 
 
 def _worker(config: dict[str, Any]) -> None:
     """Runs on every worker."""
-    job: HeadsJob = config["job"]
+    context = ray.train.get_context()
+    rank, world = context.get_world_rank(), context.get_world_size()
     device = ray.train.torch.get_device()
     if device.type == "cpu":
         torch.set_num_threads(config["threads"])
-    data = _training_data(ray.get(config["data"][0]), device)
-    method = job.build().to(device)
+    data = training_data(ray.get(config["data"][0]), device)
+    method = config["job"].build().to(device)
     if isinstance(method, FittedMethod):
-        _report(method, None, 0, method.fit(data))
-    elif isinstance(method, TrainedMethod):
-        extras = {
-            key: torch.from_numpy(np.array(value)).to(device) for key, value in ray.get(config["extras"][0]).items()
-        }
-        _train(method, data, extras, job.seed)
-
-
-def _train(method: TrainedMethod, data: TrainingData, extras: dict[str, Tensor], seed: int) -> None:
-    context = ray.train.get_context()
-    rank, world = context.get_world_rank(), context.get_world_size()
-    schedule, optimizer = method.schedule(), method.optimizer()
-    every = max(1, CHECKPOINT_STEPS // schedule.steps_per_epoch)
-    for epoch in range(_resume(method, optimizer), schedule.epochs):
-        method.train()
-        method.start_epoch(data, extras, epoch)
-        order = epoch_order(len(data.row_ids), seed, epoch).to(data.row_ids.device)
-        metrics: dict[str, float] = {}
-        for step in range(schedule.steps_per_epoch):
-            batch = order[step * schedule.batch_size : (step + 1) * schedule.batch_size]
-            metrics = _step(method, optimizer, data, extras, batch[rank::world], epoch)
-        if (epoch + 1) % every == 0 or epoch + 1 == schedule.epochs:
-            _report(method, optimizer, epoch + 1, metrics)
-
-
-def _step(
-    method: TrainedMethod,
-    optimizer: torch.optim.Optimizer,
-    data: TrainingData,
-    extras: dict[str, Tensor],
-    rows: Tensor,
-    epoch: int,
-) -> dict[str, float]:
-    optimizer.zero_grad(set_to_none=True)
-    share = method.forward_batch(data, extras, rows, epoch)
-    # The losses are statistics of the global batch: gather first, then every worker computes the same loss.
-    loss, metrics = method.loss({name: gather_rows(value) for name, value in share.items()})
-    if not torch.isfinite(loss):
-        raise RayclusterError(
-            f"training: the loss became {loss.item()} in epoch {epoch + 1}; lower `method.learning_rate`"
-        )
-    loss.backward()
-    sum_gradients(method)
-    optimizer.step()
-    return metrics
-
-
-def _report(method: Method, optimizer: torch.optim.Optimizer | None, epoch: int, metrics: Mapping[str, float]) -> None:
-    """Report to Ray Train (a barrier: every rank calls it); rank 0 brings the checkpoint."""
-    if ray.train.get_context().get_world_rank() != 0:
-        ray.train.report(dict(metrics))
+        _report(rank, method, None, [method.fit(data)])
         return
-    tensors = {f"method.{key}": value.detach().cpu().contiguous() for key, value in method.state_dict().items()}
-    if optimizer is not None:
-        for index, slots in optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{index}.{slot}": value.detach().cpu().contiguous() for slot, value in slots.items()}
-    tensors["epoch"] = torch.tensor(epoch)
+    assert isinstance(method, TrainedMethod)
+    neighbors = {name: _tensor(array, device) for name, array in ray.get(config["neighbors"][0]).items()}
+    optimizer, history = method.optimizer(), None
+    if (last := ray.train.get_checkpoint()) is not None:
+        with last.as_directory() as path:
+            history = checkpoint.restore(Path(path), method, optimizer)
+    schedule = method.schedule()
+    every = max(1, config["job"].checkpoint_steps // schedule.steps_per_epoch)
+
+    def after_epoch(optimizer: torch.optim.Optimizer, history: History) -> None:
+        if len(history) % every == 0 or len(history) == schedule.epochs:
+            _report(rank, method, optimizer, history)
+
+    train(
+        method, data, neighbors, optimizer=optimizer, history=history, rank=rank, world=world, after_epoch=after_epoch
+    )
+
+
+def _report(rank: int, method: Method, optimizer: torch.optim.Optimizer | None, history: History) -> None:
+    """Report to Ray Train (a barrier: every rank calls it); rank 0 brings the checkpoint."""
+    if rank != 0:
+        ray.train.report(history[-1])
+        return
     with tempfile.TemporaryDirectory() as folder:
-        save_file(tensors, Path(folder) / "state.safetensors")
-        ray.train.report(dict(metrics), checkpoint=Checkpoint.from_directory(folder))
-
-
-def _resume(method: Method, optimizer: torch.optim.Optimizer) -> int:
-    """Restore the last checkpoint, if there is one; returns the number of finished epochs."""
-    checkpoint = ray.train.get_checkpoint()
-    if checkpoint is None:
-        return 0
-    tensors = _restore(method, checkpoint)
-    state: dict[int, dict[str, Tensor]] = {}
-    for key, tensor in tensors.items():
-        if key.startswith("optimizer."):
-            _, index, slot = key.split(".", 2)
-            state.setdefault(int(index), {})[slot] = tensor
-    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
-    return int(tensors["epoch"])
-
-
-def _restore(method: Method, checkpoint: Checkpoint) -> dict[str, Tensor]:
-    """Load a checkpoint's heads into the method; returns all of its tensors."""
-    with checkpoint.as_directory() as folder:
-        tensors = load_file(Path(folder) / "state.safetensors")
-    heads = {key.removeprefix("method."): value for key, value in tensors.items() if key.startswith("method.")}
-    method.load_state_dict(heads)
-    return tensors
-
-
-def describe_schedule(method: Method) -> dict[str, int]:
-    """Batch size, epochs and steps, for the log and the model's record; empty for methods without training."""
-    return asdict(method.schedule()) if isinstance(method, TrainedMethod) else {}
+        checkpoint.save(Path(folder), method, optimizer, history)
+        ray.train.report(history[-1], checkpoint=Checkpoint.from_directory(folder))

@@ -7,12 +7,15 @@ from torch.nn.functional import normalize
 from raycluster.config import MethodConfig
 from raycluster.errors import ConfigError
 from raycluster.methods import registry
-from raycluster.methods.base import FittedMethod, TrainingData
+from raycluster.methods.base import FittedMethod, TrainedMethod, TrainingData
+from raycluster.training.loop import find_neighbors, train
 
 
 def test_methods_are_found_by_name() -> None:
-    assert registry.method_names() == ["dxmc", "kmeans"]
-    with pytest.raises(ConfigError, match=r"method\.name: unknown method 'umap'; known are dxmc, kmeans"):
+    assert registry.method_names() == ["dxmc", "kmeans", "seic", "sic", "tac"]
+    with pytest.raises(
+        ConfigError, match=r"method\.name: unknown method 'umap'; known are dxmc, kmeans, seic, sic, tac"
+    ):
         registry.method_class("umap")
 
 
@@ -25,13 +28,23 @@ def test_a_constant_of_another_method_is_named() -> None:
         registry.configure(MethodConfig.model_validate({"name": "dxmc", "temperature": -1}))
 
 
-@pytest.mark.parametrize("name", ["dxmc", "kmeans"])
-def test_a_restored_method_predicts_the_same(name: str) -> None:
+ALL = [{"name": "kmeans"}, {"name": "tac", "trained": False}, {"name": "tac"}, {"name": "dxmc"}, {"name": "sic"}, {"name": "seic"}]  # fmt: skip
+
+
+@pytest.mark.parametrize("constants", ALL, ids=str)
+def test_a_restored_method_predicts_the_same(constants: dict[str, object]) -> None:
     x = torch.randn(50, 8, generator=torch.Generator().manual_seed(0))
-    method = registry.build(MethodConfig(name=name), 8, 3, 50, seed=4)
+    config = registry.configure(MethodConfig.model_validate(constants))
+    nouns = normalize(x[:20].roll(1, dims=1), dim=1)
+    kept = nouns[registry.space(config).select(x, nouns, 3, seed=0)]
+    data = TrainingData(torch.arange(50), x.half(), registry.space(config).pair(x, kept).half(), kept)
+    method = registry.build(config, 8, 3, 50, seed=4)
     if isinstance(method, FittedMethod):
-        method.fit(TrainingData(torch.arange(50), x, None))
-    again = registry.restore(name, method.constants, 8, 3, 50, method.state_dict())
+        method.fit(data)
+    elif isinstance(method, TrainedMethod):
+        train(method, data, find_neighbors(method, data))
+    name, state = str(constants["name"]), {key: value.clone() for key, value in method.state_dict().items()}
+    again = registry.restore(name, method.constants, 8, 3, 50, state)
     assert torch.equal(method.predict(x), again.predict(x))
     assert again.constants == method.constants
     torch.testing.assert_close(method.predict(x).sum(dim=1), torch.ones(50))

@@ -1,0 +1,262 @@
+"""SEIC, stage 1: Self-Enhanced Image Clustering with Cross-Modal Semantic Consistency, AAAI 2026, arXiv 2508.01254.
+
+Image and text of a picture must agree at three levels: the projected vectors, the clusters' columns of assignments, and the clusters'
+confidence-weighted centers. A history of cluster sizes weighs a balance term against the clusters that grow.
+(The paper's tables and code could not be obtained: floor, cap and fixed temperatures are those of an independent re-implementation.)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from raycluster.clustering.kmeans import spherical_kmeans
+from raycluster.config import MethodConfig
+from raycluster.methods import scaling
+from raycluster.methods.base import BY_PROFILE, TrainedConfig, TrainedMethod, TrainingData, detached
+from raycluster.methods.losses.info_nce import info_nce
+from raycluster.semantics.pairing import SemanticSpace, chunks
+from raycluster.training.collectives import replicated
+
+MAX_SCALE = 100.0
+"""Largest exp(s) of the trainable logit scale s, as in CLIP."""
+LARGEST_WEIGHT = 5.0
+"""Cap of a cluster's weight in the balance term."""
+START_TEMPERATURE = 0.05
+"""With `head_init: centers` the first probabilities are softmax(cosine to the centers / this), as k-means has them."""
+SMALLEST_SHARE = 1e-8
+"""Floor of a mean assignment under the logarithm."""
+
+
+class SEICConfig(TrainedConfig):
+    """Constants of SEIC's first stage."""
+
+    center_nouns: int = Field(default=200, ge=1)
+    """k₁: nearest nouns of a k-means center that become candidates."""
+    image_nouns: int = Field(default=50, ge=1)
+    """k₂: nearest candidates of an image that make its text counterpart."""
+    text_temperature: float = Field(default=0.01, gt=0)
+    """τ_w of the counterpart's weights."""
+    instance_weight: float = Field(default=0.5, ge=0)
+    """Weight of the instance level."""
+    assignment_weight: float = Field(default=1.0, ge=0)
+    """Weight of the assignment level."""
+    center_weight: float = Field(default=1.0, ge=0)
+    """Weight of the center level."""
+    balance_weight: float = Field(default=2.0, ge=0)
+    """Weight of the balance term."""
+    assignment_temperature: float = Field(default=0.5, gt=0)
+    """Temperature of the assignment level."""
+    center_temperature: float = Field(default=0.5, gt=0)
+    """Temperature of the center level."""
+    feature_norm: float = Field(default=BY_PROFILE, gt=0)
+    """The unit projections are multiplied by this before the cluster layer."""
+    head_init: Literal["random", "centers"] = Field(default=BY_PROFILE)
+    """Start of the heads: at random, or at the centers of k-means on images and counterparts side by side."""
+    history_momentum: float = Field(default=0.9, ge=0, lt=1)
+    """Of the history of cluster sizes, the share that a step keeps."""
+    history_floor: float = Field(default=BY_PROFILE, gt=0)
+    """Smallest share of a cluster in the history when its weight is computed."""
+
+
+class SEICSpace(SemanticSpace):
+    """The nearest nouns of each k-means center are candidates, of which each image takes its own nearest."""
+
+    kind: str = "seic"
+    center_nouns: int = 200
+    image_nouns: int = 50
+    temperature: float = 0.01
+
+    def select(self, images: Tensor, nouns: Tensor, n_clusters: int, seed: int) -> Tensor:
+        """Centers by spherical k-means with as many centers as clusters."""
+        centers = spherical_kmeans(normalize(images.float(), dim=1), n_clusters, seed=seed).centers
+        return candidates(centers, nouns, self.center_nouns)
+
+    def pair(self, images: Tensor, kept: Tensor) -> Tensor:
+        """See :func:`weighted_nouns`."""
+        unit = normalize(images.float(), dim=1)
+        parts = [weighted_nouns(chunk, kept, self.image_nouns, self.temperature) for chunk in chunks(unit, len(kept))]
+        return torch.cat(parts)
+
+
+def candidates(centers: Tensor, nouns: Tensor, per_center: int) -> Tensor:
+    """Union of each center's nearest nouns, indices ascending int64. `centers` [C, d], `nouns` [M, d] unit rows."""
+    return (centers @ nouns.T).topk(min(per_center, len(nouns)), dim=1).indices.unique()
+
+
+def weighted_nouns(images: Tensor, kept: Tensor, per_image: int, temperature: float) -> Tensor:
+    """Counterparts [N, d]: of each image's nearest nouns the mean, weighted by softmax(similarity / temperature), normalized.
+
+    `images` [N, d], `kept` [M, d]: unit rows.
+    """
+    similarity, index = (images @ kept.T).topk(min(per_image, len(kept)), dim=1)
+    weights = torch.zeros(len(images), len(kept), dtype=images.dtype, device=images.device)
+    weights.scatter_(1, index, (similarity / temperature).softmax(dim=1))
+    return normalize(weights @ kept, dim=1)
+
+
+def weighted_centers(p: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+    """Σ p_ik z_i over the images whose argmax is cluster k, [C, d], and which clusters have any, bool [C].
+
+    `p` [B, C] assignments, `z` [B, d].
+    """
+    assigned = torch.zeros_like(p).scatter_(1, p.argmax(dim=1, keepdim=True), 1.0)
+    weights = p * assigned
+    return weights.T @ z, weights.detach().sum(dim=0) > 1e-8
+
+
+def balance_weights(history: Tensor, floor: float) -> Tensor:
+    """Weights [C] of the clusters in the balance term from the history of their sizes [C]; their mean is 1."""
+    floored = history.clamp_min(floor)
+    weights = (1 / len(history) / (floored / floored.sum())).clamp_max(LARGEST_WEIGHT)
+    return weights / weights.mean()
+
+
+def balance(p: Tensor, weights: Tensor) -> Tensor:
+    """Σ_j w_j p̄_j log p̄_j of assignments [B, C]: smallest when all clusters are used alike."""
+    return -(weights * torch.special.entr(p.mean(dim=0).clamp_min(SMALLEST_SHARE))).sum()
+
+
+def updated_history(history: Tensor, p: Tensor, momentum: float) -> Tensor:
+    """m · history + (1 − m) · share of each cluster among the argmax of p [B, C]; sums to 1."""
+    counts = torch.bincount(p.argmax(dim=1), minlength=len(history))
+    # Shares in single precision, as the recorded values have them.
+    mixed = momentum * history + (1 - momentum) * (counts.float() / len(p))
+    return mixed / mixed.sum()
+
+
+class SEIC(TrainedMethod):
+    """For each modality a projection Linear(d, d), normalized, and a cluster layer Linear(d, C); the image side predicts."""
+
+    name = "seic"
+    uses_text = True
+    Config = SEICConfig
+    config: SEICConfig
+    image_projection: nn.Linear
+    text_projection: nn.Linear
+    image_clustering: nn.Linear
+    text_clustering: nn.Linear
+    history: Tensor
+
+    @staticmethod
+    def published(n_rows: int, n_clusters: int) -> dict[str, Any]:
+        """The re-implementation's (METHODS section 3)."""
+        return {
+            "feature_norm": 1.0,
+            "head_init": "random",
+            "history_floor": 0.01,
+            "learning_rate": 5e-3,
+            "batch_size": 1024,
+            "epochs": 200,
+        }
+
+    @staticmethod
+    def scaled(n_rows: int, n_clusters: int) -> dict[str, Any]:
+        """From C = 100 on the published floor exceeds a cluster's fair share and switches the weights off."""
+        floor = min(0.01, 0.1 / n_clusters)
+        return {
+            "feature_norm": 10.0,
+            "head_init": "centers",
+            "history_floor": floor,
+            "learning_rate": 3e-4,
+            **scaling.schedule(n_rows, n_clusters),
+        }
+
+    def build_heads(self) -> None:
+        """Projection and cluster layer of each modality, the logit scale, and the history, which starts uniform."""
+        for modality in ("image", "text"):
+            for name, width in (("projection", self.dim), ("clustering", self.n_clusters)):
+                layer = nn.Linear(self.dim, width)
+                nn.init.trunc_normal_(layer.weight, std=0.02)
+                setattr(self, f"{modality}_{name}", layer)
+        self.instance_logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
+        self.register_buffer("history", torch.full((self.n_clusters,), 1 / self.n_clusters))
+
+    @classmethod
+    def space(cls, config: MethodConfig) -> SemanticSpace:
+        """SEIC's, with the constants of the configuration."""
+        assert isinstance(config, SEICConfig)
+        return SEICSpace(
+            center_nouns=config.center_nouns,
+            image_nouns=config.image_nouns,
+            temperature=config.text_temperature,
+        )
+
+    @torch.no_grad()
+    def setup(self, data: TrainingData) -> None:
+        """With `head_init: centers`: projections at the identity, cluster layers at the centers, as confident as k-means is."""
+        if self.config.head_init == "random":
+            return
+        every = torch.arange(len(data.images), device=data.images.device)
+        sides = {"image": data.unit_images(every), "text": data.unit_counterparts(every)}
+        joined = normalize(torch.cat(list(sides.values()), dim=1), dim=1)
+        labels = spherical_kmeans(joined, self.n_clusters, seed=self.seed).labels
+        for side, rows in sides.items():
+            sums = torch.zeros(self.n_clusters, self.dim, dtype=rows.dtype, device=rows.device)
+            centers = normalize(sums.index_add_(0, labels.long(), rows), dim=1)
+            projection, clustering = getattr(self, f"{side}_projection"), getattr(self, f"{side}_clustering")
+            projection.weight.copy_(torch.eye(self.dim))
+            clustering.weight.copy_(centers / (START_TEMPERATURE * self.config.feature_norm))
+            for layer in (projection, clustering):
+                layer.bias.zero_()
+
+    def optimizer(self) -> torch.optim.Optimizer:
+        """Adam, rate constant."""
+        return torch.optim.Adam(self.parameters(), lr=self.config.learning_rate)
+
+    def forward_batch(
+        self, data: TrainingData, neighbors: Mapping[str, Tensor], rows: Tensor, epoch: int
+    ) -> dict[str, Tensor]:
+        """Projections and logits of the rows, both modalities; SEIC uses no neighbors."""
+        return self.outputs(data.unit_images(rows), data.unit_counterparts(rows))
+
+    def outputs(self, image: Tensor, text: Tensor) -> dict[str, Tensor]:
+        """[b, d] unit rows each → unit projections [b, d] and logits [b, C]."""
+        z_image = normalize(self.image_projection(image), dim=1)
+        z_text = normalize(self.text_projection(text), dim=1)
+        return {
+            "z_image": z_image,
+            "z_text": z_text,
+            "logits_image": self.image_clustering(self.config.feature_norm * z_image),
+            "logits_text": self.text_clustering(self.config.feature_norm * z_text),
+        }
+
+    def loss(self, outputs: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """L = ½ NCE(z) + NCE(assignments) + NCE(centers) + 2 L_bal, METHODS section 3."""
+        config, o = self.config, outputs
+        p, q = o["logits_image"].softmax(dim=1), o["logits_text"].softmax(dim=1)
+        scale = replicated(self.instance_logit_scale).exp().clamp_max(MAX_SCALE)
+        instance = info_nce(o["z_image"], o["z_text"], 1 / scale)
+        assignment = info_nce(p.T, q.T, config.assignment_temperature)
+        (image_centers, used), (text_centers, also) = (
+            weighted_centers(p, o["z_image"]),
+            weighted_centers(q, o["z_text"]),
+        )
+        both = used & also
+        center = info_nce(image_centers[both], text_centers[both], config.center_temperature)
+        weights = balance_weights(self.history, config.history_floor)
+        balanced = balance(p, weights) + balance(q, weights)
+        total = (
+            config.instance_weight * instance
+            + config.assignment_weight * assignment
+            + config.center_weight * center
+            + config.balance_weight * balanced
+        )
+        return total, detached(loss=total, instance=instance, assignment=assignment, center=center, balance=balanced)
+
+    def after_step(self, outputs: Mapping[str, Tensor]) -> None:
+        """Move the history of cluster sizes."""
+        self.history.copy_(updated_history(self.history, outputs["logits_image"], self.config.history_momentum))
+
+    def _probabilities(self, embeddings: Tensor) -> Tensor:
+        z = normalize(self.image_projection(normalize(embeddings, dim=1)), dim=1)
+        return self.image_clustering(self.config.feature_norm * z).softmax(dim=1)
+
+
+METHOD = SEIC

@@ -1,0 +1,233 @@
+"""TAC: Image Clustering with External Guidance, ICML 2024, arXiv 2310.11989, with and without training.
+
+Text counterparts of the images (semantics/pairing.py) guide the clusters. Without training, images and counterparts are clustered
+side by side by k-means. With training, one head a modality learns to assign an image like its neighbors of the other modality.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from raycluster.clustering.kmeans import spherical_kmeans
+from raycluster.config import MethodConfig
+from raycluster.errors import ConfigError
+from raycluster.methods import scaling
+from raycluster.methods.base import (
+    BY_PROFILE,
+    FittedMethod,
+    Method,
+    NeighborGraph,
+    TrainedConfig,
+    TrainedMethod,
+    TrainingData,
+    detached,
+)
+from raycluster.methods.losses.agreement import disagreement
+from raycluster.methods.losses.entropy import mean_assignment_entropy
+from raycluster.methods.losses.nt_xent import cluster_contrast
+from raycluster.semantics.pairing import SemanticSpace, TACSpace
+from raycluster.training.collectives import GlobalBatchNorm1d
+from raycluster.training.counted import integers
+
+MANY_CLUSTERS = 100
+"""From here on the authors use their second set of constants."""
+IMAGE_STREAM, TEXT_STREAM = 1, 2
+"""Streams of the draws of image-space and text-space neighbors."""
+
+
+class TACHeadsConfig(TrainedConfig):
+    """Constants that TAC and DXMC share."""
+
+    images_per_center: int = Field(default=300, ge=1)
+    """Images of a semantic center, where clusters are larger than that."""
+    nouns_per_center: int = Field(default=5, ge=1)
+    """Nouns that a semantic center keeps."""
+    text_temperature: float = Field(default=0.005, gt=0)
+    """τ̃ of the text counterparts."""
+    temperature: float = Field(default=BY_PROFILE, gt=0)
+    """τ of the cluster-level contrast."""
+    entropy_weight: float = Field(default=5.0, ge=0)
+    """Weight of the entropies of the mean assignments."""
+    neighbors: int = Field(default=BY_PROFILE, ge=1)
+    """Neighbors of an image, of which one is drawn a step, in image space and in text space."""
+
+
+class TACConfig(TACHeadsConfig):
+    """Constants of TAC."""
+
+    trained: bool = True
+    """`false`: k-means on images and counterparts side by side, no heads."""
+    consistency_weight: float = Field(default=1.0, ge=0)
+    """Weight of the agreement of an image with its own counterpart."""
+    restarts: int = Field(default=1, ge=1)
+    """Without training: k-means runs from fresh seeds, of which the best is kept."""
+    assignment_temperature: float = Field(default=0.05, gt=0)
+    """Without training: probabilities are softmax(cosine to the centers / temperature)."""
+
+
+class TAC(TrainedMethod):
+    """Cluster heads Linear → BatchNorm → ReLU → Linear, one a modality; the image head predicts."""
+
+    name = "tac"
+    uses_text = True
+    Config: ClassVar[type[MethodConfig]] = TACConfig
+    config: TACHeadsConfig
+
+    @staticmethod
+    def published(n_rows: int, n_clusters: int) -> dict[str, Any]:
+        """METHODS section 3; the authors' code has a second set of constants for many clusters."""
+        few = {"temperature": 0.5, "batch_size": 512, "epochs": 20}
+        many = {"temperature": 5.0, "batch_size": min(8192, scaling.power_of_two_below(n_rows / 2)), "epochs": 100}
+        return {"neighbors": 50, "learning_rate": 1e-3, **(few if n_clusters < MANY_CLUSTERS else many)}
+
+    @staticmethod
+    def scaled(n_rows: int, n_clusters: int) -> dict[str, Any]:
+        """A sharper contrast for small batches of many clusters; the rest by the common rule."""
+        return {
+            "temperature": 0.2,
+            "neighbors": scaling.neighbors(n_rows, n_clusters, most=50),
+            "learning_rate": 1e-3,
+            **scaling.schedule(n_rows, n_clusters),
+        }
+
+    def build_heads(self) -> None:
+        """One cluster head a modality."""
+        self.cluster_head_text, self.cluster_head_image = (self._cluster_head() for _ in range(2))
+
+    @classmethod
+    def variant(cls, config: MethodConfig) -> type[Method]:
+        """TAC without training is another class."""
+        return TrainingFreeTAC if isinstance(config, TACConfig) and not config.trained else cls
+
+    @classmethod
+    def space(cls, config: MethodConfig) -> SemanticSpace:
+        """TAC's, with the constants of the configuration."""
+        return _space(config)
+
+    def _cluster_head(self) -> nn.Sequential:
+        head = nn.Sequential(
+            nn.Linear(self.dim, self.dim), GlobalBatchNorm1d(self.dim), nn.ReLU(), nn.Linear(self.dim, self.n_clusters)
+        )
+        for layer in head:
+            if isinstance(layer, nn.Linear):
+                nn.init.trunc_normal_(layer.weight, std=0.02)
+        return head
+
+    def optimizer(self) -> torch.optim.Optimizer:
+        """Adam, rate constant, betas (0.9, 0.99), no decay."""
+        return torch.optim.Adam(self.parameters(), lr=self.config.learning_rate, betas=(0.9, 0.99))
+
+    def graphs(self) -> dict[str, NeighborGraph]:
+        """Neighbors by cosine in each of the two spaces, the row itself left out."""
+        return {
+            "image_neighbors": NeighborGraph("images", self.config.neighbors),
+            "text_neighbors": NeighborGraph("counterparts", self.config.neighbors),
+        }
+
+    def forward_batch(
+        self, data: TrainingData, neighbors: Mapping[str, Tensor], rows: Tensor, epoch: int
+    ) -> dict[str, Tensor]:
+        """Outputs of the heads for the rows, and of the cluster heads for one neighbor of each."""
+        near_image = self._draw(data, neighbors["image_neighbors"], rows, epoch, IMAGE_STREAM)
+        near_text = self._draw(data, neighbors["text_neighbors"], rows, epoch, TEXT_STREAM)
+        return self.outputs(
+            data.unit_counterparts(rows),
+            data.unit_images(rows),
+            data.unit_counterparts(near_text),
+            data.unit_images(near_image),
+        )
+
+    def outputs(self, text: Tensor, image: Tensor, near_text: Tensor, near_image: Tensor) -> dict[str, Tensor]:
+        """[b, d] unit rows each → assignments [b, C]; batch norm sees the rows, then their neighbors."""
+        return {
+            "p": self.cluster_head_text(text).softmax(dim=1),
+            "q": self.cluster_head_image(image).softmax(dim=1),
+            "near_p": self.cluster_head_text(near_text).softmax(dim=1),
+            "near_q": self.cluster_head_image(near_image).softmax(dim=1),
+        }
+
+    def loss(self, outputs: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """L = ℓ(Q, Pᴺ) + ℓ(P, Qᴺ) − mean log⟨p, q⟩ − 5 [H(P̄) + H(Q̄)], METHODS section 3 (paper: eq. 7 to 10)."""
+        assert isinstance(self.config, TACConfig)
+        total, terms = self._guidance(outputs)
+        consistency = disagreement(outputs["p"], outputs["q"])
+        total = total + self.config.consistency_weight * consistency
+        return total, detached(loss=total, consistency=consistency, **terms)
+
+    def _guidance(self, outputs: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """What TAC and DXMC share: ℓ(Q, Pᴺ) + ℓ(P, Qᴺ) − 5 [H(P̄) + H(Q̄)]."""
+        cluster = cluster_contrast(outputs["q"], outputs["near_p"], self.config.temperature)
+        cluster = cluster + cluster_contrast(outputs["p"], outputs["near_q"], self.config.temperature)
+        entropy = mean_assignment_entropy(outputs["p"]) + mean_assignment_entropy(outputs["q"])
+        return cluster - self.config.entropy_weight * entropy, {"cluster": cluster, "entropy": entropy}
+
+    def _draw(self, data: TrainingData, neighbors: Tensor, rows: Tensor, epoch: int, stream: int) -> Tensor:
+        draw = integers(self.seed, epoch, data.row_ids[rows], stream, neighbors.shape[1])
+        return neighbors[rows, draw].long()
+
+    def _probabilities(self, embeddings: Tensor) -> Tensor:
+        return self.cluster_head_image(normalize(embeddings, dim=1)).softmax(dim=1)
+
+
+class TrainingFreeTAC(FittedMethod):
+    """Spherical k-means on the unit concatenation [v ; t̃]; a new image is paired with the kept nouns first."""
+
+    name = "tac"
+    uses_text = True
+    Config = TACConfig
+    config: TACConfig
+    centers: Tensor
+    kept_nouns: Tensor
+
+    def __init__(self, config: TACConfig, dim: int, n_clusters: int, n_rows: int, seed: int) -> None:
+        super().__init__(config, dim, n_clusters, n_rows, seed)
+        self.register_buffer("centers", torch.zeros(n_clusters, 2 * dim))
+        self.register_buffer("kept_nouns", torch.zeros(0, dim))
+
+    @classmethod
+    def space(cls, config: MethodConfig) -> SemanticSpace:
+        """TAC's, with the constants of the configuration."""
+        return _space(config)
+
+    def fit(self, data: TrainingData) -> dict[str, float]:
+        """Fit the centers, [C, 2d] unit rows, and keep the nouns."""
+        if data.counterparts is None or data.nouns is None:
+            raise ConfigError("method: tac needs nouns; give a `vocabulary`")
+        self.kept_nouns = data.nouns.float()
+        every = torch.arange(len(data.images), device=data.images.device)
+        joined = self._joined(data.unit_images(every), data.unit_counterparts(every))
+        result = spherical_kmeans(joined, self.n_clusters, seed=self.seed, restarts=self.config.restarts)
+        self.centers.copy_(result.centers)
+        return {"mean_cosine": result.objective, "iterations": float(result.iterations)}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """The number of kept nouns is known from the state only."""
+        self.kept_nouns = state_dict["kept_nouns"].clone()
+        return super().load_state_dict(state_dict, strict, assign)
+
+    @staticmethod
+    def _joined(images: Tensor, counterparts: Tensor) -> Tensor:
+        return normalize(torch.cat([images, counterparts], dim=1), dim=1)
+
+    def _probabilities(self, embeddings: Tensor) -> Tensor:
+        paired = self.space(self.config).pair(embeddings, self.kept_nouns)
+        joined = self._joined(normalize(embeddings, dim=1), paired)
+        return (joined @ self.centers.T / self.config.assignment_temperature).softmax(dim=1)
+
+
+def _space(config: MethodConfig) -> SemanticSpace:
+    assert isinstance(config, TACHeadsConfig)
+    return TACSpace(
+        images_per_center=config.images_per_center,
+        nouns_per_center=config.nouns_per_center,
+        temperature=config.text_temperature,
+    )
+
+
+METHOD = TAC

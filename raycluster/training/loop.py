@@ -1,0 +1,96 @@
+"""The training loop of the heads: the same steps on any number of workers. Knows nothing of Ray."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+from raycluster.clustering.neighbors import nearest_neighbors
+from raycluster.errors import RayclusterError
+from raycluster.methods.base import TrainedMethod, TrainingData
+from raycluster.training.collectives import gather_rows, share_state, sum_gradients
+from raycluster.training.counted import epoch_order
+
+History = list[dict[str, float]]
+"""For each finished epoch the mean of the loss and of its terms over the epoch's steps."""
+
+
+def find_neighbors(method: TrainedMethod, data: TrainingData, rows: range | None = None) -> dict[str, Tensor]:
+    """For each of the method's graphs int32 [n, k]: the neighbors of the rows at these positions (all), best first."""
+    return {
+        name: nearest_neighbors(
+            getattr(data, graph.space), graph.k, metric=graph.metric, include_self=graph.include_self, rows=rows
+        )
+        for name, graph in method.graphs().items()
+    }
+
+
+def train(
+    method: TrainedMethod,
+    data: TrainingData,
+    neighbors: Mapping[str, Tensor],
+    *,
+    optimizer: torch.optim.Optimizer | None = None,
+    history: History | None = None,
+    rank: int = 0,
+    world: int = 1,
+    after_epoch: Callable[[torch.optim.Optimizer, History], None] | None = None,
+) -> History:
+    """Train to the end of the method's schedule; returns the history of all epochs.
+
+    `neighbors`: int32 [N, k] positions for each of the method's graphs. To resume give the restored `optimizer` and `history`.
+    `after_epoch` is called on every worker. Raises :class:`RayclusterError` on every worker for a loss that is not finite.
+    """
+    schedule, history = method.schedule(), list(history or [])
+    optimizer = optimizer or method.optimizer()
+    if not history:
+        _on_first(method, rank, lambda: method.setup(data))
+    for epoch in range(len(history), schedule.epochs):
+        method.train()
+        _on_first(method, rank, lambda: method.start_epoch(data))
+        order = epoch_order(len(data.row_ids), method.seed, epoch).to(data.row_ids.device)
+        sums: dict[str, Tensor] = {}
+        for step in range(schedule.steps_per_epoch):
+            batch = order[step * schedule.batch_size : (step + 1) * schedule.batch_size]
+            for name, value in _step(method, optimizer, data, neighbors, batch, epoch, rank, world).items():
+                sums[name] = sums.get(name, 0) + value
+        means = {name: float(total) / schedule.steps_per_epoch for name, total in sums.items()}
+        if not torch.isfinite(torch.tensor(means["loss"])):
+            raise RayclusterError(
+                f"training: the loss became {means['loss']} in epoch {epoch + 1}; lower `method.learning_rate`"
+            )
+        history.append(means)
+        if after_epoch is not None:
+            after_epoch(optimizer, history)
+    return history
+
+
+def _on_first(method: TrainedMethod, rank: int, change: Callable[[], None]) -> None:
+    """Change the method on the first worker and give the others its result: recomputed, it might differ in the last bit."""
+    if rank == 0:
+        change()
+    share_state(method)
+
+
+def _step(
+    method: TrainedMethod,
+    optimizer: torch.optim.Optimizer,
+    data: TrainingData,
+    neighbors: Mapping[str, Tensor],
+    batch: Tensor,
+    epoch: int,
+    rank: int,
+    world: int,
+) -> dict[str, Tensor]:
+    optimizer.zero_grad(set_to_none=True)
+    share = method.forward_batch(data, neighbors, batch[rank::world], epoch)
+    # The losses are statistics of the global batch: gather first, then every worker computes the same loss.
+    outputs = {name: gather_rows(value, len(batch)) for name, value in share.items()}
+    loss, terms = method.loss(outputs)
+    loss.backward()
+    sum_gradients(method)
+    optimizer.step()
+    method.after_step(outputs)
+    return terms

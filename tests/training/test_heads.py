@@ -1,0 +1,137 @@
+"""Training on Ray: one worker or two, a killed worker, a killed driver – the same model."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+import raycluster
+from raycluster.config import MethodConfig
+from raycluster.distributed import Resources
+from raycluster.methods.base import Method
+from raycluster.storage import locate
+from raycluster.training.heads import HeadsJob, train_heads
+from raycluster.training.loop import History
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
+
+N, DIM, CLUSTERS = 640, 16, 4
+
+
+def arrays() -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    truth = np.arange(N) % CLUSTERS
+    sides = (rng.normal(size=(CLUSTERS, DIM))[truth] + 0.4 * rng.normal(size=(N, DIM)) for _ in range(2))
+    images, texts = (side / np.linalg.norm(side, axis=1, keepdims=True) for side in sides)
+    nouns = rng.normal(size=(9, DIM))
+    return {
+        "row_ids": np.arange(N),
+        "images": images.astype(np.float16),
+        "counterparts": texts.astype(np.float16),
+        "nouns": (nouns / np.linalg.norm(nouns, axis=1, keepdims=True)).astype(np.float32),
+    }
+
+
+def trained(folder: Path, workers: int = 1, **constants: Any) -> tuple[Method, History]:
+    config = MethodConfig.model_validate({"name": "dxmc", "batch_size": 32, **constants})
+    job = HeadsJob(config, DIM, CLUSTERS, N, seed=3, checkpoint_steps=60)
+    cpus = max(2, os.cpu_count() or 2)
+    resources = Resources(cpus, cpus, 0, encoder_actors=1, train_workers=workers)
+    return train_heads(job, arrays(), locate(str(folder)), resources)
+
+
+def clusters(method: Method) -> torch.Tensor:
+    return method.predict(torch.from_numpy(arrays()["images"])).argmax(dim=1)
+
+
+def worker_processes() -> Iterator[int]:
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                title = (entry / "cmdline").read_bytes()
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+            if b"RayTrainWorker" in title:
+                yield int(entry.name)
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    return list(folder.glob("**/state.safetensors"))
+
+
+def kill_after_first_checkpoint(folder: Path, killed: list[int]) -> None:
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not checkpoints(folder):
+        time.sleep(0.05)
+    for pid in list(worker_processes())[:1]:
+        os.kill(pid, signal.SIGKILL)
+        killed.append(pid)
+
+
+@pytest.mark.timeout(400)
+def test_two_workers_and_a_killed_worker_end_with_the_model_of_one(tmp_path: Path) -> None:
+    alone, history = trained(tmp_path / "alone", epochs=40)
+    assert len(history) == 40
+    assert history[-1]["loss"] < history[0]["loss"]
+    together, _ = trained(tmp_path / "together", workers=2, epochs=40)
+    assert float((clusters(together) == clusters(alone)).float().mean()) >= 0.99
+    killed: list[int] = []
+    watcher = threading.Thread(target=kill_after_first_checkpoint, args=(tmp_path / "killed", killed))
+    watcher.start()
+    again, again_history = trained(tmp_path / "killed", epochs=40)
+    watcher.join()
+    assert killed
+    np.testing.assert_allclose([h["loss"] for h in again_history], [h["loss"] for h in history], rtol=1e-4, atol=1e-4)
+    for name, value in alone.state_dict().items():
+        torch.testing.assert_close(again.state_dict()[name], value, rtol=1e-4, atol=1e-4, msg=name)
+
+
+@pytest.mark.timeout(400)
+def test_a_killed_driver_resumes_at_the_last_checkpoint(tmp_path: Path) -> None:
+    given = arrays()
+    ids = [f"image {i:04d}" for i in range(N)]
+    pq.write_table(pa.table({"image_id": ids, "embedding": list(given["images"].astype(np.float32))}), tmp_path / "e.parquet")  # fmt: skip
+    nouns = {"noun": [f"noun {i}" for i in range(9)], "embedding": list(given["nouns"])}
+    pq.write_table(pa.table(nouns), tmp_path / "n.parquet")
+    config = {
+        "embeddings": str(tmp_path / "e.parquet"),
+        "vocabulary": {"embeddings": str(tmp_path / "n.parquet")},
+        "clusters": CLUSTERS,
+        "method": {"name": "seic", "batch_size": 32, "epochs": 60},
+    }
+    options = [f"--{key}={json.dumps(value)}" for key, value in config.items() if key in ("embeddings", "clusters")]
+    options += [f"--vocabulary.embeddings={tmp_path / 'n.parquet'}", f"--output={tmp_path / 'killed'}"]
+    options += [f"--method.{key}={value}" for key, value in config["method"].items()]
+    command = [str(Path(sys.executable).parent / "raycluster"), "train", *options]
+    environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+    driver = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
+    deadline = time.monotonic() + 150
+    while time.monotonic() < deadline and driver.poll() is None and not checkpoints(tmp_path / "killed"):
+        time.sleep(0.05)
+    assert driver.poll() is None, "the training ended before it could be killed"
+    driver.kill()
+    driver.wait()
+    assert not list((tmp_path / "killed").glob("model/*/model.json"))
+    before = {path: path.stat().st_mtime_ns for path in checkpoints(tmp_path / "killed")}
+    assert before
+    resumed = raycluster.run({**config, "output": str(tmp_path / "killed")}, until="train")
+    undisturbed = raycluster.run({**config, "output": str(tmp_path / "whole")}, until="train")
+    # What had been written before the kill was not written again: the training went on from there.
+    assert any(path.exists() and path.stat().st_mtime_ns == time for path, time in before.items())
+    models = [raycluster.load_model(result.output).method.state_dict() for result in (resumed, undisturbed)]
+    for name, value in models[1].items():
+        torch.testing.assert_close(models[0][name], value, rtol=1e-4, atol=1e-4, msg=name)
