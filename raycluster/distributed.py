@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -165,16 +165,15 @@ def map_tasks(
     function: Callable[..., Any],
     items: Iterable[Any],
     *shared: ray.ObjectRef,
-    num_cpus: float = 1,
-    num_gpus: float = 0,
+    demand: Mapping[str, float] | None = None,
     in_flight: int | None = None,
 ) -> Iterator[Any]:
     """Call `function(item, *shared)` as one Ray task an item and yield the results as they come.
 
+    `demand`: Ray resources of a task, one core by default. `shared` are references from :func:`ray.put`: one copy a node, read-only.
     At most `in_flight` tasks (default: twice the cores) exist at a time, so that memory does not grow with the items.
-    `shared` are references from :func:`ray.put`: one copy a node, read-only.
     """
-    task = ray.remote(num_cpus=num_cpus, num_gpus=num_gpus)(function)
+    task = ray.remote(**(demand or {"num_cpus": 1}))(function)
     rest = iter(items)
     limit = in_flight or 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))
     pending = [task.remote(item, *shared) for item in islice(rest, limit)]

@@ -1,108 +1,281 @@
-"""Spherical k-means on tensors, on CPU or GPU, in chunks that fit memory at a million rows and thousands of centers."""
+"""k-means on tensors, spherical or Euclidean, on CPU or GPU, in chunks that fit memory at a million rows and thousands of centers."""
 
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
+from torch.nn.functional import embedding_bag
 
+from raycluster.clustering.neighbors import PREPARED_ROWS, RowScale, one_thread, row_scale
 from raycluster.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
-CHUNK_BYTES = 2**28
-"""Largest similarity matrix held at once."""
-SEEDING_ROWS_A_CENTER = 64
-"""Rows per center that k-means++ looks at; seeding on more costs much and gains nothing."""
+CHUNK_BYTES = 2**27
+"""Largest matrix of scores held at once."""
+SAMPLE_ROWS_A_CENTER = 256
+"""With more rows than this a center, iterations run on a sample of that many; all rows are assigned at the end."""
+FIRST_ROWS_A_CENTER = 16
+"""Rows a center of the first iterations; the sample grows fourfold to the whole."""
+FIRST_ITERATIONS = 10
+"""Most iterations before the sample grows."""
+FIRST_TOLERANCE = 1e-3
+"""Relative improvement below which the sample grows."""
+MANY_CHANGED = 0.35
+"""Share of centers changed above which all rows are compared with all centers: beyond it the bookkeeping costs more than it saves."""
+SEEDING_ROWS_A_CENTER = 8
+"""Rows per center that k-means++ looks at."""
+SEEDING_POOL = 1024
+"""Candidates whose distances to all these rows are computed at once."""
+ROUNDING = 4e-6
+"""Squared distances below this share of the squared norms are rounding."""
 
 
 @dataclass(frozen=True)
 class KMeans:
-    """Result of :func:`spherical_kmeans`."""
+    """Result of :func:`kmeans`."""
 
     centers: Tensor
-    """[k, d] float32, unit rows."""
+    """[k, d] float32; spherical: unit rows, except that the center of nothing but zero rows is zero."""
     labels: Tensor
     """[N] int64."""
     objective: float
-    """Mean cosine of a row to its center."""
+    """Mean cosine of a row to its center; not spherical: minus the mean squared distance."""
     iterations: int
+    """Iterations on the whole sample, of the best run."""
     converged: bool
 
 
-def spherical_kmeans(
-    x: Tensor, k: int, *, seed: int, restarts: int = 1, max_iterations: int = 100, tolerance: float = 1e-5
+def kmeans(
+    x: Tensor,
+    k: int,
+    *,
+    seed: int,
+    spherical: bool = True,
+    restarts: int = 1,
+    max_iterations: int = 100,
+    tolerance: float = 1e-5,
 ) -> KMeans:
-    """Cluster unit rows by cosine (Dhillon & Modha 2001), seeded by k-means++ (Arthur & Vassilvitskii 2007).
+    """Cluster rows by cosine (Dhillon & Modha 2001) or by Euclidean distance, seeded by greedy k-means++ (Arthur & Vassilvitskii 2007).
 
-    `x` [N, d] float32 with unit rows; the best of `restarts` runs by mean cosine. A center that loses all its rows is moved
-    to the row that fits its own center worst; with fewer distinct rows than `k`, some centers coincide and stay empty.
-    Deterministic in `seed` on one device. Raises :class:`ConfigError` for k > N.
+    `x` [N, d] float16 or float32, any scale. The best of `restarts` runs by objective; a run ends when the objective grows by less
+    than `tolerance` of itself. With more than SAMPLE_ROWS_A_CENTER·k rows it runs on a drawn sample of that many, which is held in
+    float32, and all rows are assigned to the centers found. A center that loses all its rows is moved to the row that fits its own
+    center worst; with fewer distinct rows than `k`, some centers coincide and stay empty. Deterministic in `seed` on one device.
+    Raises :class:`ConfigError` for k > N and for rows with NaN or infinity.
     """
     if k > len(x):
         raise ConfigError(
             f"clusters: k-means into {k} clusters needs at least {k} images, there are {len(x)}; lower `clusters`"
         )
-    runs = [_one_run(x, k, seed * 1_000_003 + restart, max_iterations, tolerance) for restart in range(restarts)]
+    prepare = row_scale(x, spherical=spherical)
+    order = torch.randperm(len(x), generator=_generator(seed, 0))[: SAMPLE_ROWS_A_CENTER * k].to(x.device)
+    sample = torch.empty(len(order), x.shape[1], device=x.device)
+    for rows, drawn in zip(sample.split(PREPARED_ROWS), order.split(PREPARED_ROWS), strict=True):
+        rows.copy_(prepare(x[drawn]))
+    runs = [
+        _run(_Rows(sample, spherical), k, _generator(seed, 1 + restart), max_iterations, tolerance)
+        for restart in range(restarts)
+    ]
     best = max(runs, key=lambda run: run.objective)
     if not best.converged:
-        log.warning("k-means: not converged after %d iterations (mean cosine %.4f)", best.iterations, best.objective)
-    return best
+        log.warning("k-means: not converged after %d iterations (objective %.4f)", best.iterations, best.objective)
+    return _assigned(x, order, best, prepare)
 
 
-def nearest_center(x: Tensor, centers: Tensor) -> tuple[Tensor, Tensor]:
-    """For rows [N, d], cosine to the nearest of the centers [k, d] and its index, each [N]; chunked."""
-    rows = max(1, CHUNK_BYTES // (4 * len(centers)))
-    parts = [(chunk @ centers.T).max(dim=1) for chunk in torch.split(x, rows)]
-    return torch.cat([part.values for part in parts]), torch.cat([part.indices for part in parts])
+def nearest_center(x: Tensor, centers: Tensor, *, spherical: bool = True) -> tuple[Tensor, Tensor]:
+    """For rows [N, d], the nearest of the centers [k, d] float32: its cosine (or minus squared distance), and its index, each [N].
+
+    `x` float16 or float32, any scale; spherical: the centers are unit rows. Prepared and compared in chunks.
+    """
+    prepare = row_scale(x, spherical=spherical)
+    if spherical:
+        return _nearest(x, centers, prepare)
+    distance, labels = _nearest(x, centers / prepare.scale - prepare.shift, prepare)
+    return distance * prepare.scale**2, labels
 
 
-def _one_run(x: Tensor, k: int, seed: int, max_iterations: int, tolerance: float) -> KMeans:
-    generator = torch.Generator().manual_seed(seed % 2**63)
-    centers = _plus_plus(x, k, generator)
-    before = -2.0
-    for iteration in range(1, max_iterations + 1):
-        cosine, labels = nearest_center(x, centers)
-        objective = float(cosine.double().mean())
-        if objective - before <= tolerance * abs(objective):
-            return KMeans(centers, labels, objective, iteration, True)
-        before = objective
-        centers = _update(x, labels, cosine, k)
-    cosine, labels = nearest_center(x, centers)
-    return KMeans(centers, labels, float(cosine.double().mean()), max_iterations, False)
+class _Rows:
+    """Prepared rows [n, d] and what is asked of them over and over."""
+
+    def __init__(self, rows: Tensor, spherical: bool, squares: Tensor | None = None) -> None:
+        self.rows, self.spherical = rows, spherical
+        self.squares = rows.square().sum(dim=1) if squares is None else squares
+
+    def head(self, n: int) -> _Rows:
+        return _Rows(self.rows[:n], self.spherical, self.squares[:n])
+
+    def misfit(self, score: Tensor) -> Tensor:
+        """1 − cosine, or the squared distance to the own center; 0 for rows of zeros among unit rows, which fit nowhere."""
+        return self.squares - (1 if self.spherical else 2) * score
+
+    def objective(self, score: Tensor) -> float:
+        with one_thread():
+            values = score if self.spherical else -self.misfit(score).clamp_min_(0)
+            return float(values.double().mean())
 
 
-def _update(x: Tensor, labels: Tensor, cosine: Tensor, k: int) -> Tensor:
-    sums = torch.zeros(k, x.shape[1], dtype=x.dtype, device=x.device).index_add_(0, labels, x)
-    empty = torch.bincount(labels, minlength=k) == 0
-    if empty.any():
-        worst = cosine.topk(int(empty.sum()), largest=False).indices
-        sums[empty] = x[worst]
-    return normalize(sums, dim=1)
+def _run(data: _Rows, k: int, generator: torch.Generator, max_iterations: int, tolerance: float) -> KMeans:
+    """One run: the centers move most in the first iterations, for which few rows are enough."""
+    centers = _plus_plus(data.head(SEEDING_ROWS_A_CENTER * k), k, generator)
+    n = FIRST_ROWS_A_CENTER * k
+    while 2 * n < len(data.rows):
+        centers = _lloyd(data.head(n), centers, FIRST_ITERATIONS, FIRST_TOLERANCE).centers
+        n *= 4
+    return _lloyd(data, centers, max_iterations, tolerance)
 
 
-def _plus_plus(x: Tensor, k: int, generator: torch.Generator) -> Tensor:
-    """Greedy k-means++: of a few candidates drawn by squared distance, the one that lowers the total most."""
-    sample = min(len(x), max(k, SEEDING_ROWS_A_CENTER * k))
-    rows = x if sample == len(x) else x[torch.randperm(len(x), generator=generator)[:sample].to(x.device)]
-    candidates = 2 + k.bit_length() // 2
-    chosen = [int(torch.randint(len(rows), (1,), generator=generator))]
-    # 1 − cosine is half the squared Euclidean distance of unit rows.
-    distance = (1 - rows @ rows[chosen[0]]).clamp_min_(0)
-    for _ in range(1, k):
-        cumulative = distance.double().cumsum(0)
-        total = float(cumulative[-1])
-        if total <= 1e-9:
-            # Fewer distinct rows than centers: any row will do.
-            chosen.append(int(torch.randint(len(rows), (1,), generator=generator)))
-            continue
-        draws = torch.rand(candidates, generator=generator, dtype=torch.float64).to(x.device) * total
-        drawn = torch.searchsorted(cumulative, draws).clamp_max_(len(rows) - 1)
-        reduced = torch.minimum(distance, (1 - rows[drawn] @ rows.T).clamp_min_(0))
-        best = int(reduced.sum(dim=1).argmin())
-        chosen.append(int(drawn[best]))
-        distance = reduced[best]
-    return rows[chosen].clone()
+def _lloyd(data: _Rows, centers: Tensor, max_iterations: int, tolerance: float) -> KMeans:
+    score, labels = _compare(data.rows, centers, data.spherical)
+    objective, converged, iterations = data.objective(score), False, 0
+    while not converged and iterations < max_iterations:
+        updated, repaired = _update(data, labels, score, centers)
+        with one_thread():
+            changed = (updated != centers).any(dim=1)
+        centers = updated
+        score, labels = _compare_again(data, centers, changed, score, labels)
+        before, objective = objective, data.objective(score)
+        # Centers moved to far rows may cost a little before they pay.
+        converged = objective - before <= tolerance * abs(objective) and not repaired
+        iterations += 1
+    return KMeans(centers, labels, objective, iterations, converged)
+
+
+def _compare_again(
+    data: _Rows, centers: Tensor, changed: Tensor, score: Tensor, labels: Tensor
+) -> tuple[Tensor, Tensor]:
+    """:func:`_compare`, knowing its result before the centers marked `changed` [k] did so.
+
+    In late iterations few centers change, and comparing with those is enough (Kaukoranta et al. 1999): a row that one of them suits
+    no worse than its center did before has its best there, since the others suited it less; one whose own center did not change
+    keeps it otherwise. The rest, whose own center moved away, is compared with all.
+    """
+    columns = changed.nonzero().squeeze(1)
+    if len(columns) > MANY_CHANGED * len(centers):
+        return _compare(data.rows, centers, data.spherical)
+    if not len(columns):
+        return score, labels
+    near, nearest = _compare(data.rows, centers[columns], data.spherical)
+    with one_thread():
+        better = near > score
+        lost = (changed[labels] & ~better).nonzero().squeeze(1)
+        score, labels = torch.where(better, near, score), torch.where(better, columns[nearest], labels)
+    again, again_labels = _compare(data.rows[lost], centers, data.spherical)
+    with one_thread():
+        return score.index_copy_(0, lost, again), labels.index_copy_(0, lost, again_labels)
+
+
+def _compare(rows: Tensor, centers: Tensor, spherical: bool) -> tuple[Tensor, Tensor]:
+    """Best score of each prepared row [n, d], x·c or x·c − |c|²/2, and the index of its center, each [n]."""
+    score, labels = rows.new_empty(len(rows)), torch.empty(len(rows), dtype=torch.int64, device=rows.device)
+    size = max(1, min(len(rows), CHUNK_BYTES // (4 * len(centers))))
+    # One matrix for all chunks: fresh memory costs as much as a tenth of the products.
+    buffer, offset = rows.new_empty(size, len(centers)), centers.square().sum(dim=1) / -2
+    for start in range(0, len(rows), size):
+        part = rows[start : start + size]
+        scores = buffer[: len(part)]
+        if spherical:
+            torch.mm(part, centers.T, out=scores)
+        else:
+            torch.addmm(offset, part, centers.T, out=scores)
+        torch.max(scores, dim=1, out=(score[start : start + size], labels[start : start + size]))
+    return score, labels
+
+
+def _update(data: _Rows, labels: Tensor, score: Tensor, centers: Tensor) -> tuple[Tensor, bool]:
+    """Means of the rows of each label, [k, d], and whether a center without rows was moved to one that fits badly."""
+    with one_thread():
+        order = labels.argsort(stable=True)
+        counts = torch.bincount(labels, minlength=len(centers))
+    # Sums of sorted rows: an order of magnitude faster on CPU than index_add_, and deterministic on GPU.
+    sums = embedding_bag(order, data.rows, counts.cumsum(0) - counts, mode="sum")
+    with one_thread():
+        size = sums.norm(dim=1) if data.spherical else counts
+        # A sum of opposite rows is rounding: it has no direction, and the center stays.
+        known = size > 1e-6 * counts if data.spherical else counts > 0
+        moved = torch.where(known.unsqueeze(1), sums / size.clamp_min(1e-12).unsqueeze(1), centers)
+    empty = (counts == 0).nonzero().squeeze(1)
+    if not len(empty):
+        return moved, False
+    far = _far_rows(data, data.misfit(score), len(empty))
+    moved[empty[: len(far)]] = data.rows[far]
+    return moved, len(far) > 0
+
+
+def _far_rows(data: _Rows, misfit: Tensor, wanted: int) -> Tensor:
+    """Up to `wanted` rows that fit worst, worst first, no two of them equal and none that its center fits but for rounding."""
+    worst = misfit.topk(min(len(misfit), 4 * wanted + 32)).indices
+    worst = worst[misfit[worst] > ROUNDING * data.squares[worst]]
+    values, group = data.rows[worst].unique(dim=0, return_inverse=True)
+    first = torch.full((len(values),), len(worst), device=worst.device)
+    first = first.scatter_reduce(0, group, torch.arange(len(worst), device=worst.device), "amin")
+    return worst[first.sort().values[:wanted]]
+
+
+def _plus_plus(data: _Rows, k: int, generator: torch.Generator) -> Tensor:
+    """Greedy k-means++: of a few candidates drawn by squared distance, the one that lowers the total most.
+
+    Candidates come in pools, so that distances are one matrix product a pool; within it a candidate is drawn by its distance now
+    over its distance when the pool was drawn, which is a draw by the distance now.
+    """
+    rows, n, tries = data.rows, len(data.rows), 2 + int(math.log(k))
+    chance = torch.rand(k, max(tries, SEEDING_POOL), generator=generator, dtype=torch.float64).to(rows.device)
+    chosen = [(chance[0, :1] * n).long()]
+    distance = _distances(data, chosen[0])[0]
+    while len(chosen) < k:
+        if n <= 2 * SEEDING_POOL:
+            pool, drawn_at, picks = torch.arange(n, device=rows.device), torch.ones(n, device=rows.device), k
+        else:
+            pool = _draw(distance, chance[len(chosen)])
+            drawn_at, picks = distance[pool].clamp_min(1e-12), SEEDING_POOL // tries
+        to_pool = _distances(data, pool)
+        with one_thread():
+            for _ in range(min(picks, k - len(chosen))):
+                tried = _draw(distance.index_select(0, pool) / drawn_at, chance[len(chosen), :tries])
+                reduced = torch.minimum(to_pool.index_select(0, tried), distance)
+                best = reduced.sum(dim=1).argmin(keepdim=True)
+                chosen.append(pool.index_select(0, tried.index_select(0, best)))
+                distance = reduced.index_select(0, best).squeeze(0)
+    return rows[torch.cat(chosen)]
+
+
+def _distances(data: _Rows, to: Tensor) -> Tensor:
+    """Half the squared distances [p, n] of the rows numbered `to` [p] to all rows; 0 where they are rounding."""
+    both = (data.squares[to].unsqueeze(1) + data.squares) / 2
+    distances = torch.addmm(both, data.rows[to], data.rows.T, alpha=-1)
+    return distances.masked_fill_(distances <= ROUNDING * both, 0)
+
+
+def _draw(weights: Tensor, chance: Tensor) -> Tensor:
+    """Indices drawn in proportion to `weights` [n], one for each of `chance` in [0, 1); any one where all weights are 0."""
+    cumulative = weights.double().cumsum(0)
+    return torch.searchsorted(cumulative, chance * cumulative[-1], right=True).clamp_max_(len(weights) - 1)
+
+
+def _assigned(x: Tensor, order: Tensor, run: KMeans, prepare: RowScale) -> KMeans:
+    """The run's result for all rows, its centers in the scale of `x`; `order`: the rows of `x` that it ran on."""
+    centers = run.centers if prepare.spherical else (run.centers + prepare.shift) * prepare.scale
+    unit = 1.0 if prepare.spherical else prepare.scale**2
+    if len(order) == len(x):
+        labels = torch.empty_like(run.labels).index_copy_(0, order, run.labels)
+        return replace(run, centers=centers, labels=labels, objective=run.objective * unit)
+    best, labels = _nearest(x, run.centers, prepare)
+    return replace(run, centers=centers, labels=labels, objective=float(best.double().mean()) * unit)
+
+
+def _nearest(x: Tensor, centers: Tensor, prepare: RowScale) -> tuple[Tensor, Tensor]:
+    """Cosine or minus squared distance of raw rows to the nearest of prepared centers, and its index; prepared in chunks."""
+    found: list[tuple[Tensor, Tensor]] = []
+    for chunk in x.split(PREPARED_ROWS):
+        data = _Rows(prepare(chunk), prepare.spherical)
+        score, labels = _compare(data.rows, centers, prepare.spherical)
+        found.append((score if prepare.spherical else -data.misfit(score).clamp_min_(0), labels))
+    return torch.cat([best for best, _ in found]), torch.cat([labels for _, labels in found])
+
+
+def _generator(seed: int, stream: int) -> torch.Generator:
+    return torch.Generator().manual_seed((seed * 1_000_003 + stream) % 2**63)

@@ -7,7 +7,7 @@ from pydantic import ConfigDict, Field
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from raycluster.clustering.kmeans import spherical_kmeans
+from raycluster.clustering.kmeans import kmeans
 from raycluster.config import MethodConfig
 from raycluster.methods.base import FittedMethod, TrainingData
 
@@ -41,8 +41,8 @@ class KMeansMethod(FittedMethod):
     def fit(self, data: TrainingData) -> dict[str, float]:
         """Fit the centers, [C, d] unit rows."""
         config = self.config
-        result = spherical_kmeans(
-            normalize(data.images.float(), dim=1),
+        result = kmeans(
+            data.images,
             self.n_clusters,
             seed=self.seed,
             restarts=config.restarts,

@@ -16,7 +16,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from raycluster.clustering.kmeans import spherical_kmeans
+from raycluster.clustering.kmeans import kmeans
 from raycluster.config import MethodConfig
 from raycluster.methods import scaling
 from raycluster.methods.base import BY_PROFILE, TrainedConfig, TrainedMethod, TrainingData, detached
@@ -75,7 +75,7 @@ class SEICSpace(SemanticSpace):
 
     def select(self, images: Tensor, nouns: Tensor, n_clusters: int, seed: int) -> Tensor:
         """Centers by spherical k-means with as many centers as clusters."""
-        centers = spherical_kmeans(normalize(images.float(), dim=1), n_clusters, seed=seed).centers
+        centers = kmeans(images, n_clusters, seed=seed).centers
         return candidates(centers, nouns, self.center_nouns)
 
     def pair(self, images: Tensor, kept: Tensor) -> Tensor:
@@ -196,7 +196,7 @@ class SEIC(TrainedMethod):
         every = torch.arange(len(data.images), device=data.images.device)
         sides = {"image": data.unit_images(every), "text": data.unit_counterparts(every)}
         joined = normalize(torch.cat(list(sides.values()), dim=1), dim=1)
-        labels = spherical_kmeans(joined, self.n_clusters, seed=self.seed).labels
+        labels = kmeans(joined, self.n_clusters, seed=self.seed).labels
         for side, rows in sides.items():
             sums = torch.zeros(self.n_clusters, self.dim, dtype=rows.dtype, device=rows.device)
             centers = normalize(sums.index_add_(0, labels.long(), rows), dim=1)

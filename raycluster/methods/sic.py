@@ -14,7 +14,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 
-from raycluster.clustering.kmeans import spherical_kmeans
+from raycluster.clustering.kmeans import kmeans
 from raycluster.config import MethodConfig
 from raycluster.errors import ConfigError
 from raycluster.methods import scaling
@@ -69,7 +69,7 @@ class SICSpace(SemanticSpace):
 
     def select(self, images: Tensor, nouns: Tensor, n_clusters: int, seed: int) -> Tensor:
         """Centers by k-means with as many centers as clusters."""
-        centers = spherical_kmeans(normalize(images.float(), dim=1), n_clusters, seed=seed, restarts=5).centers
+        centers = kmeans(images, n_clusters, seed=seed, restarts=5).centers
         kept = semantic_space(centers, nouns, self.relevant_nouns, self.uniqueness, self.batch_means)
         if not len(kept):
             raise ConfigError(
@@ -171,8 +171,7 @@ class SIC(TrainedMethod):
         self.scale.fill_(self.config.feature_norm / norms.mean().clamp_min(1e-12))
         if self.config.head_init == "centers":
             alpha = 0.05
-            unit = normalize(data.images.float(), dim=1)
-            centers = spherical_kmeans(unit, self.n_clusters, seed=self.seed).centers * self.config.feature_norm
+            centers = kmeans(data.images, self.n_clusters, seed=self.seed).centers * self.config.feature_norm
             with torch.no_grad():
                 self.head.weight.copy_(2 * alpha * centers)
                 self.head.bias.copy_(-alpha * centers.square().sum(dim=1))

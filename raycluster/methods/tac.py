@@ -14,7 +14,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from raycluster.clustering.kmeans import spherical_kmeans
+from raycluster.clustering.kmeans import kmeans
 from raycluster.config import MethodConfig
 from raycluster.errors import ConfigError
 from raycluster.methods import scaling
@@ -202,7 +202,7 @@ class TrainingFreeTAC(FittedMethod):
         self.kept_nouns = data.nouns.float()
         every = torch.arange(len(data.images), device=data.images.device)
         joined = self._joined(data.unit_images(every), data.unit_counterparts(every))
-        result = spherical_kmeans(joined, self.n_clusters, seed=self.seed, restarts=self.config.restarts)
+        result = kmeans(joined, self.n_clusters, seed=self.seed, restarts=self.config.restarts)
         self.centers.copy_(result.centers)
         return {"mean_cosine": result.objective, "iterations": float(result.iterations)}
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from raycluster.clustering.kmeans import spherical_kmeans
+from raycluster.clustering.kmeans import kmeans
 from raycluster.config import Section
 
 CHUNK_BYTES = 2**28
@@ -44,9 +44,8 @@ class TACSpace(SemanticSpace):
 
     def select(self, images: Tensor, nouns: Tensor, n_clusters: int, seed: int) -> Tensor:
         """Images are grouped into semantic centers by spherical k-means; :func:`nouns_of_centers` does the rest."""
-        unit = normalize(images.float(), dim=1)
-        count = semantic_center_count(len(unit), n_clusters, self.images_per_center)
-        return nouns_of_centers(spherical_kmeans(unit, count, seed=seed).centers, nouns, self.nouns_per_center)
+        count = semantic_center_count(len(images), n_clusters, self.images_per_center)
+        return nouns_of_centers(kmeans(images, count, seed=seed).centers, nouns, self.nouns_per_center)
 
     def pair(self, images: Tensor, kept: Tensor) -> Tensor:
         """See :func:`text_counterparts`."""

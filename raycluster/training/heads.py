@@ -101,9 +101,9 @@ def _log(history: History) -> None:
 
 
 def _find_neighbors(job: HeadsJob, shared: ray.ObjectRef, resources: Resources) -> dict[str, np.ndarray]:
-    """For each of the method's graphs int32 [N, k], computed in Ray tasks over blocks of rows."""
-    # A few blocks a core: the last ones end together, and each is worth the start of a task.
-    count = int(resources.gpus) if resources.use_gpu else max(1, min(4 * int(resources.cpus), job.n_rows // 512))
+    """For each of the method's graphs int32 [N, k], in Ray tasks over blocks of rows: one a node, or one a GPU."""
+    # One task for all rows does half the work: a score then serves both of its rows.
+    count = max(1, int(resources.gpus) if resources.use_gpu else int(resources.cpus) // resources.node_cpus)
     bounds = np.linspace(0, job.n_rows, count + 1).astype(int).tolist()
 
     def find(block: tuple[int, int], arrays: Mapping[str, np.ndarray]) -> tuple[int, dict[str, np.ndarray]]:
@@ -113,8 +113,7 @@ def _find_neighbors(job: HeadsJob, shared: ray.ObjectRef, resources: Resources) 
         return block[0], {name: part.cpu().numpy() for name, part in found.items()}
 
     result: dict[str, np.ndarray] = {}
-    blocks = pairwise(bounds)
-    for start, parts in map_tasks(find, blocks, shared, num_gpus=1 if resources.use_gpu else 0):
+    for start, parts in map_tasks(find, pairwise(bounds), shared, demand=resources.heavy_task):
         for name, part in parts.items():
             whole = result.setdefault(name, np.empty((job.n_rows, part.shape[1]), np.int32))
             whole[start : start + len(part)] = part

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from raycluster.semantics.pairing import nouns_of_centers, select_nouns, semantic_center_count, text_counterparts
+from raycluster.semantics.pairing import TACSpace, nouns_of_centers, semantic_center_count, text_counterparts
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "tac_filter_retrieve_N90_K12_M200.npz"
 
@@ -16,11 +16,11 @@ GOLDEN = Path(__file__).parents[1] / "golden" / "tac_filter_retrieve_N90_K12_M20
 def test_nouns_and_counterparts_are_the_authors() -> None:
     with np.load(GOLDEN, allow_pickle=False) as g:
         images, nouns = (normalize(torch.from_numpy(g[key]).float(), dim=1) for key in ("images", "nouns"))
-        kept = nouns_of_centers(torch.from_numpy(g["fp32_centers"]).float(), nouns)
+        kept = nouns_of_centers(torch.from_numpy(g["fp32_centers"]).float(), nouns, 5)
         assert kept.tolist() == g["fp32_selected_indices"].tolist()
-        counterparts = text_counterparts(images, nouns[kept])
+        counterparts = text_counterparts(images, nouns[kept], 0.005)
         torch.testing.assert_close(
-            counterparts, torch.from_numpy(g["fp32_text_counterpart"]).float(), rtol=1e-4, atol=2e-5
+            counterparts, torch.from_numpy(g["fp32_text_counterpart"]).float(), rtol=1e-5, atol=1e-6
         )
 
 
@@ -52,16 +52,17 @@ def test_every_center_keeps_its_most_probable_nouns() -> None:
     for center in range(4):
         mine = [m for m in range(50) if int(probability[m].argmax()) == center]
         expected |= set(sorted(mine, key=lambda m: -float(probability[m, center]))[:5])
-    assert nouns_of_centers(centers, nouns).tolist() == sorted(expected)
+    assert nouns_of_centers(centers, nouns, 5).tolist() == sorted(expected)
 
 
 def test_selection_is_deterministic_and_counterparts_have_unit_norm() -> None:
     generator = torch.Generator().manual_seed(1)
     images, nouns = (normalize(torch.randn(n, 8, generator=generator), dim=1) for n in (90, 40))
-    kept = select_nouns(images, nouns, 6, seed=3)
-    assert torch.equal(kept, select_nouns(images, nouns, 6, seed=3))
-    assert len(kept) <= 30
-    norms = text_counterparts(images, nouns[kept]).norm(dim=1)
+    space = TACSpace(nouns_per_center=2)
+    kept = space.select(images, nouns, 2, seed=3)
+    assert torch.equal(kept, space.select(7 * images.half(), nouns, 2, seed=3))
+    assert len(kept) <= 12  # two nouns for each of three centers a cluster
+    norms = space.pair(images.half(), nouns[kept]).norm(dim=1)
     torch.testing.assert_close(norms, torch.ones(90))
 
 
@@ -78,15 +79,15 @@ def test_counterparts_are_the_plain_weighted_means() -> None:
 def test_chunks_change_neither_nouns_nor_counterparts(monkeypatch: pytest.MonkeyPatch) -> None:
     generator = torch.Generator().manual_seed(3)
     images, nouns, centers = (normalize(torch.randn(n, 8, generator=generator), dim=1) for n in (50, 70, 6))
-    kept = nouns_of_centers(centers, nouns)
-    whole = text_counterparts(images, nouns[kept])
+    kept = nouns_of_centers(centers, nouns, 5)
+    whole = text_counterparts(images, nouns[kept], 0.005)
     monkeypatch.setattr("raycluster.semantics.pairing.CHUNK_BYTES", 4 * 6 * 11)
-    assert torch.equal(nouns_of_centers(centers, nouns), kept)
-    torch.testing.assert_close(text_counterparts(images, nouns[kept]), whole)
+    assert torch.equal(nouns_of_centers(centers, nouns, 5), kept)
+    torch.testing.assert_close(text_counterparts(images, nouns[kept], 0.005), whole)
 
 
 def test_a_center_without_nouns_keeps_none_and_few_nouns_are_all_kept() -> None:
     centers = torch.eye(3)
     nouns = normalize(torch.tensor([[1.0, 0.1, 0.0], [0.1, 1.0, 0.0], [1.0, 0.3, 0.0]]), dim=1)
-    assert nouns_of_centers(centers, nouns).tolist() == [0, 1, 2]
-    assert nouns_of_centers(centers, nouns, per_center=1).tolist() == [0, 1]
+    assert nouns_of_centers(centers, nouns, 5).tolist() == [0, 1, 2]
+    assert nouns_of_centers(centers, nouns, 1).tolist() == [0, 1]

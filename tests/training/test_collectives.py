@@ -103,7 +103,7 @@ def test_a_step_of_workers_is_that_of_one(world: int, rows: int, constants: dict
 
 
 def whole_training(rank: int, world: int, constants: dict[str, object]) -> Result:
-    data, method = groups(torch.float16, n=402), built({**constants, "batch_size": 101, "epochs": 10}, n=402)
+    data, method = groups(torch.float16, n=402), built({**constants, "batch_size": 101, "epochs": 30}, n=402)
     history = train(method, data, find_neighbors(method, data), rank=rank, world=world)
     losses = torch.tensor([epoch["loss"] for epoch in history])
     return {"losses": losses, "clusters": method.predict(data.images).argmax(dim=1)}
