@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from raycluster.clustering.modality import HELPS, text_asymmetry
 from raycluster.clustering.scores import label_free_scores, supervised_scores
 from raycluster.rows import gather
 from raycluster.storage import Location
@@ -44,6 +45,29 @@ def evaluate(
         n_clusters,
     )
     return {**supervised_scores(labels, clusters), "n_rows": len(assignments), **free}
+
+
+def text_advice(
+    embeddings: list[Location], counterparts: list[Location], row_ids: np.ndarray, n_clusters: int, seed: int
+) -> dict[str, Any]:
+    """Whether the text side helps or hurts on a sample of these rows: `text_asymmetry`, `text_hurts` and `text_advice` in words.
+
+    Needs no label; advice, not a gate: the measure is wrong now and then (:mod:`raycluster.clustering.modality`).
+    """
+    sample = sampled(row_ids, SAMPLE, seed)
+    images, paired = gather(embeddings, sample), gather(counterparts, sample, "counterpart")
+    asymmetry = text_asymmetry(images, paired, n_clusters, seed)
+    if asymmetry > HELPS:
+        words = "text helps: the nouns explain which images are neighbors better than the images explain the nouns"
+    elif asymmetry < 1 / HELPS:
+        words = (
+            "text hurts rather than helps: the nouns cut across groups of similar images; try a vocabulary that names "
+            "what the images show, or method kmeans"
+        )
+    else:
+        words = "text neither clearly helps nor hurts"
+    facts = {"text_asymmetry": round(asymmetry, 3), "text_hurts": asymmetry < 1 / HELPS}
+    return {**facts, "text_advice": f"{words} (asymmetry {asymmetry:.2f})"}
 
 
 def sampled(row_ids: np.ndarray, size: int, seed: int) -> np.ndarray:

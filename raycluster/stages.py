@@ -6,26 +6,19 @@ import logging
 import sys
 from collections import Counter
 from dataclasses import asdict, dataclass, field
-from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-import pyarrow as pa
 from tqdm import tqdm
 
 from raycluster import describe as naming
 from raycluster import rows
-from raycluster.config import RunConfig
 from raycluster.encoder import provided
-from raycluster.errors import DataQualityError
 from raycluster.methods import registry
 from raycluster.plan import Step
-from raycluster.prepare import Prepared
-from raycluster.run_folder import Marker, RunFolder, check_rows, now, parts, relative_path
-from raycluster.storage import Location, read_table
-
-if TYPE_CHECKING:
-    from raycluster.model import Model
+from raycluster.run_folder import Marker, check_rows, now, parts, relative_path
+from raycluster.run_tables import RunTables
+from raycluster.storage import read_table
 
 log = logging.getLogger(__name__)
 
@@ -48,23 +41,10 @@ class Outcome:
 
 
 @dataclass
-class Stages:
-    """The stages of one run, on what was found out before any costly work."""
+class Stages(RunTables):
+    """The stages of one run."""
 
-    ready: Prepared
-    steps: dict[str, Step]
-    """The plan."""
-    warnings: list[str]
-
-    @property
-    def config(self) -> RunConfig:
-        """The run's configuration."""
-        return self.ready.config
-
-    @property
-    def folder(self) -> RunFolder:
-        """The run folder."""
-        return self.ready.folder
+    warnings: list[str] = field(default_factory=list)
 
     def finish(self, step: Step, outcome: Outcome, seconds: float) -> Marker:
         """Write the marker of a stage that ran."""
@@ -90,23 +70,9 @@ class Stages:
             return marker
         return marker.model_copy(update={"facts": {**marker.facts, **self.ready.manifest_facts}})
 
-    @cached_property
-    def row_ids(self) -> np.ndarray:
-        """Ids of the manifest's rows, ascending."""
-        return np.sort(self.ready.listing.column("row_id").to_numpy())
-
-    @cached_property
-    def _embedded(self) -> tuple[np.ndarray, dict[str, int]]:
-        return rows.statuses(self._parts("embed"), self.row_ids)
-
-    def failures(self) -> tuple[dict[str, int], dict[str, list[tuple[str, str]]]]:
-        """Status histogram of the embedded images, and for each status but `ok` up to three (uri, reason)."""
-        counts = self._embedded[1]
-        return counts, rows.failures(self._parts("embed"), self.ready.listing) if set(counts) - {"ok"} else {}
-
     def manifest(self, step: Step) -> Outcome:
         """Write the list of images."""
-        place = self._place(step)
+        place = self.place(step)
         table = self.ready.listing.sort_by("row_id")
         for start in range(0, len(table), MANIFEST_PART):
             (place / f"part-{start:012d}.parquet").write_table(table.slice(start, MANIFEST_PART), MANIFEST_ROW_GROUP)
@@ -115,9 +81,9 @@ class Stages:
 
     def embed(self, step: Step) -> Outcome:
         """Embed the images that are in the manifest and not in the table."""
-        place = self._place(step)
+        place = self.place(step)
         done = rows.row_ids(parts(place))
-        self.__dict__.pop("_embedded", None)
+        self.__dict__.pop("embedded", None)
         with self._progress("embed", len(np.setdiff1d(self.row_ids, done))) as bar:
             if self.ready.spec is None:
                 for count in provided.import_provided(
@@ -130,32 +96,32 @@ class Stages:
 
                 check_encoder(self.ready.spec)
                 job = EmbedJob(self.ready.spec, self.config.encoder, self.config.storage, place)
-                for counts in embed(job, parts(self._place(self.steps["manifest"])), done, self.ready.resources):
+                for counts in embed(job, parts(self.place(self.steps["manifest"])), done, self.ready.resources):
                     bar.update(sum(counts.column("rows").to_pylist()))
         check_rows(place.uri, rows.row_ids(parts(place)), self.row_ids, exact=False)
-        ok, counts = self._embedded
+        ok, counts = self.embedded
         return Outcome(len(self.row_ids), counts, note=f"{len(ok)} ok")
 
     def semantics(self, step: Step) -> Outcome:
         """Keep the nouns that fit the images, and pair each image with them."""
         from raycluster.semantics import counterparts, vocabulary
 
-        place, ok, space = self._place(step), self._embedded[0], registry.space(self.ready.method)
+        place, ok, space = self.place(step), self.embedded[0], registry.space(self.ready.method)
         if step.marker is None:
             # Left by a run that was killed: its nouns may be others.
             place.delete()
             embeddings = self._noun_embeddings()
-            sample = self._training_rows()
-            images = rows.gather(self._parts("embed"), sample)
+            sample = self.training_rows()
+            images = rows.gather(self.parts("embed"), sample)
             kept = counterparts.keep_nouns(
                 space, images, embeddings, self.config.clusters, self.config.seed, self.ready.resources
             )
             assert self.ready.nouns is not None
             vocabulary.write_nouns(place / "nouns.parquet", [self.ready.nouns[i] for i in kept], embeddings[kept])
-        names, kept_embeddings = self._kept_nouns()
+        names, kept_embeddings = self.kept_nouns()
         missing = np.setdiff1d(ok, rows.row_ids(parts(place)))
         with self._progress("semantics", len(missing)) as bar:
-            for count in counterparts.pair(space, self._parts("embed"), missing, kept_embeddings, place):
+            for count in counterparts.pair(space, self.parts("embed"), missing, kept_embeddings, place):
                 bar.update(count)
         check_rows(place.uri, rows.row_ids(parts(place)), ok, exact=False)
         return Outcome(
@@ -168,12 +134,11 @@ class Stages:
         from raycluster.model import probabilities, save_model
         from raycluster.training.heads import HeadsJob, train_heads
 
-        sample = self._training_rows()
-        data = {"row_ids": sample, "images": rows.gather(self._parts("embed"), sample)}
-        uses_text = registry.method_class(self.ready.method.name).uses_text
-        if uses_text:
-            data["counterparts"] = rows.gather(self._parts("semantics"), sample, "counterpart")
-            data["nouns"] = self._kept_nouns()[1]
+        sample = self.training_rows()
+        data = {"row_ids": sample, "images": rows.gather(self.parts("embed"), sample)}
+        if self.uses_text:
+            data["counterparts"] = rows.gather(self.parts("semantics"), sample, "counterpart")
+            data["nouns"] = self.kept_nouns()[1]
         job = HeadsJob(self.ready.method, data["images"].shape[1], self.config.clusters, len(sample), self.config.seed)
         training = self.folder.root / "training" / step.fingerprint
         method, history = train_heads(job, data, training, self.ready.resources)
@@ -188,7 +153,7 @@ class Stages:
         }
         schedule = asdict(method.schedule()) if isinstance(method, TrainedMethod) else {}
         facts = {"seed": self.config.seed, "training": {**schedule, "history": history}}
-        save_model(self._place(step), method, encoder, names, facts)
+        save_model(self.place(step), method, encoder, names, facts)
         used = len(np.unique(assigned))
         if used < self.config.clusters:
             self.warnings.append(
@@ -202,11 +167,11 @@ class Stages:
         """Give every image of the manifest its cluster or its status."""
         from raycluster.assign import assign
 
-        place, method = self._place(step), self._model.method
+        place, method = self.place(step), self.model.method
         done = rows.row_ids(parts(place))
         counts: Counter[str] = Counter()
         with self._progress("assign", len(np.setdiff1d(self.row_ids, done))) as bar:
-            for counted in assign(method, self._parts("embed"), self.ready.listing, done, place):
+            for counted in assign(method, self.parts("embed"), self.ready.listing, done, place):
                 counts.update(counted)
                 bar.update(counted.total())
         check_rows(place.uri, rows.row_ids(parts(place)), self.row_ids, exact=True)
@@ -214,37 +179,42 @@ class Stages:
 
     def describe(self, step: Step) -> Outcome:
         """Sum up each cluster."""
-        table = naming.summarize(self._assignments(), self._model.clusters, self.config.report)
-        (self._place(step) / "part-000000000000.parquet").write_table(table)
+        table = naming.summarize(self.assignments(), self.model.clusters, self.config.report)
+        (self.place(step) / "part-000000000000.parquet").write_table(table)
         return Outcome(len(table))
 
     def evaluate(self, step: Step) -> Outcome:
         """Score the assignment."""
-        from raycluster.evaluate import evaluate
+        from raycluster.evaluate import evaluate, text_advice
 
-        paired = self._parts("semantics") if "semantics" in self.steps else None
+        paired = self.parts("semantics") if "semantics" in self.steps else None
         scores = evaluate(
             self.ready.listing,
-            self._assignments(),
-            self._parts("embed"),
+            self.assignments(),
+            self.parts("embed"),
             paired,
             self.config.clusters,
             self.config.seed,
         )
-        (self._place(step) / "metrics.json").write_json(scores)
+        (self.place(step) / "metrics.json").write_json(scores)
         shown = [f"{name.upper()} {scores[name]:.3f}" for name in ("acc", "nmi", "ari") if scores[name] is not None]
-        return Outcome(scores["n_rows"], note=" ".join(shown))
+        advice: dict[str, Any] = {}
+        if paired is not None and self.uses_text:
+            advice = text_advice(self.parts("embed"), paired, self.embedded[0], self.config.clusters, self.config.seed)
+            if advice["text_hurts"]:
+                self.warnings.append(advice["text_advice"])
+        return Outcome(scores["n_rows"], facts=advice, note=" ".join(shown))
 
     def report(self, step: Step) -> Outcome:
         """Write the HTML page."""
         from raycluster.report import build
         from raycluster.report.page import ReportData, render
 
-        config, place = self.config, self._place(step)
+        config, place = self.config, self.place(step)
         counts, failed = self.failures()
         markers = [self.folder.marker(stage) for stage in self.steps]
         points, clusters = build.sample_map(
-            self._parts("embed"), self._assignments(), config.report.map_sample, config.seed
+            self.parts("embed"), self.assignments(), config.report.map_sample, config.seed
         )
         page = render(
             ReportData(
@@ -252,7 +222,7 @@ class Stages:
                 created=now(),
                 facts=build.facts(
                     config,
-                    self._model.record["constants"],
+                    self.model.record["constants"],
                     self.ready.inputs.encoder,
                     self.ready.manifest_facts["other_files"],
                 ),
@@ -260,14 +230,16 @@ class Stages:
                 failures=failed,
                 n_images=len(self.row_ids),
                 cards=build.cards(
-                    read_table(self._parts("describe")),
+                    read_table(self.parts("describe")),
                     config.report,
                     config.encoder,
                     config.storage,
                     pixels=self.ready.spec is not None,
                 ),
-                metrics=(self._place(self.steps["evaluate"]) / "metrics.json").read_json(),
+                metrics=(self.place(self.steps["evaluate"]) / "metrics.json").read_json(),
                 stages={marker.stage: marker.seconds for marker in markers if marker is not None},
+                advice=next((m.facts.get("text_advice", "") for m in markers if m and m.stage == "evaluate"), ""),
+                training=self.model.record["training"]["history"],
                 map_points=points,
                 map_clusters=clusters,
                 warnings=self.warnings,
@@ -275,32 +247,6 @@ class Stages:
         )
         (place / "index.html").write_bytes(page.encode())
         return Outcome(config.clusters, note=f"{len(page) / 2**20:.1f} MB")
-
-    def _place(self, step: Step) -> Location:
-        return self.folder.folder(step.stage, step.fingerprint)
-
-    def _parts(self, stage: str) -> list[Location]:
-        return parts(self._place(self.steps[stage]))
-
-    @cached_property
-    def _model(self) -> Model:
-        from raycluster.model import load_model
-
-        return load_model(self._place(self.steps["train"]))
-
-    def _assignments(self) -> pa.Table:
-        return read_table(self._parts("assign"))
-
-    def _training_rows(self) -> np.ndarray:
-        """Ids of the images that heads and nouns are fitted to, ascending."""
-        from raycluster.evaluate import sampled
-
-        ok = self._embedded[0]
-        if len(ok) < self.config.clusters:
-            raise DataQualityError(
-                f"clusters: {self.config.clusters} clusters, but only {len(ok)} images could be read; lower `clusters` or mend the images"
-            )
-        return sampled(ok, self.config.method.train_sample, self.config.seed)
 
     def _noun_embeddings(self) -> np.ndarray:
         from raycluster.semantics.counterparts import embed_vocabulary
@@ -311,15 +257,10 @@ class Stages:
         assert self.ready.spec is not None
         return embed_vocabulary(self.config, self.ready.nouns, self.ready.spec, self.ready.resources)
 
-    def _kept_nouns(self) -> tuple[list[str], np.ndarray]:
-        from raycluster.semantics.vocabulary import read_nouns
-
-        return read_nouns(self._place(self.steps["semantics"]) / "nouns.parquet")
-
     def _names(self, images: np.ndarray, assigned: np.ndarray) -> list[dict[str, Any]]:
         if "semantics" not in self.steps:
             return naming.name_clusters(np.empty((self.config.clusters, 0)), [])
-        nouns, embeddings = self._kept_nouns()
+        nouns, embeddings = self.kept_nouns()
         affinity = naming.noun_affinity(rows.unit(images), assigned, embeddings, self.config.clusters)
         return naming.name_clusters(affinity, nouns)
 

@@ -74,6 +74,19 @@ def ticks(largest: float) -> tuple[int, ...]:
     return tuple(range(step, int(largest) + 1, step))
 
 
+def curve(values: Sequence[float]) -> Markup:
+    """A line through the values, spread over the width; the lowest at the bottom, the highest at the top."""
+    low, high = min(values), max(values)
+    points = " ".join(
+        f"{100 * i / (len(values) - 1):.2f},{40 * (high - value) / ((high - low) or 1):.2f}"
+        for i, value in enumerate(values)
+    )
+    return Markup(
+        '<svg class="curve" viewBox="0 -2 100 44" preserveAspectRatio="none" aria-hidden="true">'
+        '<polyline points="{}" fill="none" vector-effect="non-scaling-stroke"/></svg>'
+    ).format(points)
+
+
 def columns(values: Sequence[Column], mean: float) -> Markup:
     """Columns side by side in the given order, with round grid lines and a dashed line at `mean`.
 

@@ -68,6 +68,10 @@ class ReportData:
     """One for each cluster, empty ones too."""
     metrics: Metrics
     """The content of `metrics.json`."""
+    advice: str
+    """Whether text helps, in words; empty for methods without text."""
+    training: list[dict[str, float]]
+    """For each epoch the means of the loss and its terms; fewer than two draw no curves."""
     stages: dict[str, float]
     """Seconds by stage, in order."""
     map_points: np.ndarray | None
@@ -98,6 +102,7 @@ def render(data: ReportData) -> str:
             failed={s: n for s, n in sorted(data.statuses.items(), key=lambda item: -item[1]) if s != "ok" and n},
             sizes=_sizes(cards),
             map=_map(data, palette),
+            curves=_curves(data.training),
             labelled=_scores(data.metrics, explanations.LABELLED, percent),
             label_free=_scores(data.metrics, explanations.LABEL_FREE, fraction),
             meaning=explanations.STATUSES,
@@ -178,6 +183,14 @@ def _map(data: ReportData, palette: tuple[str, ...]) -> Markup | None:
     if data.map_points is None or data.map_clusters is None or not len(data.map_points):
         return None
     return scatter(data.map_points, data.map_clusters, {card.cluster: card.name for card in data.cards}, palette)
+
+
+def _curves(training: list[dict[str, float]]) -> list[tuple[str, float, float, Markup]]:
+    """(term, first value, last value, drawing) of each term of the loss."""
+    if len(training) < 2:
+        return []
+    terms = {name: [epoch[name] for epoch in training] for name in training[0]}
+    return [(name, values[0], values[-1], charts.curve(values)) for name, values in terms.items()]
 
 
 def _scores(

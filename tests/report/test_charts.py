@@ -6,7 +6,7 @@ from importlib.resources import files
 import numpy as np
 import pytest
 
-from raycluster.report.charts import HEADROOM, Column, bar, colors, columns, ticks
+from raycluster.report.charts import HEADROOM, Column, bar, colors, columns, curve, ticks
 
 
 def numbers(svg: str, element: str, attribute: str) -> list[float]:
@@ -42,6 +42,12 @@ def test_columns_are_proportional_and_side_by_side(n: int) -> None:
 def test_columns_of_nothing_and_of_zeros_are_drawn() -> None:
     assert "<svg" in columns([], 0)
     assert numbers(columns([Column(0, "", "#")] * 3, 0), 'rect class="column"', "height") == [0, 0, 0]
+
+
+def test_a_curve_goes_through_its_values_from_edge_to_edge() -> None:
+    drawing = str(curve([3.0, 1.0, 2.0]))
+    assert 'points="0.00,0.00 50.00,40.00 100.00,20.00"' in drawing
+    assert 'points="0.00,0.00 100.00,0.00"' in str(curve([2.0, 2.0]))
 
 
 def test_titles_are_escaped() -> None:

@@ -106,6 +106,17 @@ def test_scores_say_how_many_rows_were_labelled_or_that_none_were(make_data: Mak
     assert "Adjusted Rand" not in without
 
 
+def test_training_is_drawn_term_by_term_and_the_advice_is_a_sentence(make_data: Make) -> None:
+    page = render(make_data())
+    assert page.count('class="curve"') == 3
+    text = flat(Page(page).text)
+    assert "cluster contrast 2.000 −0.925".replace("−", "-") in text
+    assert "Text helps: the nouns explain the images (asymmetry 1.52)." in text
+    without = render(make_data(training=[{"mean_cosine": 0.8}], advice=""))
+    assert 'id="training"' not in without
+    assert "asymmetry" not in without
+
+
 def test_stages_and_facts_are_listed(make_data: Make) -> None:
     text = flat(Page(render(make_data())).text)
     assert "embed 1 min 15 s" in text
@@ -176,7 +187,7 @@ def test_empty_cluster_is_shown_as_such(make_data: Make) -> None:
 
 
 def test_a_run_of_nothing_still_gives_a_page() -> None:
-    page = Page(render(ReportData("t", "2026-01-01", {}, {}, {}, 0, (), {}, {}, None, None, [])))
+    page = Page(render(ReportData("t", "2026-01-01", {}, {}, {}, 0, (), {}, "", [], {}, None, None, [])))
     assert page.count("svg") == 3
 
 

@@ -48,7 +48,7 @@ def arrays() -> dict[str, np.ndarray]:
 
 def trained(folder: Path, workers: int = 1, **constants: Any) -> tuple[Method, History]:
     config = MethodConfig.model_validate({"name": "dxmc", "batch_size": 32, **constants})
-    job = HeadsJob(config, DIM, CLUSTERS, N, seed=3, checkpoint_steps=60)
+    job = HeadsJob(config, DIM, CLUSTERS, N, seed=3, checkpoint_steps=200)
     cpus = max(2, os.cpu_count() or 2)
     resources = Resources(cpus, cpus, 0, encoder_actors=1, train_workers=workers)
     return train_heads(job, arrays(), locate(str(folder)), resources)

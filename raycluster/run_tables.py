@@ -1,0 +1,98 @@
+"""What a run knows and what its stages have written so far, read when a later stage asks for it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+
+from raycluster import rows
+from raycluster.config import RunConfig
+from raycluster.errors import DataQualityError
+from raycluster.methods import registry
+from raycluster.plan import Step
+from raycluster.prepare import Prepared
+from raycluster.run_folder import RunFolder, parts
+from raycluster.storage import Location, read_table
+
+if TYPE_CHECKING:
+    from raycluster.model import Model
+
+
+@dataclass
+class RunTables:
+    """The tables of one run under its plan."""
+
+    ready: Prepared
+    """The checked configuration."""
+    steps: dict[str, Step]
+    """The plan."""
+
+    @property
+    def config(self) -> RunConfig:
+        """The run's configuration."""
+        return self.ready.config
+
+    @property
+    def folder(self) -> RunFolder:
+        """The run folder."""
+        return self.ready.folder
+
+    @cached_property
+    def row_ids(self) -> np.ndarray:
+        """Ids of the manifest's rows, ascending."""
+        return np.sort(self.ready.listing.column("row_id").to_numpy())
+
+    @cached_property
+    def embedded(self) -> tuple[np.ndarray, dict[str, int]]:
+        """Ids of the manifest's rows whose status is `ok`, ascending, and the status histogram of all of them."""
+        return rows.statuses(self.parts("embed"), self.row_ids)
+
+    def failures(self) -> tuple[dict[str, int], dict[str, list[tuple[str, str]]]]:
+        """Status histogram of the embedded images, and for each status but `ok` up to three (uri, reason)."""
+        counts = self.embedded[1]
+        return counts, rows.failures(self.parts("embed"), self.ready.listing) if set(counts) - {"ok"} else {}
+
+    def place(self, step: Step) -> Location:
+        """The folder of a stage."""
+        return self.folder.folder(step.stage, step.fingerprint)
+
+    def parts(self, stage: str) -> list[Location]:
+        """The part files of a stage's table."""
+        return parts(self.place(self.steps[stage]))
+
+    @property
+    def uses_text(self) -> bool:
+        """Whether the method is trained on text counterparts or nouns."""
+        return registry.method_class(self.ready.method.name).uses_text
+
+    @cached_property
+    def model(self) -> Model:
+        """The trained model, loaded once."""
+        from raycluster.model import load_model
+
+        return load_model(self.place(self.steps["train"]))
+
+    def assignments(self) -> pa.Table:
+        """The whole assignments table."""
+        return read_table(self.parts("assign"))
+
+    def training_rows(self) -> np.ndarray:
+        """Ids of the images that heads and nouns are fitted to, ascending."""
+        from raycluster.evaluate import sampled
+
+        ok = self.embedded[0]
+        if len(ok) < self.config.clusters:
+            raise DataQualityError(
+                f"clusters: {self.config.clusters} clusters, but only {len(ok)} images could be read; lower `clusters` or mend the images"
+            )
+        return sampled(ok, self.config.method.train_sample, self.config.seed)
+
+    def kept_nouns(self) -> tuple[list[str], np.ndarray]:
+        """The nouns that the method's semantic space kept, and their unit embeddings [M, d] float32."""
+        from raycluster.semantics.vocabulary import read_nouns
+
+        return read_nouns(self.place(self.steps["semantics"]) / "nouns.parquet")
