@@ -184,6 +184,7 @@ def save_model(
             "dim": method.dim,
             "n_clusters": method.n_clusters,
             "n_rows": method.n_rows,
+            "scale": method.input_scale,
             "encoder": encoder,
             **facts,
             "versions": {package: version(package) for package in ("raycluster", "torch", "open_clip_torch")},

@@ -149,12 +149,15 @@ def _gate_failures(stages: Stages) -> None:
 
 
 def _record(config: RunConfig, folder: RunFolder, result: RunResult) -> None:
+    train = folder.marker("train")
     packages = ("raycluster", "ray", "torch", "open_clip_torch", "pyarrow", "numpy", "scikit-learn")
     (folder.root / "run.json").write_json(
         {
             "config": config.model_dump(mode="json"),
             "versions": {package: version(package) for package in packages},
             "finished": now(),
+            "method": train.facts["constants"] if train else None,
+            "training": train.facts["training"] if train else None,
             "stages": {stage: marker.path for stage in STAGES if (marker := folder.marker(stage)) is not None},
             "result": result.as_json(),
         }

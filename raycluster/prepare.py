@@ -59,6 +59,8 @@ def prepare(config: RunConfig, folder: RunFolder, retrain: bool) -> Prepared:
     encoder = spec.fingerprint if spec else "provided"
     if key is None and nouns is not None:
         key = vocabulary.vocabulary_key(nouns, config.vocabulary.prompts, encoder)
+    if noun_embeddings is not None:
+        _check_dimensions(config, spec, noun_embeddings.shape[1])
     listing, facts = _list(config, folder)
     if len(listing) < config.clusters:
         raise ConfigError(
@@ -82,6 +84,14 @@ def _vocabulary(config: RunConfig, method: MethodConfig) -> tuple[list[str] | No
             "give noun embeddings of the same model, or choose method kmeans"
         )
     return None, None, None
+
+
+def _check_dimensions(config: RunConfig, spec: EncoderSpec | None, nouns: int) -> None:
+    images = spec.dim if spec else provided.dimension(config.embedding_sources, config.storage)
+    if images not in (None, nouns):
+        raise ConfigError(
+            f"vocabulary.embeddings: nouns have {nouns} dimensions, images {images}; make both with the same encoder"
+        )
 
 
 def _digest(array: np.ndarray) -> str:

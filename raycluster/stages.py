@@ -154,6 +154,7 @@ class Stages(RunTables):
         schedule = asdict(method.schedule()) if isinstance(method, TrainedMethod) else {}
         facts = {"seed": self.config.seed, "training": {**schedule, "history": history}}
         save_model(self.place(step), method, encoder, names, facts)
+        facts["constants"] = method.constants
         used = len(np.unique(assigned))
         if used < self.config.clusters:
             self.warnings.append(

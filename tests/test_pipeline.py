@@ -251,6 +251,13 @@ def test_ready_made_embeddings_need_no_encoder(
     np.testing.assert_allclose(predicted.confidence[order], good.column("confidence").to_numpy(), atol=1e-4)
 
 
+def test_nouns_of_another_encoder_are_refused(ready_made: dict[str, Any], tmp_path: Path) -> None:
+    pq.write_table(pa.table({"noun": ["cat", "dog"], "embedding": [[1.0, 0.0], [0.0, 1.0]]}), tmp_path / "n.parquet")
+    config = {**ready_made, "output": str(tmp_path / "out"), "vocabulary": {"embeddings": str(tmp_path / "n.parquet")}}
+    with pytest.raises(ConfigError, match=r"vocabulary\.embeddings: nouns have 2 dimensions, images 16"):
+        raycluster.run(config)
+
+
 def test_without_nouns_only_methods_without_text_run(ready_made: dict[str, Any], tmp_path: Path) -> None:
     without = {**ready_made, "vocabulary": {}, "output": str(tmp_path / "out"), "method": {"name": "dxmc"}}
     with pytest.raises(ConfigError, match=r"vocabulary\.embeddings: method dxmc needs nouns"):

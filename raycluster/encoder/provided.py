@@ -52,6 +52,12 @@ def list_provided(sources: tuple[str, ...], storage: StorageConfig) -> pa.Table:
     return table.cast(pa.schema([field for field in MANIFEST if field.name != "row_id"]))
 
 
+def dimension(sources: tuple[str, ...], storage: StorageConfig) -> int | None:
+    """Length of the first embedding that is there; None if all are null."""
+    rows = (row for file in _files(sources, storage) for batch in _batches(file) for row in _rows(batch))
+    return next((len(row) for row in rows if row is not None), None)
+
+
 def import_provided(
     sources: tuple[str, ...], storage: StorageConfig, manifest: pa.Table, done: np.ndarray, folder: Location
 ) -> Iterator[int]:

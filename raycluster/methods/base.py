@@ -110,6 +110,11 @@ class Method(nn.Module, ABC):
         """The method's section of the configuration with every constant resolved, as plain data."""
         return self.config.model_dump(mode="json")
 
+    @property
+    def input_scale(self) -> float:
+        """What embeddings are multiplied by before the heads; 1 for methods that normalize them."""
+        return 1.0
+
     @torch.no_grad()
     def predict(self, embeddings: Tensor) -> Tensor:
         """[B, d] embeddings as the encoder gives them → [B, C] float32 cluster probabilities."""

@@ -163,6 +163,11 @@ class SIC(TrainedMethod):
         """Neighbors by Euclidean distance, the row itself among them."""
         return {"neighbors": NeighborGraph("images", self.config.neighbors + 1, "euclidean", include_self=True)}
 
+    @property
+    def input_scale(self) -> float:
+        """Brings the training images to a mean norm of 10."""
+        return float(self.scale)
+
     def setup(self, data: TrainingData) -> None:
         """The scale of the embeddings, and the head's start."""
         if data.nouns is None:
