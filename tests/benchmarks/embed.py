@@ -11,19 +11,17 @@ of all processes of the run, Ray's included, at its highest.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
+from memory import run_measured
 
 
 def plain_loop(files: list[Path], model: str) -> float:
@@ -62,50 +60,12 @@ def stage(folder: Path, model: str) -> tuple[float, float]:
     with tempfile.TemporaryDirectory() as output:
         command = [sys.executable, "-m", "raycluster.cli", "embed", "--images", str(folder), "--output", output]
         command += ["--clusters", "2", "--encoder.model", model]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        peak, done = [0.0], threading.Event()
-        watcher = threading.Thread(target=_watch, args=(process.pid, peak, done))
-        watcher.start()
-        printed, errors = process.communicate()
-        done.set()
-        watcher.join()
-        if process.returncode:
-            raise SystemExit(errors)
-        parts = sorted(
-            Path(json.loads(printed)["tables"]["embeddings"]).glob("part-*"), key=lambda p: p.stat().st_mtime
-        )
+        result, peak = run_measured(command)
+        parts = sorted(Path(result["tables"]["embeddings"]).glob("part-*"), key=lambda p: p.stat().st_mtime)
         times = np.array([part.stat().st_mtime for part in parts])
         rows = np.cumsum([pq.read_metadata(part).num_rows for part in parts])
         first, last = np.searchsorted(rows, 0.2 * rows[-1]), np.searchsorted(rows, 0.9 * rows[-1])
-        return float((rows[last] - rows[first]) / (times[last] - times[first])), peak[0]
-
-
-def _watch(root: int, peak: list[float], done: threading.Event) -> None:
-    while not done.wait(0.5):
-        peak[0] = max(peak[0], sum(_pss(pid) for pid in _tree(root)) / 1024)
-
-
-def _tree(root: int) -> Iterator[int]:
-    children: dict[int, list[int]] = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                parent = int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1])
-            except (FileNotFoundError, ProcessLookupError):
-                continue  # it ended meanwhile
-            children.setdefault(parent, []).append(int(entry.name))
-    todo = [root]
-    while todo:
-        yield (pid := todo.pop())
-        todo += children.get(pid, [])
-
-
-def _pss(pid: int) -> int:
-    try:
-        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-    except (FileNotFoundError, ProcessLookupError, PermissionError):
-        return 0
-    return next((int(line.split()[1]) for line in lines if line.startswith("Pss:")), 0)
+        return float((rows[last] - rows[first]) / (times[last] - times[first])), peak
 
 
 def linked(files: list[Path], count: int, folder: Path) -> Path:
