@@ -91,7 +91,7 @@ class MethodConfig(Section):
     model_config = ConfigDict(extra="allow")
 
     name: str = "dxmc"
-    """`kmeans` or `dxmc`."""
+    """`kmeans`, `tac`, `sic`, `dxmc` or `seic`."""
     profile: Literal["default", "paper"] = "default"
     """`paper`: the authors' constants as published; `default`: steps, batch and neighbors scaled to the data."""
     train_sample: int = Field(default=1_000_000, ge=2)

@@ -17,7 +17,15 @@ def config(**changes: Any) -> RunConfig:
 
 
 def inputs(run: RunConfig | None = None, **changes: Any) -> Inputs:
-    given = Inputs(run or config(), MethodConfig(), manifest="m1", lineage="m1", encoder="e1", vocabulary="v1")
+    given = Inputs(
+        run or config(),
+        MethodConfig(),
+        manifest="m1",
+        lineage="m1",
+        encoder="e1",
+        space={"kind": "tac"},
+        vocabulary="v1",
+    )
     return replace(given, **changes)
 
 
@@ -116,3 +124,13 @@ def test_going_back_finds_the_earlier_result(folder: RunFolder) -> None:
     finish(folder, make(folder, inputs()))
     finish(folder, make(folder, inputs(config(clusters=11))))
     assert to_run(make(folder, inputs())) == []
+
+
+def test_nouns_are_kept_for_a_method_that_chooses_them_alike(folder: RunFolder) -> None:
+    finish(folder, make(folder, inputs()))
+    alike = inputs(method=MethodConfig(name="tac"))
+    assert to_run(make(folder, alike))[0] == "train"
+    other = inputs(method=MethodConfig(name="seic"), space={"kind": "seic"})
+    steps = make(folder, other)
+    assert to_run(steps)[0] == "semantics"
+    assert steps["semantics"].reason == "changed: space"
