@@ -45,8 +45,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options, overrides = _parse(arguments)
     with _stdout_for_result() as stdout:
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
-        for noisy in ("httpx", "fsspec", "ray", "botocore", "aiobotocore"):
-            logging.getLogger(noisy).setLevel(logging.WARNING)
+        for handler in logging.getLogger().handlers:
+            # One line a stage is ours; of other libraries only warnings are worth a line between them.
+            handler.addFilter(lambda record: record.name.startswith("raycluster") or record.levelno >= logging.WARNING)
         try:
             result, code = _execute(options, overrides), 0
         except Exception as error:  # noqa: BLE001 - the last line of defense: what is not ours leaves its traceback on stderr

@@ -87,6 +87,8 @@ def connect() -> None:
     """Join the Ray cluster that `RAY_ADDRESS` names, or start Ray on this machine; a Ray already joined is kept."""
     if ray.is_initialized():
         return
+    # Ray switches its tokens on by default and says so at every start.
+    logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
     # Ray's own usage banner and worker logs would drown the one line a stage prints; errors travel as exceptions.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     address = os.environ.get("RAY_ADDRESS")
@@ -96,8 +98,6 @@ def connect() -> None:
         logging_level=logging.WARNING,
         include_dashboard=None if address else False,
     )
-    # One line a stage is ours to print; Ray Data would add its plan and its progress.
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
     log.info("ray: %s", f"joined {address}" if address else "started on this machine")
 
 

@@ -8,6 +8,7 @@ does not survive added rows.)
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -169,6 +170,9 @@ def embed(job: EmbedJob, manifest: list[Location], done: np.ndarray, resources: 
         return
     context = ray.data.DataContext.get_current().copy()
     context.enable_progress_bars = False
+    # One line a stage is ours to print; Ray Data, whose loggers are set up when it is imported, would add its plan and more.
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
     # Otherwise an error of ours, such as storage that is down, would arrive as text only.
     context.raise_original_map_exception = True
     # Decoding is faster than encoding on CPUs: without a limit it would fill the object store with pixels.

@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 
 CHECKPOINT_STEPS = 500
 """A checkpoint is a barrier that takes Ray Train seconds: a training of a few hundred steps needs none but the last."""
-LOG_LINES = 10
+LOG_LINES = 5
 """Epochs of a training that appear in the log; all are in the model's record."""
 
 
