@@ -22,6 +22,10 @@ Such a constant is declared without None, for every method sees it filled in; py
 """
 
 
+JOINED_ROWS = 65_536
+"""Rows brought to float32 at once."""
+
+
 @dataclass(frozen=True)
 class TrainingData:
     """The rows that heads are trained on, on one device."""
@@ -43,6 +47,19 @@ class TrainingData:
         """Unit rows [b, d] of the counterparts at these positions, in at least float32."""
         assert self.counterparts is not None
         return _unit(self.counterparts[rows])
+
+    def side_by_side(self) -> Tensor:
+        """Unit rows [N, 2d] of image and counterpart, float16: a million of them in float32 would take 4 GB."""
+        positions = torch.arange(len(self.images), device=self.images.device)
+        return torch.cat([
+            side_by_side(self.unit_images(rows), self.unit_counterparts(rows)).half()
+            for rows in positions.split(JOINED_ROWS)
+        ])  # fmt: skip
+
+
+def side_by_side(images: Tensor, counterparts: Tensor) -> Tensor:
+    """Unit rows [n, d] each → unit rows [n, 2d]: the space of TAC without training."""
+    return normalize(torch.cat([images, counterparts], dim=1), dim=1)
 
 
 def _unit(rows: Tensor) -> Tensor:

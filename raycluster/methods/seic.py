@@ -193,16 +193,11 @@ class SEIC(TrainedMethod):
         """With `head_init: centers`: projections at the identity, cluster layers at the centers, as confident as k-means is."""
         if self.config.head_init == "random":
             return
-        every = torch.arange(len(data.images), device=data.images.device)
-        sides = {"image": data.unit_images(every), "text": data.unit_counterparts(every)}
-        joined = normalize(torch.cat(list(sides.values()), dim=1), dim=1)
-        labels = kmeans(joined, self.n_clusters, seed=self.seed).labels
-        for side, rows in sides.items():
-            sums = torch.zeros(self.n_clusters, self.dim, dtype=rows.dtype, device=rows.device)
-            centers = normalize(sums.index_add_(0, labels.long(), rows), dim=1)
+        centers = kmeans(data.side_by_side(), self.n_clusters, seed=self.seed).centers
+        for side, half in zip(("image", "text"), centers.split(self.dim, dim=1), strict=True):
             projection, clustering = getattr(self, f"{side}_projection"), getattr(self, f"{side}_clustering")
             projection.weight.copy_(torch.eye(self.dim))
-            clustering.weight.copy_(centers / (START_TEMPERATURE * self.config.feature_norm))
+            clustering.weight.copy_(normalize(half, dim=1) / (START_TEMPERATURE * self.config.feature_norm))
             for layer in (projection, clustering):
                 layer.bias.zero_()
 

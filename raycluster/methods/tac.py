@@ -27,6 +27,7 @@ from raycluster.methods.base import (
     TrainedMethod,
     TrainingData,
     detached,
+    side_by_side,
 )
 from raycluster.methods.losses.agreement import disagreement
 from raycluster.methods.losses.entropy import mean_assignment_entropy
@@ -200,9 +201,7 @@ class TrainingFreeTAC(FittedMethod):
         if data.counterparts is None or data.nouns is None:
             raise ConfigError("method: tac needs nouns; give a `vocabulary`")
         self.kept_nouns = data.nouns.float()
-        every = torch.arange(len(data.images), device=data.images.device)
-        joined = self._joined(data.unit_images(every), data.unit_counterparts(every))
-        result = kmeans(joined, self.n_clusters, seed=self.seed, restarts=self.config.restarts)
+        result = kmeans(data.side_by_side(), self.n_clusters, seed=self.seed, restarts=self.config.restarts)
         self.centers.copy_(result.centers)
         return {"mean_cosine": result.objective, "iterations": float(result.iterations)}
 
@@ -211,13 +210,9 @@ class TrainingFreeTAC(FittedMethod):
         self.kept_nouns = state_dict["kept_nouns"].clone()
         return super().load_state_dict(state_dict, strict, assign)
 
-    @staticmethod
-    def _joined(images: Tensor, counterparts: Tensor) -> Tensor:
-        return normalize(torch.cat([images, counterparts], dim=1), dim=1)
-
     def _probabilities(self, embeddings: Tensor) -> Tensor:
         paired = self.space(self.config).pair(embeddings, self.kept_nouns)
-        joined = self._joined(normalize(embeddings, dim=1), paired)
+        joined = side_by_side(normalize(embeddings, dim=1), paired)
         return (joined @ self.centers.T / self.config.assignment_temperature).softmax(dim=1)
 
 

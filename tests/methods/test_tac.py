@@ -127,7 +127,7 @@ def test_without_training_it_is_k_means_on_images_and_counterparts_side_by_side(
     method.fit(data)
     assert data.counterparts is not None
     joined = torch.cat([normalize(data.images.float(), dim=1), normalize(data.counterparts.float(), dim=1)], dim=1)
-    expected = kmeans(joined / 2**0.5, 4, seed=2)
+    expected = kmeans((joined / 2**0.5).half(), 4, seed=2)
     assert torch.equal(method.predict(data.images).argmax(dim=1), expected.labels.long())
     torch.testing.assert_close(method.predict(data.images).sum(dim=1), torch.ones(60))
 

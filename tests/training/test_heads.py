@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import ray
 import torch
 
 import raycluster
@@ -24,7 +25,7 @@ from raycluster.config import MethodConfig
 from raycluster.distributed import Resources
 from raycluster.methods.base import Method
 from raycluster.storage import locate
-from raycluster.training.heads import HeadsJob, train_heads
+from raycluster.training.heads import HeadsJob, train_heads, training_data
 from raycluster.training.loop import History
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
@@ -80,6 +81,14 @@ def kill_after_first_checkpoint(folder: Path, killed: list[int]) -> None:
     for pid in list(worker_processes())[:1]:
         os.kill(pid, signal.SIGKILL)
         killed.append(pid)
+
+
+def test_workers_read_the_arrays_of_shared_memory_themselves() -> None:
+    given = ray.get(ray.put(arrays()))
+    data = training_data(given, "cpu")
+    assert np.shares_memory(data.images.numpy(), given["images"])
+    assert data.counterparts is not None
+    assert np.shares_memory(data.counterparts.numpy(), given["counterparts"])
 
 
 @pytest.mark.timeout(400)
