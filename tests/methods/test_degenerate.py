@@ -43,7 +43,7 @@ SETS = {
 
 def fitted(method: dict[str, Any], images: Tensor, nouns: Tensor, clusters: int) -> np.ndarray:
     """Probabilities [N, C] after selecting nouns, pairing and training, all as the stages do it."""
-    epochs = {} if method["name"] == "kmeans" or method.get("trained") is False else {"epochs": 30}
+    epochs = {} if method["name"] == "kmeans" or method.get("trained") is False else {"epochs": 8}
     config = registry.configure(MethodConfig.model_validate({**method, **epochs}))
     space = registry.space(config)
     kept = nouns[space.select(images.half(), nouns, clusters, seed=0)]
