@@ -1,0 +1,55 @@
+"""A whole run from object storage to object storage; needs a real S3 endpoint (RAYCLUSTER_TEST_S3, keys from the AWS variables)."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+import raycluster
+from raycluster.config import StorageConfig
+from raycluster.storage import locate
+
+S3 = os.environ.get("RAYCLUSTER_TEST_S3")
+pytestmark = [
+    pytest.mark.ray,
+    pytest.mark.skipif(S3 is None, reason="RAYCLUSTER_TEST_S3 names no S3 endpoint"),
+    pytest.mark.usefixtures("local_ray"),
+]
+
+
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("method", [{"name": "kmeans"}, {"name": "tac", "trained": False}, {"name": "seic"}], ids=str)
+def test_ready_made_embeddings_from_a_bucket_to_a_bucket(method: dict[str, Any]) -> None:
+    from pyarrow import fs
+
+    fs.S3FileSystem(endpoint_override=S3, region="us-east-1", allow_bucket_creation=True).create_dir("raycluster-test")
+    storage = StorageConfig(endpoint_url=S3, region="us-east-1")
+    root = locate(f"s3://raycluster-test/run-{time.time_ns()}", storage)
+    rng = np.random.default_rng(0)
+    centers, truth = rng.normal(size=(4, 16)).astype(np.float32), np.arange(80) % 4
+    rows = centers[truth] + 0.2 * rng.normal(size=(80, 16)).astype(np.float32)
+    given = {"image_id": [f"image {i}" for i in range(80)], "embedding": list(rows), "label": [str(t) for t in truth]}
+    (root / "embeddings.parquet").write_table(pa.table(given))
+    (root / "nouns.parquet").write_table(pa.table({"noun": ["a", "b", "c", "d"], "embedding": list(centers)}))
+    config = {
+        "embeddings": (root / "embeddings.parquet").uri,
+        "vocabulary": {"embeddings": (root / "nouns.parquet").uri},
+        "output": (root / "out").uri,
+        "clusters": 4,
+        "storage": storage.model_dump(),
+        "method": method,
+    }
+    result = raycluster.run(config)
+    assert result.metrics["acc"] == 1.0
+    assert not (root / "out" / "_lock.json").exists()
+    again = raycluster.run(config)
+    assert {stage["state"] for stage in again.stages.values()} == {"skipped"}
+    predicted = raycluster.load_model(result.output, storage).predict(rows)
+    assert (
+        len({(cluster, label) for cluster, label in zip(predicted.cluster.tolist(), truth.tolist(), strict=True)}) == 4
+    )
