@@ -17,6 +17,9 @@ from raycluster.storage import Location
 
 log = logging.getLogger(__name__)
 
+FILES_A_TASK = 16
+"""Part files read by one task: enough work to be worth starting it."""
+
 
 @dataclass(frozen=True)
 class Resources:
@@ -150,10 +153,6 @@ def resolve(config: ResourcesConfig) -> Resources:
         config.encoder_actors or max(1, limit),
         config.train_workers or max(1, int(gpus)),
     )
-
-
-FILES_A_TASK = 16
-"""Part files read by one task: enough work to be worth starting it."""
 
 
 def file_groups(files: list[Location]) -> list[list[Location]]:

@@ -25,8 +25,9 @@ def evaluate(
     counterparts: list[Location] | None,
     n_clusters: int,
     seed: int,
-) -> dict[str, Any]:
-    """All scores of the design's `metrics.json`.
+    advise: bool,
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """All scores of the design's `metrics.json`, and with `advise` and counterparts :func:`text_advice`, else nothing.
 
     `manifest`: columns row_id, label; `assignments`: columns row_id, cluster, confidence, margin. Rows without a cluster
     count in `n_rows` only.
@@ -36,26 +37,26 @@ def evaluate(
     labels = _labels(manifest, ids)
     sample = sampled(ids, SAMPLE, seed)
     at = np.searchsorted(ids, sample)
+    images = gather(embeddings, sample)
+    paired = None if counterparts is None else gather(counterparts, sample, "counterpart")
     free = label_free_scores(
-        gather(embeddings, sample).astype(np.float32),
-        None if counterparts is None else gather(counterparts, sample, "counterpart").astype(np.float32),
+        images,
+        paired,
         clusters[at],
         rows.column("confidence").to_numpy()[at],
         rows.column("margin").to_numpy()[at],
         n_clusters,
     )
-    return {**supervised_scores(labels, clusters), "n_rows": len(assignments), **free}
+    scores = {**supervised_scores(labels, clusters), "n_rows": len(assignments), **free}
+    return scores, text_advice(images, paired, n_clusters, seed) if advise and paired is not None else {}
 
 
-def text_advice(
-    embeddings: list[Location], counterparts: list[Location], row_ids: np.ndarray, n_clusters: int, seed: int
-) -> dict[str, Any]:
-    """Whether the text side helps or hurts on a sample of these rows: `text_asymmetry`, `text_hurts` and `text_advice` in words.
+def text_advice(images: np.ndarray, paired: np.ndarray, n_clusters: int, seed: int) -> dict[str, Any]:
+    """Whether the text side helps or hurts: `text_asymmetry`, `text_hurts` and `text_advice` in words.
 
-    Needs no label; advice, not a gate: the measure is wrong now and then (:mod:`raycluster.clustering.modality`).
+    `images` and their counterparts `paired` [n, d]. Needs no label; advice, not a gate: the measure is wrong now and then
+    (:mod:`raycluster.clustering.modality`).
     """
-    sample = sampled(row_ids, SAMPLE, seed)
-    images, paired = gather(embeddings, sample), gather(counterparts, sample, "counterpart")
     asymmetry = text_asymmetry(images, paired, n_clusters, seed)
     if asymmetry > HELPS:
         words = "text helps: the nouns explain which images are neighbors better than the images explain the nouns"

@@ -186,24 +186,22 @@ class Stages(RunTables):
 
     def evaluate(self, step: Step) -> Outcome:
         """Score the assignment."""
-        from raycluster.evaluate import evaluate, text_advice
+        from raycluster.evaluate import evaluate
 
         paired = self.parts("semantics") if "semantics" in self.steps else None
-        scores = evaluate(
+        scores, advice = evaluate(
             self.ready.listing,
             self.assignments(),
             self.parts("embed"),
             paired,
             self.config.clusters,
             self.config.seed,
+            advise=self.uses_text,
         )
         (self.place(step) / "metrics.json").write_json(scores)
         shown = [f"{name.upper()} {scores[name]:.3f}" for name in ("acc", "nmi", "ari") if scores[name] is not None]
-        advice: dict[str, Any] = {}
-        if paired is not None and self.uses_text:
-            advice = text_advice(self.parts("embed"), paired, self.embedded[0], self.config.clusters, self.config.seed)
-            if advice["text_hurts"]:
-                self.warnings.append(advice["text_advice"])
+        if advice.get("text_hurts"):
+            self.warnings.append(advice["text_advice"])
         return Outcome(scores["n_rows"], facts=advice, note=" ".join(shown))
 
     def report(self, step: Step) -> Outcome:

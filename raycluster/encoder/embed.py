@@ -163,7 +163,7 @@ def write_rows(block: pa.Table, job: EmbedJob) -> pa.Table:
 
 def embed(job: EmbedJob, manifest: list[Location], done: np.ndarray, resources: Resources) -> Iterable[pa.Table]:
     """Embed the manifest's rows that are not in `done` (row ids); yields status counts as parts are written."""
-    device = "cuda" if resources.use_gpu else "cpu"
+    device = resources.device
     actors = resources.encoder_actors
     source = ManifestRows(manifest, done, BLOCK_ROWS[device], actors)
     if not source.blocks:

@@ -36,7 +36,7 @@ class DXMC(tac.TAC):
 
     @staticmethod
     def published(n_rows: int, n_clusters: int) -> dict[str, Any]:
-        """TAC's and the instance level's (METHODS section 3)."""
+        """TAC's and the instance level's."""
         instance_temperature = 0.05 if n_clusters < tac.MANY_CLUSTERS else 0.5
         shared = tac.TAC.published(n_rows, n_clusters)
         return {**shared, "instance_temperature": instance_temperature, "instance_weight": 1.0}
@@ -66,7 +66,7 @@ class DXMC(tac.TAC):
         return outputs
 
     def loss(self, outputs: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """L = ℓ(Q, Pᴺ) + ℓ(P, Qᴺ) + L_ins − 5 [H(P̄) + H(Q̄)], METHODS section 3."""
+        """L = ℓ(Q, Pᴺ) + ℓ(P, Qᴺ) + L_ins − 5 [H(P̄) + H(Q̄)], as the authors' code has it."""
         total, terms = self._guidance(outputs)
         if self.config.instance_weight:
             terms["instance"] = nt_xent(outputs["text"], outputs["image"], self.config.instance_temperature)

@@ -20,9 +20,7 @@ from raycluster.semantics.pairing import SemanticSpace
 @cache
 def _methods() -> dict[str, type[Method]]:
     names = [info.name for info in pkgutil.iter_modules(raycluster.methods.__path__) if not info.ispkg]
-    modules = [
-        import_module(f"raycluster.methods.{name}") for name in names if name not in ("base", "registry", "scaling")
-    ]
+    modules = [import_module(f"raycluster.methods.{name}") for name in names]
     return {module.METHOD.name: module.METHOD for module in modules if hasattr(module, "METHOD")}
 
 

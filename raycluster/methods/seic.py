@@ -69,9 +69,9 @@ class SEICSpace(SemanticSpace):
     """The nearest nouns of each k-means center are candidates, of which each image takes its own nearest."""
 
     kind: str = "seic"
-    center_nouns: int = 200
-    image_nouns: int = 50
-    temperature: float = 0.01
+    center_nouns: int
+    image_nouns: int
+    temperature: float
 
     def select(self, images: Tensor, nouns: Tensor, n_clusters: int, seed: int) -> Tensor:
         """Centers by spherical k-means with as many centers as clusters."""
@@ -146,7 +146,7 @@ class SEIC(TrainedMethod):
 
     @staticmethod
     def published(n_rows: int, n_clusters: int) -> dict[str, Any]:
-        """The re-implementation's (METHODS section 3)."""
+        """The re-implementation's."""
         return {
             "feature_norm": 1.0,
             "head_init": "random",
@@ -223,7 +223,7 @@ class SEIC(TrainedMethod):
         }
 
     def loss(self, outputs: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """L = ½ NCE(z) + NCE(assignments) + NCE(centers) + 2 L_bal, METHODS section 3."""
+        """L = ½ NCE(z) + NCE(assignments) + NCE(centers) + 2 L_bal, as the re-implementation has it."""
         config, o = self.config, outputs
         p, q = o["logits_image"].softmax(dim=1), o["logits_text"].softmax(dim=1)
         scale = replicated(self.instance_logit_scale).exp().clamp_max(MAX_SCALE)

@@ -62,9 +62,9 @@ class SICSpace(SemanticSpace):
     """Nouns near some image center and unlike the mean noun."""
 
     kind: str = "sic"
-    relevant_nouns: int = 500
-    uniqueness: float = 0.05
-    batch_means: bool = False
+    relevant_nouns: int
+    uniqueness: float
+    batch_means: bool
     """The authors' mean noun: the mean of the means of batches of 128."""
 
     def select(self, images: Tensor, nouns: Tensor, n_clusters: int, seed: int) -> Tensor:
@@ -83,7 +83,7 @@ class SICSpace(SemanticSpace):
 
 
 def semantic_space(centers: Tensor, nouns: Tensor, relevant_nouns: int, uniqueness: float, batch_means: bool) -> Tensor:
-    """Indices (ascending, int64) of nouns that are relevant to a center and unlike the mean noun (section 3.1 of the paper).
+    """Indices (ascending, int64) of nouns that are relevant to a center and unlike the mean noun.
 
     `centers` [C, d], `nouns` [M, d], any scale. `batch_means`: see :class:`SICSpace`.
     """
@@ -102,7 +102,7 @@ def semantic_space(centers: Tensor, nouns: Tensor, relevant_nouns: int, uniquene
 def semantic_centers(
     logits: Tensor, images: Tensor, nouns: Tensor, images_per_center: int, nouns_per_center: int
 ) -> tuple[Tensor, Tensor]:
-    """Adjusted center-based mapping (section 3.2 of the paper): image centers and semantic centers, unit rows [C, d] each.
+    """The paper's adjusted center-based mapping: image centers and semantic centers, unit rows [C, d] each.
 
     `logits` [N, C], `images` [N, d] and `nouns` [M, d] of any scale. A cluster's image center is the mean of the images with its
     largest logits, its semantic center the mean of that center's nearest nouns.
@@ -125,7 +125,7 @@ class SIC(TrainedMethod):
 
     @staticmethod
     def published(n_rows: int, n_clusters: int) -> dict[str, Any]:
-        """Of the constants that differ from set to set, those for CIFAR-100 and DTD, or for ImageNet (METHODS section 2)."""
+        """Of the constants that differ from set to set, those for CIFAR-100 and DTD, or for ImageNet."""
         shared = {"neighbors": 20, "epochs": 100}
         if n_clusters < HUGE:
             centers = {"center_share": 0.9, "center_nouns": 30, "entropy_weight": 5.0, "pseudo_label_weight": 1.0}
@@ -215,7 +215,7 @@ class SIC(TrainedMethod):
         }
 
     def loss(self, outputs: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """L = −mean log⟨q, q_n⟩ − λ H(q̄) + β CE(o, y), METHODS section 3 (paper: eq. 7 to 10)."""
+        """L = −mean log⟨q, q_n⟩ − λ H(q̄) + β CE(o, y), as the authors' code has it."""
         q, near = outputs["logits"].softmax(dim=1), outputs["near_logits"].softmax(dim=1)
         consistency, entropy = disagreement(q, near), mean_assignment_entropy(q)
         pseudo = cross_entropy(outputs["logits"], outputs["pseudo_labels"])

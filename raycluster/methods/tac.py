@@ -82,7 +82,7 @@ class TAC(TrainedMethod):
 
     @staticmethod
     def published(n_rows: int, n_clusters: int) -> dict[str, Any]:
-        """METHODS section 3; the authors' code has a second set of constants for many clusters."""
+        """The authors' code has a second set of constants for many clusters."""
         few = {"temperature": 0.5, "batch_size": 512, "epochs": 20}
         many = {"temperature": 5.0, "batch_size": min(8192, scaling.power_of_two_below(n_rows / 2)), "epochs": 100}
         return {"neighbors": 50, "learning_rate": 1e-3, **(few if n_clusters < MANY_CLUSTERS else many)}
@@ -154,7 +154,7 @@ class TAC(TrainedMethod):
         }
 
     def loss(self, outputs: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """L = ℓ(Q, Pᴺ) + ℓ(P, Qᴺ) − mean log⟨p, q⟩ − 5 [H(P̄) + H(Q̄)], METHODS section 3 (paper: eq. 7 to 10)."""
+        """L = ℓ(Q, Pᴺ) + ℓ(P, Qᴺ) − mean log⟨p, q⟩ − 5 [H(P̄) + H(Q̄)], as the authors' code has it."""
         assert isinstance(self.config, TACConfig)
         total, terms = self._guidance(outputs)
         consistency = disagreement(outputs["p"], outputs["q"])

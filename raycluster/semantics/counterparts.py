@@ -14,7 +14,7 @@ import torch
 from raycluster.config import RunConfig
 from raycluster.distributed import Resources, file_groups, map_tasks
 from raycluster.encoder.clip import ClipEncoder, EncoderSpec
-from raycluster.rows import vector_column, vectors
+from raycluster.rows import among, vector_column, vectors
 from raycluster.run_folder import part_name
 from raycluster.semantics import vocabulary
 from raycluster.semantics.pairing import SemanticSpace
@@ -84,7 +84,7 @@ def pair(
         for file in files:
             table = read_table([file], ["row_id", "status", "embedding"])
             table = table.filter(pc.equal(table.column("status"), "ok"))
-            table = table.filter(pa.array(np.isin(table.column("row_id").to_numpy(), wanted)))
+            table = table.filter(pa.array(among(table.column("row_id").to_numpy(), wanted)[0]))
             if not len(table):
                 continue
             x, t = (torch.from_numpy(np.array(each)) for each in (vectors(table), kept))

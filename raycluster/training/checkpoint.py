@@ -16,7 +16,7 @@ STATE, HISTORY = "state.safetensors", "history.json"
 
 
 def save(folder: Path, method: Method, optimizer: torch.optim.Optimizer | None, history: History) -> None:
-    """Write all that :func:`resume` needs into an existing folder."""
+    """Write all that :func:`restore` needs into an existing folder."""
     tensors = {f"method.{key}": _plain(value) for key, value in method.state_dict().items()}
     if optimizer is not None:
         for index, slots in optimizer.state_dict()["state"].items():

@@ -20,6 +20,8 @@ import pyarrow.parquet as pq
 from clustering import features
 from memory import run_measured
 
+from raycluster.rows import vector_column
+
 PART = 100_000
 
 
@@ -30,12 +32,12 @@ def write_inputs(folder: Path, rows: int, dim: int, clusters: int, nouns: int) -
     for start in range(0, rows, PART):
         part = every[start : min(start + PART, rows)].astype(np.float16)
         ids = pa.array([f"image {i:09d}" for i in range(start, start + len(part))])
-        values = pa.FixedSizeListArray.from_arrays(pa.array(part.reshape(-1)), dim)
+        values = vector_column(part)
         table = pa.table({"image_id": ids, "embedding": values})
         pq.write_table(table, folder / "embeddings" / f"{start:09d}.parquet")
     draw = np.random.default_rng(1)
     words = every[rows:] + 0.5 * draw.standard_normal((nouns, dim)).astype(np.float32) / dim**0.5
-    values = pa.FixedSizeListArray.from_arrays(pa.array(words.astype(np.float32).reshape(-1)), dim)
+    values = vector_column(words.astype(np.float32))
     pq.write_table(
         pa.table({"noun": [f"noun {i}" for i in range(nouns)], "embedding": values}), folder / "nouns.parquet"
     )

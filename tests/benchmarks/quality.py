@@ -102,8 +102,7 @@ def one_run(features: Path, name: str, method: dict[str, Any], seed: int) -> dic
 
 def percent(values: list[float]) -> str:
     """Mean ± standard deviation."""
-    spread = statistics.stdev(values) if len(values) > 1 else 0.0
-    return f"{100 * statistics.mean(values):5.1f}±{100 * spread:3.1f}"
+    return f"{100 * statistics.mean(values):5.1f}±{100 * _stdev(values):3.1f}"
 
 
 def report(name: str, method: str, runs: list[dict[str, Any]], label_free: bool) -> str:

@@ -24,7 +24,7 @@ def nt_xent(a: Tensor, b: Tensor, temperature: float) -> Tensor:
 
 
 def cluster_contrast(p: Tensor, q: Tensor, temperature: float) -> Tensor:
-    """ℓ(P, Q; τ): NT-Xent of the 2C unit columns of two assignment matrices [B, C], a scalar (TAC eq. 7; METHODS section 3).
+    """ℓ(P, Q; τ): NT-Xent of the 2C unit columns of two assignment matrices [B, C], a scalar (TAC, arXiv 2310.11989).
 
     A statistic of the whole batch: gather the rows of all workers first. The column of an empty cluster is zero and stays so.
     """
