@@ -24,12 +24,6 @@ from raycluster.methods.losses.info_nce import info_nce
 from raycluster.semantics.pairing import SemanticSpace, chunks
 from raycluster.training.collectives import replicated
 
-MAX_SCALE = 100.0
-"""Largest exp(s) of the trainable logit scale s, as in CLIP."""
-LARGEST_WEIGHT = 5.0
-"""Cap of a cluster's weight in the balance term."""
-START_TEMPERATURE = 0.05
-"""With `head_init: centers` the first probabilities are softmax(cosine to the centers / this), as k-means has them."""
 SMALLEST_SHARE = 1e-8
 """Floor of a mean assignment under the logarithm."""
 
@@ -51,6 +45,10 @@ class SEICConfig(TrainedConfig):
     """Weight of the center level."""
     balance_weight: float = Field(default=2.0, ge=0)
     """Weight of the balance term."""
+    instance_temperature: float = Field(default=0.07, gt=0)
+    """Start of the instance level's temperature exp(−s), which is trained."""
+    instance_temperature_floor: float = Field(default=0.01, gt=0)
+    """Its smallest value, as in CLIP: exp(s) ≤ 100."""
     assignment_temperature: float = Field(default=0.5, gt=0)
     """Temperature of the assignment level."""
     center_temperature: float = Field(default=0.5, gt=0)
@@ -59,10 +57,16 @@ class SEICConfig(TrainedConfig):
     """The unit projections are multiplied by this before the cluster layer."""
     head_init: Literal["random", "centers"] = Field(default=BY_PROFILE)
     """Start of the heads: at random, or at the centers of k-means on images and counterparts side by side."""
+    start_temperature: float = Field(default=0.05, gt=0)
+    """With `head_init: centers` the first probabilities are softmax(cosine to the centers / this), as k-means has them."""
+    weight_std: float = Field(default=0.02, gt=0)
+    """Standard deviation of the truncated normal draw of weights."""
     history_momentum: float = Field(default=0.9, ge=0, lt=1)
     """Of the history of cluster sizes, the share that a step keeps."""
     history_floor: float = Field(default=BY_PROFILE, gt=0)
     """Smallest share of a cluster in the history when its weight is computed."""
+    largest_weight: float = Field(default=5.0, gt=0)
+    """Largest weight of a cluster in the balance term, before the weights are divided by their mean."""
 
 
 class SEICSpace(SemanticSpace):
@@ -111,10 +115,10 @@ def weighted_centers(p: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
     return weights.T @ z, weights.detach().sum(dim=0) > 1e-8
 
 
-def balance_weights(history: Tensor, floor: float) -> Tensor:
+def balance_weights(history: Tensor, floor: float, largest: float) -> Tensor:
     """Weights [C] of the clusters in the balance term from the history of their sizes [C]; their mean is 1."""
     floored = history.clamp_min(floor)
-    weights = (1 / len(history) / (floored / floored.sum())).clamp_max(LARGEST_WEIGHT)
+    weights = (1 / len(history) / (floored / floored.sum())).clamp_max(largest)
     return weights / weights.mean()
 
 
@@ -173,9 +177,9 @@ class SEIC(TrainedMethod):
         for modality in ("image", "text"):
             for name, width in (("projection", self.dim), ("clustering", self.n_clusters)):
                 layer = nn.Linear(self.dim, width)
-                nn.init.trunc_normal_(layer.weight, std=0.02)
+                nn.init.trunc_normal_(layer.weight, std=self.config.weight_std)
                 setattr(self, f"{modality}_{name}", layer)
-        self.instance_logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
+        self.instance_logit_scale = nn.Parameter(torch.tensor(-math.log(self.config.instance_temperature)))
         self.register_buffer("history", torch.full((self.n_clusters,), 1 / self.n_clusters))
 
     @classmethod
@@ -197,7 +201,7 @@ class SEIC(TrainedMethod):
         for side, half in zip(("image", "text"), centers.split(self.dim, dim=1), strict=True):
             projection, clustering = getattr(self, f"{side}_projection"), getattr(self, f"{side}_clustering")
             projection.weight.copy_(torch.eye(self.dim))
-            clustering.weight.copy_(normalize(half, dim=1) / (START_TEMPERATURE * self.config.feature_norm))
+            clustering.weight.copy_(normalize(half, dim=1) / (self.config.start_temperature * self.config.feature_norm))
             for layer in (projection, clustering):
                 layer.bias.zero_()
 
@@ -226,7 +230,7 @@ class SEIC(TrainedMethod):
         """L = ½ NCE(z) + NCE(assignments) + NCE(centers) + 2 L_bal, as the re-implementation has it."""
         config, o = self.config, outputs
         p, q = o["logits_image"].softmax(dim=1), o["logits_text"].softmax(dim=1)
-        scale = replicated(self.instance_logit_scale).exp().clamp_max(MAX_SCALE)
+        scale = replicated(self.instance_logit_scale).exp().clamp_max(1 / config.instance_temperature_floor)
         instance = info_nce(o["z_image"], o["z_text"], 1 / scale)
         assignment = info_nce(p.T, q.T, config.assignment_temperature)
         (image_centers, used), (text_centers, also) = (
@@ -235,7 +239,7 @@ class SEIC(TrainedMethod):
         )
         both = used & also
         center = info_nce(image_centers[both], text_centers[both], config.center_temperature)
-        weights = balance_weights(self.history, config.history_floor)
+        weights = balance_weights(self.history, config.history_floor, config.largest_weight)
         balanced = balance(p, weights) + balance(q, weights)
         total = (
             config.instance_weight * instance

@@ -40,6 +40,8 @@ class SICConfig(TrainedConfig):
     """γ_r: a noun is kept if it is among this many nearest of some center …"""
     uniqueness: float = Field(default=0.05, ge=0, le=1)
     """γ_u: … and its cosine to the mean noun is below 1 − γ_u."""
+    restarts: int = Field(default=20, ge=1)
+    """Runs of the Euclidean k-means whose centers choose the nouns; the best is kept."""
     feature_norm: float = Field(default=10.0, gt=0)
     """All embeddings are multiplied by one number that makes their mean norm this: the head is made for CLIP's raw scale."""
     center_share: float = Field(default=BY_PROFILE, gt=0, le=1)
@@ -53,7 +55,9 @@ class SICConfig(TrainedConfig):
     neighbors: int = Field(default=BY_PROFILE, ge=1)
     """Neighbors of an image by Euclidean distance; one of them or the image itself is drawn a step."""
     head_init: Literal["random", "centers"] = Field(default=BY_PROFILE)
-    """Start of the head: at random, or at W = 2αμ, b = −α‖μ‖² of k-means centers μ, α = 0.05."""
+    """Start of the head: at random, or at W = 2αμ, b = −α‖μ‖² of k-means centers μ."""
+    center_alpha: float = Field(default=0.05, gt=0)
+    """α of `head_init: centers`."""
     weight_decay: float = Field(default=1e-4, ge=0)
     """Adam's weight decay."""
 
@@ -64,12 +68,13 @@ class SICSpace(SemanticSpace):
     kind: str = "sic"
     relevant_nouns: int
     uniqueness: float
+    restarts: int
     batch_means: bool
     """The authors' mean noun: the mean of the means of batches of 128."""
 
     def select(self, images: Tensor, nouns: Tensor, n_clusters: int, seed: int) -> Tensor:
-        """Centers by k-means with as many centers as clusters."""
-        centers = kmeans(images, n_clusters, seed=seed, restarts=5).centers
+        """Centers by Euclidean k-means of the raw embeddings, with as many centers as clusters."""
+        centers = kmeans(images, n_clusters, seed=seed, spherical=False, restarts=self.restarts).centers
         kept = semantic_space(centers, nouns, self.relevant_nouns, self.uniqueness, self.batch_means)
         if not len(kept):
             raise ConfigError(
@@ -156,6 +161,7 @@ class SIC(TrainedMethod):
         return SICSpace(
             relevant_nouns=config.relevant_nouns,
             uniqueness=config.uniqueness,
+            restarts=config.restarts,
             batch_means=config.profile == "paper",
         )
 
@@ -175,7 +181,7 @@ class SIC(TrainedMethod):
         norms = torch.cat([part.float().norm(dim=1).double() for part in chunks(data.images, self.dim)])
         self.scale.fill_(self.config.feature_norm / norms.mean().clamp_min(1e-12))
         if self.config.head_init == "centers":
-            alpha = 0.05
+            alpha = self.config.center_alpha
             centers = kmeans(data.images, self.n_clusters, seed=self.seed).centers * self.config.feature_norm
             with torch.no_grad():
                 self.head.weight.copy_(2 * alpha * centers)

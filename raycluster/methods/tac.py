@@ -47,6 +47,8 @@ class TACHeadsConfig(TrainedConfig):
 
     images_per_center: int = Field(default=300, ge=1)
     """Images of a semantic center, where clusters are larger than that."""
+    centers_per_cluster: int = Field(default=3, ge=1)
+    """Semantic centers for each cluster otherwise."""
     nouns_per_center: int = Field(default=5, ge=1)
     """Nouns that a semantic center keeps."""
     text_temperature: float = Field(default=0.005, gt=0)
@@ -55,6 +57,10 @@ class TACHeadsConfig(TrainedConfig):
     """τ of the cluster-level contrast."""
     entropy_weight: float = Field(default=5.0, ge=0)
     """Weight of the entropies of the mean assignments."""
+    weight_std: float = Field(default=0.02, gt=0)
+    """Standard deviation of the truncated normal draw of the cluster heads' weights."""
+    betas: tuple[float, float] = (0.9, 0.99)
+    """Adam's decay rates of the moments."""
     neighbors: int = Field(default=BY_PROFILE, ge=1)
     """Neighbors of an image, of which one is drawn a step, in image space and in text space."""
 
@@ -117,12 +123,12 @@ class TAC(TrainedMethod):
         )
         for layer in head:
             if isinstance(layer, nn.Linear):
-                nn.init.trunc_normal_(layer.weight, std=0.02)
+                nn.init.trunc_normal_(layer.weight, std=self.config.weight_std)
         return head
 
     def optimizer(self) -> torch.optim.Optimizer:
-        """Adam, rate constant, betas (0.9, 0.99), no decay."""
-        return torch.optim.Adam(self.parameters(), lr=self.config.learning_rate, betas=(0.9, 0.99))
+        """Adam, rate constant, no decay."""
+        return torch.optim.Adam(self.parameters(), lr=self.config.learning_rate, betas=self.config.betas)
 
     def graphs(self) -> dict[str, NeighborGraph]:
         """Neighbors by cosine in each of the two spaces, the row itself left out."""
@@ -220,6 +226,7 @@ def _space(config: MethodConfig) -> SemanticSpace:
     assert isinstance(config, TACHeadsConfig)
     return TACSpace(
         images_per_center=config.images_per_center,
+        centers_per_cluster=config.centers_per_cluster,
         nouns_per_center=config.nouns_per_center,
         temperature=config.text_temperature,
     )

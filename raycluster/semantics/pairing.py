@@ -39,12 +39,13 @@ class TACSpace(SemanticSpace):
 
     kind: str = "tac"
     images_per_center: int = 300
+    centers_per_cluster: int = 3
     nouns_per_center: int = 5
     temperature: float = 0.005
 
     def select(self, images: Tensor, nouns: Tensor, n_clusters: int, seed: int) -> Tensor:
         """Images are grouped into semantic centers by spherical k-means; :func:`nouns_of_centers` does the rest."""
-        count = semantic_center_count(len(images), n_clusters, self.images_per_center)
+        count = semantic_center_count(len(images), n_clusters, self.images_per_center, self.centers_per_cluster)
         return nouns_of_centers(kmeans(images, count, seed=seed).centers, nouns, self.nouns_per_center)
 
     def pair(self, images: Tensor, kept: Tensor) -> Tensor:
@@ -52,10 +53,12 @@ class TACSpace(SemanticSpace):
         return text_counterparts(normalize(images.float(), dim=1), kept, self.temperature)
 
 
-def semantic_center_count(n_images: int, n_clusters: int, images_per_center: int = 300) -> int:
+def semantic_center_count(
+    n_images: int, n_clusters: int, images_per_center: int = 300, centers_per_cluster: int = 3
+) -> int:
     """Number of semantic centers: one for 300 images where clusters are larger than that, else three a cluster (TAC)."""
     large = n_images / n_clusters > images_per_center
-    return min(n_images, round(n_images / images_per_center) if large else 3 * n_clusters)
+    return min(n_images, round(n_images / images_per_center) if large else centers_per_cluster * n_clusters)
 
 
 def nouns_of_centers(centers: Tensor, nouns: Tensor, per_center: int) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import tempfile
 import warnings
 from collections.abc import Mapping
@@ -32,8 +33,8 @@ log = logging.getLogger(__name__)
 
 CHECKPOINT_STEPS = 500
 """A checkpoint is a barrier that takes Ray Train seconds: a training of a few hundred steps needs none but the last."""
-LOG_LINES = 5
-"""Epochs of a training that appear in the log; all are in the model's record."""
+TERMINAL_EPOCHS = 5
+"""Epochs of a training that a terminal shows; a log file has all."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,8 @@ def train_heads(
 
 
 def _log(history: History) -> None:
-    for epoch in sorted({round(i) for i in np.linspace(0, len(history) - 1, min(LOG_LINES, len(history)))}):
+    shown = min(TERMINAL_EPOCHS, len(history)) if sys.stderr.isatty() else len(history)
+    for epoch in sorted({round(i) for i in np.linspace(0, len(history) - 1, shown)}):
         terms = "  ".join(f"{name} {value:.4f}" for name, value in history[epoch].items())
         log.info("train     epoch %d/%d  %s", epoch + 1, len(history), terms)
 

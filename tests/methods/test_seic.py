@@ -46,7 +46,7 @@ def test_losses_and_gradients_are_the_authors(name: str) -> None:
     assert compare({"total": terms.pop("loss"), **terms}, g, "") == 5
     assert compare({key: value.grad for key, value in outputs.items()}, g, "dtotal_d") == 4
     assert compare({"logit_scale": method.instance_logit_scale.grad}, g, "dtotal_d") == 1
-    assert compare({"balance_weights": balance_weights(g["history"], 0.01)}, g, "") == 1
+    assert compare({"balance_weights": balance_weights(g["history"], 0.01, 5.0)}, g, "") == 1
     for side in ("image", "text"):
         centers, valid = weighted_centers(g[f"logits_{side}"].softmax(dim=1), g[f"z_{side}"])
         assert compare({f"centers_{side}": centers}, g, "") == 1
@@ -138,7 +138,7 @@ def test_the_balance_is_the_plain_weighted_sum() -> None:
     raw = [min(1 / 3 / (h / sum(floored)), 5.0) for h in floored]
     weights = [w / (sum(raw) / 3) for w in raw]
     expected = sum(w * float(x) * math.log(float(x)) for w, x in zip(weights, p.mean(dim=0), strict=True))
-    assert float(balance(p, balance_weights(history, 0.01))) == pytest.approx(expected, rel=1e-12)
+    assert float(balance(p, balance_weights(history, 0.01, 5.0))) == pytest.approx(expected, rel=1e-12)
 
 
 def test_centers_are_the_plain_sums_over_assigned_rows() -> None:
