@@ -63,7 +63,7 @@ def text_advice(images: np.ndarray, paired: np.ndarray, n_clusters: int, seed: i
     elif asymmetry < 1 / HELPS:
         words = (
             "text hurts rather than helps: the nouns cut across groups of similar images; try a vocabulary that names "
-            "what the images show, or method kmeans"
+            "what the images show, or method consensus with text_weight 0"
         )
     else:
         words = "text neither clearly helps nor hurts"

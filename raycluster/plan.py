@@ -57,7 +57,7 @@ def make(folder: RunFolder, inputs: Inputs) -> dict[str, Step]:
     embed = planner.growing("embed", {"encoder": inputs.encoder, **(limits if config.images else {})})
     # The row set stays out of the next two recipes: added rows do not change the nouns or the heads.
     shared = {"source": manifest_recipe(config), "embed": embed, "clusters": config.clusters, "seed": config.seed}
-    shared["train_sample"] = config.method.train_sample
+    shared["train_sample"] = inputs.method.train_sample
     nouns = None
     if inputs.vocabulary is not None:
         nouns = planner.trained("semantics", {**shared, "vocabulary": inputs.vocabulary, "space": inputs.space})

@@ -78,10 +78,10 @@ def _vocabulary(config: RunConfig, method: MethodConfig) -> tuple[list[str] | No
         return nouns, embeddings, fingerprint(nouns, _digest(embeddings))
     if config.images is not None:
         return vocabulary.load_nouns(config.vocabulary, config.storage), None, None
-    if registry.method_class(method.name).uses_text:
+    if registry.method_class(method.name).text == "required":
         raise ConfigError(
             f"vocabulary.embeddings: method {method.name} needs nouns, and ready-made image embeddings come without a text encoder; "
-            "give noun embeddings of the same model, or choose method kmeans"
+            "give noun embeddings of the same model, or choose a method that does without: consensus or kmeans"
         )
     return None, None, None
 

@@ -66,8 +66,8 @@ class RunTables:
 
     @property
     def uses_text(self) -> bool:
-        """Whether the method is trained on text counterparts or nouns."""
-        return registry.method_class(self.ready.method.name).uses_text
+        """Whether nouns help this run's clustering."""
+        return "semantics" in self.steps and registry.method_class(self.ready.method.name).text != "none"
 
     @cached_property
     def model(self) -> Model:
@@ -89,7 +89,7 @@ class RunTables:
             raise DataQualityError(
                 f"clusters: {self.config.clusters} clusters, but only {len(ok)} images could be read; lower `clusters` or mend the images"
             )
-        return sampled(ok, self.config.method.train_sample, self.config.seed)
+        return sampled(ok, self.ready.method.train_sample, self.config.seed)
 
     def kept_nouns(self) -> tuple[list[str], np.ndarray]:
         """The nouns that the method's semantic space kept, and their unit embeddings [M, d] float32."""

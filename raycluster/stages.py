@@ -134,11 +134,13 @@ class Stages(RunTables):
         from raycluster.model import probabilities, save_model
         from raycluster.training.heads import HeadsJob, train_heads
 
-        sample = self.training_rows()
+        sample, method_class = self.training_rows(), registry.method_class(self.ready.method.name)
         data = {"row_ids": sample, "images": rows.gather(self.parts("embed"), sample)}
-        if self.uses_text:
+        if method_class.text == "required":
             data["counterparts"] = rows.gather(self.parts("semantics"), sample, "counterpart")
             data["nouns"] = self.kept_nouns()[1]
+        if self.uses_text and method_class.wants_vocabulary(self.ready.method):
+            data["vocabulary"] = self._noun_embeddings()
         job = HeadsJob(self.ready.method, data["images"].shape[1], self.config.clusters, len(sample), self.config.seed)
         training = self.folder.root / "training" / step.fingerprint
         method, history = train_heads(job, data, training, self.ready.resources)
@@ -206,10 +208,12 @@ class Stages(RunTables):
 
     def report(self, step: Step) -> Outcome:
         """Write the HTML page."""
+        from raycluster.methods.base import FittedMethod
         from raycluster.report import build
         from raycluster.report.page import ReportData, render
 
-        config, place = self.config, self.place(step)
+        config, place, method = self.config, self.place(step), self.model.method
+        history = self.model.record["training"]["history"]
         counts, failed = self.failures()
         markers = [self.folder.marker(stage) for stage in self.steps]
         points, clusters = build.sample_map(
@@ -238,7 +242,8 @@ class Stages(RunTables):
                 metrics=(self.place(self.steps["evaluate"]) / "metrics.json").read_json(),
                 stages={marker.stage: marker.seconds for marker in markers if marker is not None},
                 advice=next((m.facts.get("text_advice", "") for m in markers if m and m.stage == "evaluate"), ""),
-                training=self.model.record["training"]["history"],
+                fit=method.explain(history[0]) if isinstance(method, FittedMethod) else "",
+                training=history,
                 map_points=points,
                 map_clusters=clusters,
                 warnings=self.warnings,

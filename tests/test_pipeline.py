@@ -224,6 +224,7 @@ def ready_made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 EVERY_METHOD: list[dict[str, Any]] = [
+    {"name": "consensus"},
     {"name": "kmeans"},
     {"name": "tac", "trained": False},
     {"name": "tac", "epochs": 200, "batch_size": 32},
@@ -262,8 +263,10 @@ def test_without_nouns_only_methods_without_text_run(ready_made: dict[str, Any],
     without = {**ready_made, "vocabulary": {}, "output": str(tmp_path / "out"), "method": {"name": "dxmc"}}
     with pytest.raises(ConfigError, match=r"vocabulary\.embeddings: method dxmc needs nouns"):
         raycluster.run(without)
-    named = raycluster.run({**without, "method": {"name": "kmeans"}})
-    assert table(named, "clusters")["name"].to_pylist() == ["cluster 0", "cluster 1", "cluster 2"]
+    for method in ("kmeans", "consensus"):
+        named = raycluster.run({**without, "method": {"name": method}})
+        assert table(named, "clusters")["name"].to_pylist() == ["cluster 0", "cluster 1", "cluster 2"]
+        assert named.metrics["acc"] == 1.0
 
 
 @pytest.mark.parametrize(
@@ -271,7 +274,10 @@ def test_without_nouns_only_methods_without_text_run(ready_made: dict[str, Any],
     [
         ({"clusters": 500}, "clusters: 500 clusters, but only 52 images were found"),
         ({"images": "/nowhere/at/all"}, "/nowhere/at/all"),
-        ({"method": {"name": "magic"}}, "method.name: unknown method 'magic'; known are dxmc, kmeans, seic, sic, tac"),
+        (
+            {"method": {"name": "magic"}},
+            "method.name: unknown method 'magic'; known are consensus, dxmc, kmeans, seic, sic, tac",
+        ),
         ({"method": {"name": "kmeans", "epochs": 3}}, "unknown key `epochs`"),
         ({"encoder": {"model": "ViT-Z", "pretrained": "x"}}, "encoder.model: open_clip knows no architecture 'ViT-Z'"),
         ({"encoder": {"model": "local-dir:/nowhere"}}, "encoder.model: the folder /nowhere does not exist"),

@@ -59,12 +59,14 @@ def kmeans(
     restarts: int = 1,
     max_iterations: int = 100,
     tolerance: float = 1e-5,
+    start: Tensor | None = None,
 ) -> KMeans:
     """Cluster rows by cosine (Dhillon & Modha 2001) or by Euclidean distance, seeded by greedy k-means++ (Arthur & Vassilvitskii 2007).
 
     `x` [N, d] float16 or float32, any scale. The best of `restarts` runs by objective; a run ends when the objective grows by less
     than `tolerance` of itself. With more than SAMPLE_ROWS_A_CENTER·k rows it runs on a drawn sample of that many, which is held in
-    float32, and all rows are assigned to the centers found. A center that loses all its rows is moved to the row that fits its own
+    float32, and all rows are assigned to the centers found. `start` [k, d], unit rows if spherical, takes the place of the seeding;
+    there is one run then. A center that loses all its rows is moved to the row that fits its own
     center worst; with fewer distinct rows than `k`, some centers coincide and stay empty. Deterministic in `seed` on one device.
     Raises :class:`ConfigError` for k > N and for rows with NaN or infinity.
     """
@@ -77,10 +79,12 @@ def kmeans(
     sample = torch.empty(len(order), x.shape[1], device=x.device)
     for rows, drawn in zip(sample.split(PREPARED_ROWS), order.split(PREPARED_ROWS), strict=True):
         rows.copy_(prepare(x[drawn]))
-    runs = [
-        _run(_Rows(sample, spherical), k, _generator(seed, 1 + restart), max_iterations, tolerance)
-        for restart in range(restarts)
-    ]
+    data = _Rows(sample, spherical)
+    if start is not None:
+        centers = start if spherical else start / prepare.scale - prepare.shift
+        runs = [_lloyd(data, centers.float(), max_iterations, tolerance)]
+    else:
+        runs = [_run(data, k, _generator(seed, 1 + run), max_iterations, tolerance) for run in range(restarts)]
     best = max(runs, key=lambda run: run.objective)
     if not best.converged:
         log.warning("k-means: not converged after %d iterations (objective %.4f)", best.iterations, best.objective)

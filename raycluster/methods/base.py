@@ -12,6 +12,8 @@ from pydantic import ConfigDict, Field
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
+from raycluster.clustering.neighbors import nearest_neighbors
+from raycluster.clustering.whitening import NeighborSearch
 from raycluster.config import MethodConfig
 from raycluster.semantics.pairing import SemanticSpace, TACSpace
 
@@ -38,6 +40,8 @@ class TrainingData:
     """[N, d], the unit text counterpart of each image; None for methods without a text side."""
     nouns: Tensor | None = None
     """[M, d] float32 unit rows, the kept nouns; None for methods without a text side."""
+    vocabulary: Tensor | None = None
+    """[V, d] float32 unit rows, all nouns; None for methods that do not want them, and where there are none."""
 
     def unit_images(self, rows: Tensor) -> Tensor:
         """Unit rows [b, d] of the images at these positions, in at least float32."""
@@ -103,8 +107,8 @@ class Method(nn.Module, ABC):
     """Base of every method. Its state dict holds all that prediction needs."""
 
     name: ClassVar[str]
-    uses_text: ClassVar[bool]
-    """Whether training needs text counterparts or nouns."""
+    text: ClassVar[Literal["none", "optional", "required"]]
+    """Whether nouns help the clustering; where they are required, a run without a vocabulary is refused."""
     Config: ClassVar[type[MethodConfig]]
 
     def __init__(self, config: MethodConfig, dim: int, n_clusters: int, n_rows: int, seed: int) -> None:
@@ -121,6 +125,11 @@ class Method(nn.Module, ABC):
     def space(cls, config: MethodConfig) -> SemanticSpace:
         """The nouns this method keeps and the text counterparts it makes of them."""
         return TACSpace()
+
+    @classmethod
+    def wants_vocabulary(cls, config: MethodConfig) -> bool:
+        """Whether training looks at all nouns, not at the kept ones only."""
+        return False
 
     @property
     def constants(self) -> dict[str, Any]:
@@ -146,8 +155,12 @@ class FittedMethod(Method):
     """A method that is fitted in one go by one process."""
 
     @abstractmethod
-    def fit(self, data: TrainingData) -> dict[str, float]:
-        """Fit to the data; returns what there is to report."""
+    def fit(self, data: TrainingData, search: NeighborSearch = nearest_neighbors) -> dict[str, float]:
+        """Fit to the data; returns what there is to report. `search` finds neighbors, on one process or many."""
+
+    @abstractmethod
+    def explain(self, facts: Mapping[str, float]) -> str:
+        """What :meth:`fit` returned, in sentences for the report."""
 
 
 class TrainedMethod(Method):

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from pydantic import ConfigDict, Field
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from raycluster.clustering.kmeans import kmeans
+from raycluster.clustering.neighbors import nearest_neighbors
+from raycluster.clustering.whitening import NeighborSearch
 from raycluster.config import MethodConfig
 from raycluster.methods.base import FittedMethod, TrainingData
 
@@ -29,7 +33,7 @@ class KMeansMethod(FittedMethod):
     """Spherical k-means; probabilities by softmax over the cosines to the centers."""
 
     name = "kmeans"
-    uses_text = False
+    text = "none"
     Config = KMeansConfig
     config: KMeansConfig
     centers: Tensor
@@ -38,7 +42,7 @@ class KMeansMethod(FittedMethod):
         super().__init__(config, dim, n_clusters, n_rows, seed)
         self.register_buffer("centers", torch.zeros(n_clusters, dim))
 
-    def fit(self, data: TrainingData) -> dict[str, float]:
+    def fit(self, data: TrainingData, search: NeighborSearch = nearest_neighbors) -> dict[str, float]:
         """Fit the centers, [C, d] unit rows."""
         config = self.config
         result = kmeans(
@@ -50,6 +54,10 @@ class KMeansMethod(FittedMethod):
         )
         self.centers.copy_(result.centers)
         return {"mean_cosine": result.objective, "iterations": float(result.iterations)}
+
+    def explain(self, facts: Mapping[str, float]) -> str:
+        """How well the centers fit."""
+        return f"Mean cosine of an image to its center: {facts['mean_cosine']:.3f}, after {facts['iterations']:.0f} iterations."
 
     def _probabilities(self, embeddings: Tensor) -> Tensor:
         return (normalize(embeddings, dim=1) @ self.centers.T / self.config.temperature).softmax(dim=1)

@@ -43,7 +43,8 @@ def space(config: MethodConfig) -> SemanticSpace:
 
 def configure(config: MethodConfig) -> MethodConfig:
     """The same section checked by the method's own class; raises :class:`ConfigError` for a constant it does not have."""
-    return validate(config.model_dump(exclude_none=True), method_class(config.name).Config, "method")
+    given = {**config.model_dump(exclude_unset=True, exclude_none=True), "name": config.name}
+    return validate(given, method_class(config.name).Config, "method")
 
 
 def build(config: MethodConfig, dim: int, n_clusters: int, n_rows: int, seed: int) -> Method:

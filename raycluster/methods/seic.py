@@ -139,7 +139,7 @@ class SEIC(TrainedMethod):
     """For each modality a projection Linear(d, d), normalized, and a cluster layer Linear(d, C); the image side predicts."""
 
     name = "seic"
-    uses_text = True
+    text = "required"
     Config = SEICConfig
     config: SEICConfig
     image_projection: nn.Linear

@@ -122,7 +122,7 @@ class SIC(TrainedMethod):
     """One linear head on embeddings brought to norm 10."""
 
     name = "sic"
-    uses_text = True
+    text = "required"
     Config = SICConfig
     config: SICConfig
     scale: Tensor

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from raycluster.clustering.kmeans import kmeans
+from raycluster.clustering.neighbors import nearest_neighbors
+from raycluster.clustering.whitening import NeighborSearch
 from raycluster.config import MethodConfig
 from raycluster.errors import ConfigError
 from raycluster.methods import scaling
@@ -82,7 +84,7 @@ class TAC(TrainedMethod):
     """Cluster heads Linear → BatchNorm → ReLU → Linear, one a modality; the image head predicts."""
 
     name = "tac"
-    uses_text = True
+    text = "required"
     Config: ClassVar[type[MethodConfig]] = TACConfig
     config: TACHeadsConfig
 
@@ -186,7 +188,7 @@ class TrainingFreeTAC(FittedMethod):
     """Spherical k-means on the unit concatenation [v ; t̃]; a new image is paired with the kept nouns first."""
 
     name = "tac"
-    uses_text = True
+    text = "required"
     Config = TACConfig
     config: TACConfig
     centers: Tensor
@@ -202,7 +204,7 @@ class TrainingFreeTAC(FittedMethod):
         """TAC's, with the constants of the configuration."""
         return _space(config)
 
-    def fit(self, data: TrainingData) -> dict[str, float]:
+    def fit(self, data: TrainingData, search: NeighborSearch = nearest_neighbors) -> dict[str, float]:
         """Fit the centers, [C, 2d] unit rows, and keep the nouns."""
         if data.counterparts is None or data.nouns is None:
             raise ConfigError("method: tac needs nouns; give a `vocabulary`")
@@ -210,6 +212,10 @@ class TrainingFreeTAC(FittedMethod):
         result = kmeans(data.side_by_side(), self.n_clusters, seed=self.seed, restarts=self.config.restarts)
         self.centers.copy_(result.centers)
         return {"mean_cosine": result.objective, "iterations": float(result.iterations)}
+
+    def explain(self, facts: Mapping[str, float]) -> str:
+        """How well the centers fit."""
+        return f"Mean cosine of an image and its counterpart, side by side, to its center: {facts['mean_cosine']:.3f}, after {facts['iterations']:.0f} iterations."
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """The number of kept nouns is known from the state only."""

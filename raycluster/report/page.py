@@ -70,6 +70,8 @@ class ReportData:
     """The content of `metrics.json`."""
     advice: str
     """Whether text helps, in words; empty for methods without text."""
+    fit: str
+    """What a method that is fitted in one go has to say, in sentences; empty for others."""
     training: list[dict[str, float]]
     """For each epoch the means of the loss and its terms; fewer than two draw no curves."""
     stages: dict[str, float]

@@ -5,10 +5,8 @@ from __future__ import annotations
 import logging
 import sys
 import tempfile
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +16,16 @@ import ray.train
 import torch
 from ray.train import Checkpoint, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
-from torch import Tensor
 
 from raycluster.config import MethodConfig
-from raycluster.distributed import Resources, map_tasks
+from raycluster.distributed import Resources
 from raycluster.errors import RayclusterError
 from raycluster.methods import registry
-from raycluster.methods.base import FittedMethod, Method, TrainedMethod, TrainingData
+from raycluster.methods.base import FittedMethod, Method, TrainedMethod
 from raycluster.storage import Location
 from raycluster.training import checkpoint
-from raycluster.training.loop import History, find_neighbors, train
+from raycluster.training.loop import History, train
+from raycluster.training.neighbors import as_tensor, find_graphs, spread_search, training_data
 
 log = logging.getLogger(__name__)
 
@@ -66,12 +64,20 @@ def train_heads(
     method = job.build()
     workers = 1 if isinstance(method, FittedMethod) else resources.train_workers
     shared = ray.put(dict(data))
-    neighbors = _find_neighbors(job, shared, resources) if isinstance(method, TrainedMethod) and method.graphs() else {}
+    neighbors = {}
+    if isinstance(method, TrainedMethod) and method.graphs():
+        neighbors = find_graphs(job.build, job.n_rows, shared, resources)
     cpus = max(1, resources.node_cpus - 1) if workers == 1 and not resources.use_gpu else 1
     trainer = TorchTrainer(
         _worker,
         # References inside a list reach the workers as references: one copy of the data a node, not one a worker.
-        train_loop_config={"job": job, "data": [shared], "neighbors": [ray.put(neighbors)], "threads": cpus},
+        train_loop_config={
+            "job": job,
+            "data": [shared],
+            "neighbors": [ray.put(neighbors)],
+            "threads": cpus,
+            "resources": resources,
+        },
         scaling_config=ScalingConfig(
             # Elastic: with fewer nodes left the training goes on with fewer workers, and the result is the same.
             num_workers=1 if workers == 1 else (1, workers),
@@ -102,38 +108,6 @@ def _log(history: History) -> None:
         log.info("train     epoch %d/%d  %s", epoch + 1, len(history), terms)
 
 
-def _find_neighbors(job: HeadsJob, shared: ray.ObjectRef, resources: Resources) -> dict[str, np.ndarray]:
-    """For each of the method's graphs int32 [N, k], in Ray tasks over blocks of rows: one a node, or one a GPU."""
-    # One task for all rows does half the work: a score then serves both of its rows.
-    count = max(1, int(resources.gpus) if resources.use_gpu else int(resources.cpus) // resources.node_cpus)
-    bounds = np.linspace(0, job.n_rows, count + 1).astype(int).tolist()
-
-    def find(block: tuple[int, int], arrays: Mapping[str, np.ndarray]) -> tuple[int, dict[str, np.ndarray]]:
-        method = job.build()
-        assert isinstance(method, TrainedMethod)
-        found = find_neighbors(method, training_data(arrays, resources.device), range(*block))
-        return block[0], {name: part.cpu().numpy() for name, part in found.items()}
-
-    result: dict[str, np.ndarray] = {}
-    for start, parts in map_tasks(find, pairwise(bounds), shared, demand=resources.heavy_task):
-        for name, part in parts.items():
-            whole = result.setdefault(name, np.empty((job.n_rows, part.shape[1]), np.int32))
-            whole[start : start + len(part)] = part
-    return result
-
-
-def training_data(arrays: Mapping[str, np.ndarray], device: str | torch.device) -> TrainingData:
-    """The arrays as tensors: on the CPU views of Ray's shared memory, elsewhere copies."""
-    return TrainingData(**{name: _tensor(array, device) for name, array in arrays.items()})
-
-
-def _tensor(array: np.ndarray, device: str | torch.device) -> Tensor:
-    with warnings.catch_warnings():
-        # Shared memory is read-only, and nothing here writes to it.
-        warnings.filterwarnings("ignore", "The given NumPy array is not writable")
-        return torch.from_numpy(array).to(device)
-
-
 def _worker(config: dict[str, Any]) -> None:
     """Runs on every worker."""
     context = ray.train.get_context()
@@ -144,10 +118,10 @@ def _worker(config: dict[str, Any]) -> None:
     data = training_data(ray.get(config["data"][0]), device)
     method = config["job"].build().to(device)
     if isinstance(method, FittedMethod):
-        _report(rank, method, None, [method.fit(data)])
+        _report(rank, method, None, [method.fit(data, spread_search(config["resources"]))])
         return
     assert isinstance(method, TrainedMethod)
-    neighbors = {name: _tensor(array, device) for name, array in ray.get(config["neighbors"][0]).items()}
+    neighbors = {name: as_tensor(array, device) for name, array in ray.get(config["neighbors"][0]).items()}
     optimizer, history = method.optimizer(), None
     if (last := ray.train.get_checkpoint()) is not None:
         with last.as_directory() as path:

@@ -20,6 +20,8 @@ from raycluster.training.loop import find_neighbors, train
 
 METHODS: list[dict[str, Any]] = [
     {"name": "kmeans"},
+    {"name": "consensus"},
+    {"name": "consensus", "text_weight": 0.0},
     {"name": "tac", "trained": False},
     {"name": "tac"},
     {"name": "dxmc", "instance_weight": 1.0, "instance_dim": 16},
@@ -37,17 +39,19 @@ SETS = {
     "duplicates of three": random(3).repeat(14, 1),
     "as many clusters as images": random(6),
     "half is one image": torch.cat([random(1).repeat(30, 1), random(30, 1)]),
+    "barely more images than clusters": random(7),
     "tiny and huge": torch.cat([1e-4 * random(20), 1e3 * random(20, 1)]),
 }
 
 
 def fitted(method: dict[str, Any], images: Tensor, nouns: Tensor, clusters: int) -> np.ndarray:
     """Probabilities [N, C] after selecting nouns, pairing and training, all as the stages do it."""
-    epochs = {} if method["name"] == "kmeans" or method.get("trained") is False else {"epochs": 8}
-    config = registry.configure(MethodConfig.model_validate({**method, **epochs}))
+    fits = method["name"] in ("kmeans", "consensus") or method.get("trained") is False
+    config = registry.configure(MethodConfig.model_validate(method if fits else {**method, "epochs": 8}))
     space = registry.space(config)
     kept = nouns[space.select(images.half(), nouns, clusters, seed=0)]
-    data = TrainingData(torch.arange(len(images)), images.half(), space.pair(images.half(), kept).half(), kept)
+    paired = space.pair(images.half(), kept).half()
+    data = TrainingData(torch.arange(len(images)), images.half(), paired, kept, vocabulary=nouns)
     built = registry.build(config, 8, clusters, len(images), seed=0)
     if isinstance(built, FittedMethod):
         built.fit(data)
@@ -81,7 +85,7 @@ def test_one_noun_is_an_error_or_a_vocabulary(method: dict[str, Any]) -> None:
     np.testing.assert_allclose(fitted(method, images, nouns, clusters=3).sum(axis=1), 1, rtol=1e-4)
 
 
-@pytest.mark.parametrize("method", METHODS[2:], ids=lambda method: "-".join(map(str, method.values())))
+@pytest.mark.parametrize("method", METHODS[4:], ids=lambda method: "-".join(map(str, method.values())))
 def test_a_rate_that_explodes_stops_with_the_field_to_lower(method: dict[str, Any]) -> None:
     with pytest.raises(Exception, match=r"the loss became nan in epoch \d+; lower `method\.learning_rate`"):
         fitted({**method, "learning_rate": 1e30}, random(40), normalize(random(12, 5), dim=1), clusters=3)

@@ -12,9 +12,9 @@ from raycluster.training.loop import find_neighbors, train
 
 
 def test_methods_are_found_by_name() -> None:
-    assert registry.method_names() == ["dxmc", "kmeans", "seic", "sic", "tac"]
+    assert registry.method_names() == ["consensus", "dxmc", "kmeans", "seic", "sic", "tac"]
     with pytest.raises(
-        ConfigError, match=r"method\.name: unknown method 'umap'; known are dxmc, kmeans, seic, sic, tac"
+        ConfigError, match=r"method\.name: unknown method 'umap'; known are consensus, dxmc, kmeans, seic, sic, tac"
     ):
         registry.method_class("umap")
 
@@ -28,7 +28,7 @@ def test_a_constant_of_another_method_is_named() -> None:
         registry.configure(MethodConfig.model_validate({"name": "dxmc", "temperature": -1}))
 
 
-ALL = [{"name": "kmeans"}, {"name": "tac", "trained": False}, {"name": "tac"}, {"name": "dxmc"}, {"name": "sic"}, {"name": "seic"}]  # fmt: skip
+ALL = [{"name": "consensus"}, {"name": "kmeans"}, {"name": "tac", "trained": False}, {"name": "tac"}, {"name": "dxmc"}, {"name": "sic"}, {"name": "seic"}]  # fmt: skip
 
 
 @pytest.mark.parametrize("constants", ALL, ids=str)
@@ -37,7 +37,7 @@ def test_a_restored_method_predicts_the_same(constants: dict[str, object]) -> No
     config = registry.configure(MethodConfig.model_validate(constants))
     nouns = normalize(x[:20].roll(1, dims=1), dim=1)
     kept = nouns[registry.space(config).select(x, nouns, 3, seed=0)]
-    data = TrainingData(torch.arange(50), x.half(), registry.space(config).pair(x, kept).half(), kept)
+    data = TrainingData(torch.arange(50), x.half(), registry.space(config).pair(x, kept).half(), kept, nouns)
     method = registry.build(config, 8, 3, 50, seed=4)
     if isinstance(method, FittedMethod):
         method.fit(data)
@@ -72,7 +72,7 @@ def test_every_unknown_constant_is_named_with_the_known_ones() -> None:
         assert known in message
 
 
-@pytest.mark.parametrize("name", ["dxmc", "kmeans"])
+@pytest.mark.parametrize("name", ["consensus", "dxmc", "kmeans"])
 def test_configuring_twice_changes_nothing(name: str) -> None:
     once = registry.configure(MethodConfig(name=name, profile="paper"))
     assert type(once) is registry.method_class(name).Config

@@ -53,6 +53,7 @@ def make_data() -> Callable[..., ReportData]:
             n_images=assigned + 6,
             cards=cards,
             metrics=dict(METRICS),
+            fit="",
             advice="text helps: the nouns explain the images (asymmetry 1.52)",
             training=[{"loss": 5 / (1 + e), "cluster_contrast": 3 / (1 + e) - 1, "entropy": 2.0} for e in range(40)],
             stages={"manifest": 0.2, "embed": 75.0, "train": 150.0},

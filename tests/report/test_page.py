@@ -113,6 +113,9 @@ def test_training_is_drawn_term_by_term_and_the_advice_is_a_sentence(make_data: 
     assert "cluster contrast 2.000 −0.925".replace("−", "-") in text
     assert "Text helps: the nouns explain the images (asymmetry 1.52)." in text
     without = render(make_data(training=[{"mean_cosine": 0.8}], advice=""))
+    fitted = Page(render(make_data(training=[{"views": 3.0}], fit="9 labelings voted, <b>3</b> of each view.")))
+    assert "9 labelings voted, <b>3</b> of each view." in fitted.text
+    assert "epochs. A curve" not in fitted.text
     assert 'id="training"' not in without
     assert "asymmetry" not in without
 
@@ -187,7 +190,7 @@ def test_empty_cluster_is_shown_as_such(make_data: Make) -> None:
 
 
 def test_a_run_of_nothing_still_gives_a_page() -> None:
-    page = Page(render(ReportData("t", "2026-01-01", {}, {}, {}, 0, (), {}, "", [], {}, None, None, [])))
+    page = Page(render(ReportData("t", "2026-01-01", {}, {}, {}, 0, (), {}, "", "", [], {}, None, None, [])))
     assert page.count("svg") == 3
 
 

@@ -25,8 +25,9 @@ from raycluster.config import MethodConfig
 from raycluster.distributed import Resources
 from raycluster.methods.base import Method
 from raycluster.storage import locate
-from raycluster.training.heads import HeadsJob, train_heads, training_data
+from raycluster.training.heads import HeadsJob, train_heads
 from raycluster.training.loop import History
+from raycluster.training.neighbors import training_data
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
 

@@ -1,0 +1,236 @@
+"""The house method: neighbor-whitened consensus. No epochs, no losses; constants follow from the numbers of images and clusters.
+
+Where two images are neighbors, their difference is mostly not about what they show. Whitening by the covariance of such differences
+makes the rest of the embedding count, and beats the published methods on most sets without any text. Nouns then help as voters: views
+of image and text are clustered apart, several times each, the majority decides, and the result is refined in image space alone. So a
+vocabulary that lacks the classes does little harm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from pydantic import ConfigDict, Field
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from raycluster.clustering.kmeans import kmeans
+from raycluster.clustering.neighbors import nearest_neighbors
+from raycluster.clustering.voting import agreement, vote
+from raycluster.clustering.ward import ward_kmeans
+from raycluster.clustering.whitening import (
+    NeighborSearch,
+    class_means,
+    neighbor_sums,
+    neighbor_whitened,
+    pair_covariance,
+    smooth,
+    whitening,
+    within_covariance,
+)
+from raycluster.config import MethodConfig
+from raycluster.methods.base import FittedMethod, TrainingData
+from raycluster.semantics.pairing import nouns_of_centers, text_counterparts
+
+
+class ConsensusConfig(MethodConfig):
+    """Constants of the consensus."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    train_sample: int = Field(default=200_000, ge=2)
+    """With more images than this, it is fitted on a seeded sample of this size: its neighbor searches grow with the square."""
+    neighbors: int | None = Field(default=None, ge=1)
+    """Neighbors of an image; absent: a quarter of a mean cluster, from 4 to 50."""
+    shrinkage: float = Field(default=0.3, gt=0)
+    """λ: share of the mean eigenvalue that is added to all before whitening."""
+    rounds: int = Field(default=2, ge=1)
+    """Times that the neighbors are found and the images whitened by their differences."""
+    smoothing_steps: int = Field(default=2, ge=0)
+    """Times that each image is drawn towards its neighbors before k-means."""
+    smoothing_share: float = Field(default=0.5, gt=0, le=1)
+    """Share of itself that an image keeps then."""
+    text_weight: float = Field(default=0.5, ge=0)
+    """Weight of the text part in the two views that have one; 0 leaves text out. Raise it where the classes are common nouns."""
+    nouns_per_center: int = Field(default=5, ge=1)
+    """First text view, TAC's: nouns that a semantic center keeps …"""
+    text_temperature: float = Field(default=0.005, gt=0)
+    """… and τ̃ of the counterparts made of them."""
+    noun_temperature: float = Field(default=0.03, gt=0)
+    """Second text view: temperature of the counterparts made of all nouns, images and nouns centered."""
+    labelings: int = Field(default=3, ge=1)
+    """Votes of each view: runs of k-means from different seeds."""
+    refinements: int = Field(default=3, ge=0)
+    """Times that images are whitened by the differences within clusters and clustered again from the clusters' means."""
+    temperature: float = Field(default=0.05, gt=0)
+    """Probabilities are softmax(cosine to the centers / temperature) in the last whitened space."""
+
+
+@dataclass(frozen=True)
+class Consensus:
+    """A clustering of N images, and the space in which new ones are nearest to the cluster they belong to."""
+
+    labels: Tensor
+    """[N] int64."""
+    mean: Tensor
+    """[d], mean of the unit images."""
+    whitening: Tensor
+    """[d, d]: unit((x − mean) W) is where the centers lie."""
+    centers: Tensor
+    """[C, d] unit rows."""
+    facts: dict[str, float]
+    """Numbers of views and votes; how far votes agree (normalized mutual information, mean over pairs); `nearest_own_center`."""
+
+
+def consensus(
+    images: Tensor,
+    nouns: Tensor | None,
+    n_clusters: int,
+    seed: int,
+    config: ConsensusConfig,
+    search: NeighborSearch = nearest_neighbors,
+) -> Consensus:
+    """Cluster unit rows [N, d] float32 with the help of nouns, unit rows [M, d], if there are any. Deterministic in `seed`."""
+    k = config.neighbors or neighbor_count(len(images), n_clusters)
+    mean = images.mean(dim=0)
+    centered = images - mean
+    whitened, neighbors = neighbor_whitened(centered, k, config.shrinkage, config.rounds, search)
+    votes, views = [], 0
+    for view in _views(images, whitened, neighbors, nouns, n_clusters, seed, config, search):
+        votes += [ward_kmeans(view, n_clusters, seed=seed * 100 + run) for run in range(config.labelings)]
+        views += 1
+    agree = agreement(votes)
+    labels = vote(votes, int(agree.sum(axis=1).argmax()), n_clusters)
+    space = whitening(centered, pair_covariance(centered, neighbors), config.shrinkage)
+    for _ in range(config.refinements):
+        space = whitening(centered, within_covariance(centered, labels, n_clusters), config.shrinkage)
+        whitened = normalize(centered @ space, dim=1)
+        smoothed = smooth(whitened, search(whitened, k), config.smoothing_steps, config.smoothing_share)
+        start = normalize(class_means(smoothed, labels, n_clusters), dim=1)
+        labels = kmeans(smoothed, n_clusters, seed=seed, start=start).labels
+    whitened = normalize(centered @ space, dim=1)
+    centers = normalize(class_means(whitened, labels, n_clusters), dim=1)
+    own = (whitened @ centers.T).argmax(dim=1) == labels
+    facts = {**_facts(agree, views), "nearest_own_center": float(own.double().mean())}
+    return Consensus(labels, mean, space, centers, facts)
+
+
+def neighbor_count(n_images: int, n_clusters: int) -> int:
+    """A quarter of a mean cluster, from 4 to 50."""
+    return min(50, max(4, n_images // (4 * n_clusters)))
+
+
+def _views(
+    images: Tensor,
+    whitened: Tensor,
+    neighbors: Tensor,
+    nouns: Tensor | None,
+    n_clusters: int,
+    seed: int,
+    config: ConsensusConfig,
+    search: NeighborSearch,
+) -> Iterator[Tensor]:
+    """Unit rows [N, …] to be clustered: the images, and for each kind of text counterpart images and counterparts side by side."""
+
+    def smoothed(view: Tensor, near: Tensor) -> Tensor:
+        return smooth(view, near, config.smoothing_steps, config.smoothing_share)
+
+    yield smoothed(whitened, neighbors)
+    if nouns is None or not config.text_weight:
+        return
+    averaged = normalize(0.5 * images + 0.5 * normalize(neighbor_sums(images, neighbors), dim=1), dim=1)
+    for text in (
+        _selected_counterparts(averaged, nouns, n_clusters, seed, config),
+        text_counterparts(_centered(averaged), _centered(nouns), config.noun_temperature),
+    ):
+        text = _centered(text)
+        # By image neighbors' differences: text that varies between neighbors shrinks.
+        text = normalize(text @ whitening(text, pair_covariance(text, neighbors), config.shrinkage), dim=1)
+        view = normalize(torch.cat([whitened, config.text_weight * text], dim=1), dim=1)
+        yield smoothed(view, search(view, neighbors.shape[1]))
+
+
+def _selected_counterparts(
+    images: Tensor, nouns: Tensor, n_clusters: int, seed: int, config: ConsensusConfig
+) -> Tensor:
+    """TAC's, of smaller semantic centers where images are few: at least three of them a center."""
+    count = max(1, min(round(max(len(images) / 300, 3 * n_clusters)), len(images) // 3))
+    kept = nouns_of_centers(kmeans(images, count, seed=seed).centers, nouns, config.nouns_per_center)
+    return text_counterparts(images, nouns[kept], config.text_temperature)
+
+
+def _centered(rows: Tensor) -> Tensor:
+    return normalize(rows - rows.mean(dim=0), dim=1)
+
+
+def _facts(agree: np.ndarray, views: int) -> dict[str, float]:
+    """`agree`: of all pairs of votes, [R, R], the votes of a view beside each other."""
+    runs = len(agree) // views
+    facts = {"views": float(views), "votes": float(len(agree))}
+    same = np.kron(np.eye(views), np.ones((runs, runs))).astype(bool) & ~np.eye(len(agree), dtype=bool)
+    if runs > 1:
+        facts["agreement_within_views"] = float(agree[same].mean())
+    if views > 1:
+        image = np.arange(len(agree)) < runs
+        facts["agreement_image_text"] = float(agree[np.ix_(image, ~image)].mean())
+        facts["agreement_text_text"] = float(agree[runs : 2 * runs, 2 * runs :].mean())
+    return facts
+
+
+class ConsensusMethod(FittedMethod):
+    """Whitening and cluster centers; probabilities by softmax over the cosines to the centers."""
+
+    name = "consensus"
+    text = "optional"
+    Config = ConsensusConfig
+    config: ConsensusConfig
+    mean: Tensor
+    whitening: Tensor
+    centers: Tensor
+
+    def __init__(self, config: ConsensusConfig, dim: int, n_clusters: int, n_rows: int, seed: int) -> None:
+        super().__init__(config, dim, n_clusters, n_rows, seed)
+        self.register_buffer("mean", torch.zeros(dim))
+        self.register_buffer("whitening", torch.zeros(dim, dim))
+        self.register_buffer("centers", torch.zeros(n_clusters, dim))
+
+    @classmethod
+    def wants_vocabulary(cls, config: MethodConfig) -> bool:
+        """It chooses among all nouns itself, after averaging images over their neighbors."""
+        return True
+
+    def fit(self, data: TrainingData, search: NeighborSearch = nearest_neighbors) -> dict[str, float]:
+        """Fit whitening and centers; returns how far the votes agree."""
+        rows = torch.arange(len(data.images), device=data.images.device)
+        found = consensus(data.unit_images(rows), data.vocabulary, self.n_clusters, self.seed, self.config, search)
+        self.mean.copy_(found.mean)
+        self.whitening.copy_(found.whitening)
+        self.centers.copy_(found.centers)
+        return found.facts
+
+    def explain(self, facts: Mapping[str, float]) -> str:
+        """Which views voted, and how far they agree."""
+        words = f"{facts['votes']:.0f} labelings voted, {facts['votes'] / facts['views']:.0f} of each view: the images"
+        if facts["views"] == 1:
+            words += " alone, for there are no nouns" if self.config.text_weight else " alone, as text_weight 0 asks"
+        else:
+            words += ", the images beside the nouns chosen for groups of them, the images beside all nouns"
+        pairs = {
+            "agreement_within_views": "of one view",
+            "agreement_image_text": "of images alone and of images with text",
+            "agreement_text_text": "of the two views with text",
+        }
+        agree = [f"{facts[key]:.2f} among labelings {words}" for key, words in pairs.items() if key in facts]
+        if agree:
+            words += f". They agree (1: the same clusters; 0: unrelated) {', '.join(agree)}"
+        return f"{words}. {facts['nearest_own_center']:.1%} of the images lie nearest to the center of the cluster voted for."
+
+    def _probabilities(self, embeddings: Tensor) -> Tensor:
+        whitened = normalize((normalize(embeddings, dim=1) - self.mean) @ self.whitening, dim=1)
+        return (whitened @ self.centers.T / self.config.temperature).softmax(dim=1)
+
+
+METHOD = ConsensusMethod

@@ -1,0 +1,100 @@
+"""Covariances, whitening and smoothing against plain loops."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from raycluster.clustering import whitening as module
+from raycluster.clustering.neighbors import nearest_neighbors
+from raycluster.clustering.whitening import (
+    class_means,
+    neighbor_whitened,
+    pair_covariance,
+    smooth,
+    whitening,
+    within_covariance,
+)
+
+
+def rows(n: int = 60, dim: int = 6, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(n, dim, generator=generator) * torch.arange(1, dim + 1)
+    return x - x.mean(dim=0)
+
+
+def test_pair_covariance_is_the_mean_over_pairs() -> None:
+    x = rows()
+    neighbors = nearest_neighbors(x, 5)
+    pairs = [(x[i] - x[j]).double() for i in range(len(x)) for j in neighbors[i].tolist()]
+    expected = torch.stack([torch.outer(pair, pair) for pair in pairs]).mean(dim=0)
+    torch.testing.assert_close(pair_covariance(x, neighbors), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_sums_in_chunks_are_the_same() -> None:
+    x, labels = rows(), torch.arange(60) % 7
+    neighbors = nearest_neighbors(x, 5)
+    whole = pair_covariance(x, neighbors), within_covariance(x, labels, 7)
+    before, module.CHUNK_ROWS = module.CHUNK_ROWS, 16
+    try:
+        parts = pair_covariance(x, neighbors), within_covariance(x, labels, 7)
+    finally:
+        module.CHUNK_ROWS = before
+    torch.testing.assert_close(parts, whole, rtol=1e-6, atol=1e-6)
+
+
+def test_within_covariance_and_class_means_are_those_of_each_cluster() -> None:
+    x, labels = rows(), torch.arange(60) % 4
+    means = torch.stack([x[labels == label].mean(dim=0) for label in range(4)])
+    torch.testing.assert_close(class_means(x, labels, 5)[:4], means)
+    assert class_means(x, labels, 5)[4].abs().max() == 0
+    off = (x - means[labels]).double()
+    torch.testing.assert_close(within_covariance(x, labels, 5), off.T @ off / 60, rtol=1e-5, atol=1e-5)
+
+
+def test_whitened_rows_have_equal_variance_in_all_directions() -> None:
+    x = rows(5000)
+    covariance = x.double().T @ x.double() / len(x)
+    white = (x @ whitening(x, covariance, shrinkage=1e-9)).double()
+    # Up to the floor, a thousandth of the mean variance.
+    torch.testing.assert_close(white.T @ white / len(x), torch.eye(6).double(), rtol=0.02, atol=0.02)
+    half = (x @ whitening(x, covariance, shrinkage=0.3)).double()
+    variances = (half.T @ half / len(x)).diagonal()
+    assert 1.5 < variances.max() / variances.min() < 20
+
+
+def test_rows_without_differences_stay_finite() -> None:
+    copies = rows(3).repeat(20, 1)
+    neighbors = nearest_neighbors(copies, 4)
+    for x in (copies, torch.zeros(60, 6)):
+        w = whitening(x, pair_covariance(x, neighbors), 0.3)
+        assert torch.isfinite(w).all()
+        assert torch.isfinite(normalize(x @ w, dim=1)).all()
+
+
+def test_smoothing_is_what_its_sentence_says() -> None:
+    x = normalize(rows(), dim=1)
+    neighbors = nearest_neighbors(x, 3)
+    expected = x
+    for _ in range(2):
+        near = torch.stack([normalize(expected[neighbors[i].long()].sum(dim=0), dim=0) for i in range(len(x))])
+        expected = normalize(0.7 * x + 0.3 * near, dim=1)
+    torch.testing.assert_close(smooth(x, neighbors, steps=2, share=0.7), expected)
+    assert torch.equal(smooth(x, neighbors, steps=0, share=0.7), x)
+
+
+def test_directions_that_differ_between_neighbors_shrink() -> None:
+    # Groups differ in the first three dimensions; the last four vary within them, and more.
+    group, generator = torch.arange(300) % 3, torch.Generator().manual_seed(2)
+    x = 0.1 * torch.randn(300, 8, generator=generator)
+    x[torch.arange(300), group] += 1
+    x[:, 4:] += 2 * torch.randn(300, 4, generator=generator)
+    x = x - x.mean(dim=0)
+    whitened, neighbors = neighbor_whitened(x, 8, 0.01, 3, nearest_neighbors)
+    before, after = (
+        (group[graph.long()] == group.unsqueeze(1)).double().mean() for graph in (nearest_neighbors(x, 8), neighbors)
+    )
+    assert before < 0.6
+    assert after > 0.99
+    torch.testing.assert_close(whitened.norm(dim=1), torch.ones(300))

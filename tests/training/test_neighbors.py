@@ -1,0 +1,48 @@
+"""Neighbor searches in blocks on Ray give what one process gives."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import ray
+import torch
+
+from raycluster.clustering.neighbors import nearest_neighbors
+from raycluster.config import MethodConfig
+from raycluster.distributed import Resources
+from raycluster.methods import registry
+from raycluster.training import neighbors as module
+from raycluster.training.neighbors import find_graphs, spread_search
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
+
+MANY_NODES = Resources(cpus=4, node_cpus=1, gpus=0, encoder_actors=1, train_workers=1)
+"""As if each core were a node: a search takes three places beside the caller's own."""
+
+
+def test_spread_search_is_exact(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.randn(301, 12, generator=torch.Generator().manual_seed(0))
+    blocks: list[int] = []
+    whole = module._in_blocks
+
+    def counted(find: module.Blocks, n_rows: int, count: int, *rest: object) -> dict[str, np.ndarray]:
+        blocks.append(count)
+        return whole(find, n_rows, count, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(module, "_in_blocks", counted)
+    assert torch.equal(spread_search(MANY_NODES)(x, 7), nearest_neighbors(x, 7))
+    assert blocks == [3]
+    alone = Resources(cpus=4, node_cpus=4, gpus=0, encoder_actors=1, train_workers=1)
+    assert torch.equal(spread_search(alone)(x, 7), nearest_neighbors(x, 7))
+    assert blocks == [3]
+
+
+def test_every_graph_of_a_method_is_found_in_blocks() -> None:
+    x = torch.randn(90, 8, generator=torch.Generator().manual_seed(1)).half()
+    counterparts = x.roll(1, dims=1)
+    config = MethodConfig.model_validate({"name": "dxmc", "neighbors": 6})
+    data = {"row_ids": np.arange(90), "images": x.numpy(), "counterparts": counterparts.numpy()}
+    found = find_graphs(lambda: registry.build(config, 8, 4, 90, 0), 90, ray.put(data), MANY_NODES)
+    assert set(found) == {"image_neighbors", "text_neighbors"}
+    np.testing.assert_array_equal(found["image_neighbors"], nearest_neighbors(x, 6).numpy())
+    np.testing.assert_array_equal(found["text_neighbors"], nearest_neighbors(counterparts, 6).numpy())
