@@ -12,7 +12,7 @@ from raycluster.clustering.modality import HELPS, text_asymmetry
 from raycluster.clustering.scores import label_free_scores, supervised_scores
 from raycluster.rows import gather
 from raycluster.storage import Location
-from raycluster.training.counted import uniform
+from raycluster.training.counted import sampled
 
 SAMPLE = 10_000
 """Images behind the label-free scores: neighbors of every one of a million would cost more than the clustering."""
@@ -69,20 +69,6 @@ def text_advice(images: np.ndarray, paired: np.ndarray, n_clusters: int, seed: i
         words = "text neither clearly helps nor hurts"
     facts = {"text_asymmetry": round(asymmetry, 3), "text_hurts": asymmetry < 1 / HELPS}
     return {**facts, "text_advice": f"{words} (asymmetry {asymmetry:.2f})"}
-
-
-def sampled(row_ids: np.ndarray, size: int, seed: int) -> np.ndarray:
-    """At most `size` of the ids, ascending: those whose counted random number is smallest, so that growth changes few."""
-    if len(row_ids) <= size:
-        return np.sort(row_ids)
-    import torch
-
-    draws = np.asarray(uniform(seed, 0, torch.from_numpy(row_ids.copy()), stream=SAMPLE_STREAM))
-    return np.sort(row_ids[np.argpartition(draws, size)[:size]])
-
-
-SAMPLE_STREAM = 7
-"""Stream of the counted random numbers behind :func:`sampled`; training uses the smaller ones."""
 
 
 def _labels(manifest: pa.Table, ids: np.ndarray) -> list[str | None]:

@@ -82,7 +82,7 @@ class RunTables:
 
     def training_rows(self) -> np.ndarray:
         """Ids of the images that heads and nouns are fitted to, ascending."""
-        from raycluster.evaluate import sampled
+        from raycluster.training.counted import sampled
 
         ok = self.embedded[0]
         if len(ok) < self.config.clusters:

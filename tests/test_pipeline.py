@@ -230,6 +230,7 @@ EVERY_METHOD: list[dict[str, Any]] = [
     {"name": "tac", "epochs": 200, "batch_size": 32},
     {"name": "dxmc", "epochs": 200, "batch_size": 32},
     {"name": "sic", "relevant_nouns": 2, "center_nouns": 1},
+    {"name": "sic", "relevant_nouns": 2, "center_nouns": 1, "init": "consensus"},
     {"name": "seic"},
 ]
 

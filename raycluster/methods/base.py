@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from pydantic import ConfigDict, Field
 from torch import Tensor, nn
-from torch.nn.functional import normalize
+from torch.nn.functional import nll_loss, normalize
 
 from raycluster.clustering.neighbors import nearest_neighbors
 from raycluster.clustering.whitening import NeighborSearch
@@ -42,6 +42,8 @@ class TrainingData:
     """[M, d] float32 unit rows, the kept nouns; None for methods without a text side."""
     vocabulary: Tensor | None = None
     """[V, d] float32 unit rows, all nouns; None for methods that do not want them, and where there are none."""
+    consensus: Tensor | None = None
+    """[N] int64, the house method's cluster of each row; None unless the training is to be guided by it."""
 
     def unit_images(self, rows: Tensor) -> Tensor:
         """Unit rows [b, d] of the images at these positions, in at least float32."""
@@ -101,6 +103,10 @@ class TrainedConfig(MethodConfig):
     """Rows of the global batch."""
     epochs: int = Field(default=BY_PROFILE, ge=1)
     """Passes over the training rows."""
+    init: Literal["own", "consensus"] = "own"
+    """`consensus`: the heads are drawn towards the clusters of the house method, which is run first."""
+    consensus_weight: float = Field(default=5.0, gt=0)
+    """With `init: consensus`: weight of the cross-entropy with those clusters."""
 
 
 class Method(nn.Module, ABC):
@@ -190,6 +196,11 @@ class TrainedMethod(Method):
     def build_heads(self) -> None:
         """Make the parameters; the random state is seeded."""
 
+    @classmethod
+    def wants_vocabulary(cls, config: MethodConfig) -> bool:
+        """For the house method, where that guides the training."""
+        return isinstance(config, TrainedConfig) and config.init == "consensus"
+
     def schedule(self) -> Schedule:
         """Whole batches only; with fewer rows than a batch there is one batch of all."""
         batch = min(self.config.batch_size, self.n_rows)
@@ -216,6 +227,20 @@ class TrainedMethod(Method):
         self, data: TrainingData, neighbors: Mapping[str, Tensor], rows: Tensor, epoch: int
     ) -> dict[str, Tensor]:
         """Outputs [b, …] for the positions `rows` [b] of this worker's share; `neighbors`: int32 [N, k] for each graph."""
+
+    @abstractmethod
+    def log_assignments(self, outputs: Mapping[str, Tensor]) -> list[Tensor]:
+        """Of each modality's cluster head the logarithms of its assignments of the rows, [B, C]."""
+
+    def guided_loss(self, outputs: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """:meth:`loss`, and with `init: consensus` the cross-entropy with the clusters `outputs["consensus"]` [B]."""
+        total, terms = self.loss(outputs)
+        if self.config.init == "own":
+            return total, terms
+        heads = self.log_assignments(outputs)
+        guidance = torch.stack([nll_loss(head, outputs["consensus"]) for head in heads]).mean()
+        total = total + self.config.consensus_weight * guidance
+        return total, {**terms, **detached(loss=total, consensus=guidance)}
 
     @abstractmethod
     def loss(self, outputs: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:

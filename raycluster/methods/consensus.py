@@ -9,7 +9,7 @@ vocabulary that lacks the classes does little harm.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -32,8 +32,9 @@ from raycluster.clustering.whitening import (
     within_covariance,
 )
 from raycluster.config import MethodConfig
-from raycluster.methods.base import FittedMethod, TrainingData
+from raycluster.methods.base import JOINED_ROWS, FittedMethod, TrainingData
 from raycluster.semantics.pairing import nouns_of_centers, text_counterparts
+from raycluster.training.counted import sampled
 
 
 class ConsensusConfig(MethodConfig):
@@ -67,6 +68,9 @@ class ConsensusConfig(MethodConfig):
     """Times that images are whitened by the differences within clusters and clustered again from the clusters' means."""
     temperature: float = Field(default=0.05, gt=0)
     """Probabilities are softmax(cosine to the centers / temperature) in the last whitened space."""
+
+
+DEFAULT = ConsensusConfig(name="consensus")
 
 
 @dataclass(frozen=True)
@@ -231,6 +235,25 @@ class ConsensusMethod(FittedMethod):
     def _probabilities(self, embeddings: Tensor) -> Tensor:
         whitened = normalize((normalize(embeddings, dim=1) - self.mean) @ self.whitening, dim=1)
         return (whitened @ self.centers.T / self.config.temperature).softmax(dim=1)
+
+
+def consensus_clusters(
+    data: TrainingData,
+    n_clusters: int,
+    seed: int,
+    search: NeighborSearch = nearest_neighbors,
+    config: ConsensusConfig = DEFAULT,
+) -> Tensor:
+    """Clusters [N] int64 of all rows, for other methods to be drawn towards.
+
+    Fitted on `train_sample` rows at most; needs `data.vocabulary` for its text views.
+    """
+    ids = data.row_ids.cpu().numpy()
+    rows = torch.from_numpy(np.flatnonzero(np.isin(ids, sampled(ids, config.train_sample, seed))))
+    part = replace(data, row_ids=data.row_ids[rows], images=data.images[rows], counterparts=None, nouns=None)
+    method = ConsensusMethod(config, data.images.shape[1], n_clusters, len(rows), seed).to(data.images.device)
+    method.fit(part, search)
+    return torch.cat([method.predict(images).argmax(dim=1) for images in data.images.split(JOINED_ROWS)])
 
 
 METHOD = ConsensusMethod

@@ -226,6 +226,10 @@ class SEIC(TrainedMethod):
             "logits_text": self.text_clustering(self.config.feature_norm * z_text),
         }
 
+    def log_assignments(self, outputs: Mapping[str, Tensor]) -> list[Tensor]:
+        """Image head, text head."""
+        return [outputs[logits].log_softmax(dim=1) for logits in ("logits_image", "logits_text")]
+
     def loss(self, outputs: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """L = ½ NCE(z) + NCE(assignments) + NCE(centers) + 2 L_bal, as the re-implementation has it."""
         config, o = self.config, outputs

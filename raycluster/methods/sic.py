@@ -220,6 +220,10 @@ class SIC(TrainedMethod):
             "pseudo_labels": (images.to(self.scale.dtype) @ self.semantic_centers.T).argmax(dim=1),
         }
 
+    def log_assignments(self, outputs: Mapping[str, Tensor]) -> list[Tensor]:
+        """The one head."""
+        return [outputs["logits"].log_softmax(dim=1)]
+
     def loss(self, outputs: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """L = −mean log⟨q, q_n⟩ − λ H(q̄) + β CE(o, y), as the authors' code has it."""
         q, near = outputs["logits"].softmax(dim=1), outputs["near_logits"].softmax(dim=1)

@@ -40,6 +40,7 @@ from raycluster.training.counted import integers
 
 MANY_CLUSTERS = 100
 """From here on the authors use their second set of constants."""
+SMALLEST_PROBABILITY = 1e-12
 IMAGE_STREAM, TEXT_STREAM = 1, 2
 """Streams of the draws of image-space and text-space neighbors."""
 
@@ -160,6 +161,10 @@ class TAC(TrainedMethod):
             "near_p": self.cluster_head_text(near_text).softmax(dim=1),
             "near_q": self.cluster_head_image(near_image).softmax(dim=1),
         }
+
+    def log_assignments(self, outputs: Mapping[str, Tensor]) -> list[Tensor]:
+        """Image head, text head; a probability that single precision rounds to 0 keeps a finite logarithm."""
+        return [outputs[head].clamp_min(SMALLEST_PROBABILITY).log() for head in ("q", "p")]
 
     def loss(self, outputs: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """L = ℓ(Q, Pᴺ) + ℓ(P, Qᴺ) − mean log⟨p, q⟩ − 5 [H(P̄) + H(Q̄)], as the authors' code has it."""

@@ -11,7 +11,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raycluster.config import EncoderConfig, ReportConfig, RunConfig, StorageConfig
-from raycluster.evaluate import sampled
 from raycluster.images.decode import Rejected, decode
 from raycluster.images.fetch import fetch
 from raycluster.report.page import Card, Thumb
@@ -19,6 +18,7 @@ from raycluster.report.projection import project
 from raycluster.report.thumbnails import thumbnail
 from raycluster.rows import gather
 from raycluster.storage import Location
+from raycluster.training.counted import sampled
 
 THREADS = 16
 """Pictures are few, but each may wait for object storage."""

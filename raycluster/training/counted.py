@@ -6,6 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+SAMPLE_STREAM = 7
+"""Stream of the draws behind :func:`sampled`; training uses the smaller ones."""
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
@@ -26,6 +28,14 @@ def uniform(seed: int, epoch: int, row_ids: Tensor, stream: int) -> Tensor:
 def integers(seed: int, epoch: int, row_ids: Tensor, stream: int, high: int) -> Tensor:
     """One integer in [0, high) for each row id, int64."""
     return (uniform(seed, epoch, row_ids, stream) * high).long().clamp_max_(high - 1)
+
+
+def sampled(row_ids: np.ndarray, size: int, seed: int) -> np.ndarray:
+    """At most `size` of the ids, ascending: those whose number is smallest, so that growth changes few."""
+    if len(row_ids) <= size:
+        return np.sort(row_ids)
+    draws = np.asarray(uniform(seed, 0, torch.from_numpy(row_ids.copy()), stream=SAMPLE_STREAM))
+    return np.sort(row_ids[np.argpartition(draws, size)[:size]])
 
 
 def epoch_order(n: int, seed: int, epoch: int) -> Tensor:

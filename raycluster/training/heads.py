@@ -6,7 +6,7 @@ import logging
 import sys
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from raycluster.distributed import Resources
 from raycluster.errors import RayclusterError
 from raycluster.methods import registry
 from raycluster.methods.base import FittedMethod, Method, TrainedMethod
+from raycluster.methods.consensus import consensus_clusters
 from raycluster.storage import Location
 from raycluster.training import checkpoint
 from raycluster.training.loop import History, train
@@ -64,9 +65,11 @@ def train_heads(
     method = job.build()
     workers = 1 if isinstance(method, FittedMethod) else resources.train_workers
     shared = ray.put(dict(data))
-    neighbors = {}
+    neighbors, clusters = {}, None
     if isinstance(method, TrainedMethod) and method.graphs():
         neighbors = find_graphs(job.build, job.n_rows, shared, resources)
+    if isinstance(method, TrainedMethod) and method.config.init == "consensus":
+        clusters = _find_consensus(job, shared, resources)
     cpus = max(1, resources.node_cpus - 1) if workers == 1 and not resources.use_gpu else 1
     trainer = TorchTrainer(
         _worker,
@@ -75,6 +78,7 @@ def train_heads(
             "job": job,
             "data": [shared],
             "neighbors": [ray.put(neighbors)],
+            "consensus": [ray.put(clusters)],
             "threads": cpus,
             "resources": resources,
         },
@@ -101,6 +105,16 @@ def train_heads(
     return method.eval(), history
 
 
+def _find_consensus(job: HeadsJob, data: ray.ObjectRef, resources: Resources) -> np.ndarray:
+    """The house method's clusters, int64 [N], in one task."""
+
+    def find(arrays: Mapping[str, np.ndarray]) -> np.ndarray:
+        rows = training_data(arrays, resources.device)
+        return consensus_clusters(rows, job.n_clusters, job.seed, spread_search(resources)).cpu().numpy()
+
+    return ray.get(ray.remote(**resources.heavy_task)(find).remote(data))
+
+
 def _log(history: History) -> None:
     shown = min(TERMINAL_EPOCHS, len(history)) if sys.stderr.isatty() else len(history)
     for epoch in sorted({round(i) for i in np.linspace(0, len(history) - 1, shown)}):
@@ -122,6 +136,8 @@ def _worker(config: dict[str, Any]) -> None:
         return
     assert isinstance(method, TrainedMethod)
     neighbors = {name: as_tensor(array, device) for name, array in ray.get(config["neighbors"][0]).items()}
+    if (clusters := ray.get(config["consensus"][0])) is not None:
+        data = replace(data, consensus=as_tensor(clusters, device))
     optimizer, history = method.optimizer(), None
     if (last := ray.train.get_checkpoint()) is not None:
         with last.as_directory() as path:

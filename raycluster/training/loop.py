@@ -85,10 +85,13 @@ def _step(
     world: int,
 ) -> dict[str, Tensor]:
     optimizer.zero_grad(set_to_none=True)
-    share = method.forward_batch(data, neighbors, batch[rank::world], epoch)
+    rows = batch[rank::world]
+    share = method.forward_batch(data, neighbors, rows, epoch)
+    if data.consensus is not None:
+        share["consensus"] = data.consensus[rows]
     # The losses are statistics of the global batch: gather first, then every worker computes the same loss.
     outputs = {name: gather_rows(value, len(batch)) for name, value in share.items()}
-    loss, terms = method.loss(outputs)
+    loss, terms = method.guided_loss(outputs)
     loss.backward()
     sum_gradients(method)
     optimizer.step()

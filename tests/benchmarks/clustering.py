@@ -35,8 +35,11 @@ BUDGETS = (1, 2, 3, 5, 8, 12, 18, 25)
 NEIGHBORS = 50
 
 
-def features(n: int, dim: int, classes: int, seed: int = 0) -> np.ndarray:
-    """Unit rows [n, dim] float32: classes of unequal size in groups of ten, all within one cone, with a spread of falling spectrum."""
+def features(n: int, dim: int, classes: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Unit rows [n, dim] float32 and their classes [n].
+
+    The classes are of unequal size, in groups of ten, all within one cone, with a spread of falling spectrum.
+    """
     draw = np.random.default_rng(seed)
 
     def unit(rows: np.ndarray) -> np.ndarray:
@@ -54,7 +57,7 @@ def features(n: int, dim: int, classes: int, seed: int = 0) -> np.ndarray:
         # Spread 0.88 brings the mean cosine to the class mean to about 0.75.
         noise = unit(draw.standard_normal((len(part), dim)) * spectrum) * 0.88
         x[start : start + 10_000] = unit(means[part] + noise)
-    return x
+    return x, own
 
 
 def mean_cosine(x: np.ndarray, centers: np.ndarray) -> float:
@@ -207,7 +210,7 @@ def main() -> None:
     faiss.omp_set_num_threads(options.threads)
     with threadpool_limits(options.threads):
         if options.memory_of:
-            x = features(options.sizes[0], options.dim, options.clusters)
+            x, _ = features(options.sizes[0], options.dim, options.clusters)
             print(_memory_of(options.memory_of, x, options.clusters, options.iterations))
             return
         print(
@@ -215,7 +218,7 @@ def main() -> None:
         )
         taken: dict[str, list[tuple[int, float]]] = {}
         for n in options.sizes:
-            x = features(n, options.dim, options.clusters)
+            x, _ = features(n, options.dim, options.clusters)
             print(f"{n} x {options.dim}, load {os.getloadavg()[0]:.1f}", flush=True)
             seconds: dict[str, float] = {}
             if "kmeans" not in options.skip:

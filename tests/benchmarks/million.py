@@ -28,7 +28,7 @@ PART = 100_000
 def write_inputs(folder: Path, rows: int, dim: int, clusters: int, nouns: int) -> None:
     """`embeddings/` in parts and `nouns.parquet`."""
     (folder / "embeddings").mkdir()
-    every = features(rows + nouns, dim, clusters)
+    every, _ = features(rows + nouns, dim, clusters)
     for start in range(0, rows, PART):
         part = every[start : min(start + PART, rows)].astype(np.float16)
         ids = pa.array([f"image {i:09d}" for i in range(start, start + len(part))])

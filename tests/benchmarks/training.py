@@ -62,7 +62,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    images, texts = (torch.from_numpy(features(options.rows, options.dim, options.clusters, seed)) for seed in (0, 1))
+    images, texts = (
+        torch.from_numpy(features(options.rows, options.dim, options.clusters, seed)[0]) for seed in (0, 1)
+    )
     near = tuple(torch.randint(options.rows, (options.rows, 33), dtype=torch.int32) for _ in range(2))
     data = TrainingData(torch.arange(options.rows), images.half(), texts.half())
     batch = registry.build(MethodConfig(name="dxmc"), options.dim, options.clusters, options.rows, 0).constants[

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +16,18 @@ from torch.nn.functional import normalize
 from raycluster.clustering.kmeans import kmeans
 from raycluster.clustering.neighbors import nearest_neighbors
 from raycluster.clustering.scores import supervised_scores
-from raycluster.methods.base import TrainingData
-from raycluster.methods.consensus import ConsensusConfig, ConsensusMethod, consensus, neighbor_count
+from raycluster.config import MethodConfig
+from raycluster.methods import registry
+from raycluster.methods.base import TrainedMethod, TrainingData
+from raycluster.methods.consensus import (
+    ConsensusConfig,
+    ConsensusMethod,
+    consensus,
+    consensus_clusters,
+    neighbor_count,
+)
 from raycluster.rows import unit, vectors
+from raycluster.training.loop import find_neighbors, train
 
 GROUPS, DIM = 12, 32
 
@@ -105,6 +115,36 @@ def test_other_searches_are_asked_for_every_graph() -> None:
     x, _, nouns = groups(300, 0, 2.5)
     consensus(x, nouns, 5, 0, ConsensusConfig(name="consensus"), search)
     assert calls == [(DIM, 15)] * 3 + [(2 * DIM, 15)] * 2 + [(DIM, 15)] * 3
+
+
+@pytest.mark.parametrize("name", ["tac", "dxmc", "sic", "seic"])
+def test_other_methods_are_drawn_towards_it(name: str) -> None:
+    x, group, nouns = groups(1200, 0, 2.5)
+    given = {"name": name, "init": "consensus", "batch_size": 256, **({"uniqueness": 0.0} if name == "sic" else {})}
+    config = registry.configure(MethodConfig.model_validate(given))
+    assert registry.method_class(name).wants_vocabulary(config)
+    assert not registry.method_class(name).wants_vocabulary(registry.configure(MethodConfig(name=name)))
+    space = registry.space(config)
+    kept = nouns[space.select(x, nouns, GROUPS, seed=0)]
+    data = TrainingData(torch.arange(len(x)), x.half(), space.pair(x, kept).half(), kept, nouns)
+    data = replace(data, consensus=consensus_clusters(data, GROUPS, seed=0))
+    assert data.consensus is not None
+    assert adjusted_rand_score(group, data.consensus) > 0.95
+    method = registry.build(config, DIM, GROUPS, len(x), seed=0)
+    assert isinstance(method, TrainedMethod)
+    history = train(method, data, find_neighbors(method, data))
+    assert history[-1]["consensus"] < history[0]["consensus"]
+    # The same numbers of the same clusters, not only the same grouping.
+    assert (method.predict(x).argmax(dim=1) == data.consensus).double().mean() > 0.9
+
+
+def test_more_rows_than_its_sample_get_its_clusters_too() -> None:
+    x, group, nouns = groups(1200, 0, 2.5)
+    data = TrainingData(torch.arange(1200), x.half(), vocabulary=nouns)
+    found = consensus_clusters(data, GROUPS, seed=0, config=ConsensusConfig(name="consensus", train_sample=600))
+    assert len(found) == 1200
+    assert adjusted_rand_score(group, found) > 0.9
+    assert not torch.equal(found, consensus_clusters(data, GROUPS, seed=0))
 
 
 @pytest.mark.parametrize(("n", "clusters", "k"), [(4114, 100, 10), (200, 100, 4), (10_000, 10, 50)])
