@@ -130,7 +130,7 @@ def _parse(arguments: list[str]) -> tuple[argparse.Namespace, dict[str, Any]]:
             command.add_argument(
                 "--seed", type=int, default=0, help="seed of drawing and training (default: %(default)s)"
             )
-            command.add_argument("--method", default="dxmc", help="clustering method (default: %(default)s)")
+            command.add_argument("--method", default="consensus", help="clustering method (default: %(default)s)")
         else:
             command.add_argument(
                 "--config", metavar="FILE", help="YAML file, local or s3://; options given here override it"
