@@ -121,7 +121,9 @@ class Stages(RunTables):
         names, kept_embeddings = self.kept_nouns()
         missing = np.setdiff1d(ok, rows.row_ids(parts(place)))
         with self._progress("semantics", len(missing)) as bar:
-            for count in counterparts.pair(space, self.parts("embed"), missing, kept_embeddings, place):
+            for count in counterparts.pair(
+                space, self.parts("embed"), missing, kept_embeddings, place, self.ready.resources
+            ):
                 bar.update(count)
         check_rows(place.uri, rows.row_ids(parts(place)), ok, exact=False)
         return Outcome(

@@ -75,9 +75,18 @@ def keep_nouns(
 
 
 def pair(
-    space: SemanticSpace, embeddings: list[Location], wanted: np.ndarray, kept: np.ndarray, folder: Location
+    space: SemanticSpace,
+    embeddings: list[Location],
+    wanted: np.ndarray,
+    kept: np.ndarray,
+    folder: Location,
+    resources: Resources,
 ) -> Iterator[int]:
-    """Write the text counterparts of the rows `wanted` (int64, ascending); yields the number of rows of each task."""
+    """Write the text counterparts of the rows `wanted` (int64, ascending); yields the number of rows of each task.
+
+    A task has a core, or a GPU if there are any.
+    """
+    device = resources.device
 
     def pair_parts(files: list[Location], wanted: np.ndarray, kept: np.ndarray) -> int:
         rows = 0
@@ -87,12 +96,13 @@ def pair(
             table = table.filter(pa.array(among(table.column("row_id").to_numpy(), wanted)[0]))
             if not len(table):
                 continue
-            x, t = (torch.from_numpy(np.array(each)) for each in (vectors(table), kept))
-            paired = space.pair(x, t).numpy().astype(np.float16)
+            x, t = (torch.from_numpy(np.array(each)).to(device) for each in (vectors(table), kept))
+            paired = space.pair(x, t).cpu().numpy().astype(np.float16)
             columns = [table.column("row_id"), vector_column(paired)]
             part = pa.table(columns, schema=counterparts_schema(paired.shape[1]))
             (folder / part_name(table.column("row_id"))).write_table(part)
             rows += len(part)
         return rows
 
-    yield from map_tasks(pair_parts, file_groups(embeddings), ray.put(wanted), ray.put(kept))
+    demand = resources.heavy_task if resources.use_gpu else None
+    yield from map_tasks(pair_parts, file_groups(embeddings), ray.put(wanted), ray.put(kept), demand=demand)

@@ -73,6 +73,13 @@ def test_nouns_of_nothing_do_little_harm() -> None:
     assert adjusted_rand_score(group, with_nonsense) > adjusted_rand_score(group, alone) - 0.02
 
 
+def test_two_clusters_of_which_one_holds_most() -> None:
+    x, group, _ = groups(1200, 0, 2.5)
+    rows = torch.cat([(group == 0).nonzero().squeeze(1), (group == 1).nonzero().squeeze(1)[:25]])
+    found = consensus(x[rows], None, 2, 0, ConsensusConfig(name="consensus")).labels
+    assert adjusted_rand_score(group[rows], found) > 0.9
+
+
 def test_the_seed_decides_and_the_scale_does_not() -> None:
     first, again = (fitted(300, 5, seed=3)[0] for _ in range(2))
     x, _, _ = groups(300, 0, 2.5)
