@@ -37,7 +37,8 @@ def test_views_are_drawn_as_often_as_published() -> None:
     views = [two_views(image, lambda x: np.asarray(x.resize((16, 16))), strong, seed)[1] for seed in range(400)]
     flipped = np.mean([view[:, 0].sum() > view[:, -1].sum() for view in views])
     grey = np.mean([np.ptp(view.astype(int), axis=2).max() == 0 for view in views])
-    plain = np.mean([view[8].max(axis=0).tolist() == [200, 60, 60] for view in views])
+    corners = [np.maximum(view[8, 0], view[8, -1]).astype(int) for view in views]
+    plain = np.mean([np.abs(corner - [200, 60, 60]).max() <= 2 for corner in corners])
     assert 0.4 < flipped < 0.6
     assert 0.13 < grey < 0.27
     # Neither jitter (0.2) nor grey (0.8).
