@@ -71,7 +71,7 @@ def merge(tower: nn.Module) -> None:
     """Write the updates into the matrices, in place: a plain tower again, as fast as it was."""
     for module in list(tower.modules()):
         if parametrize.is_parametrized(module):
-            for name in list(module.parametrizations):  # type: ignore[union-attr, arg-type]
+            for name in list(module.parametrizations):  # type: ignore[arg-type]
                 parametrize.remove_parametrizations(module, name, leave_parametrized=True)
 
 
@@ -84,7 +84,7 @@ def _projections(module: nn.Module) -> list[tuple[nn.Module, str, tuple[bool, ..
         return [(qkv, "weight", packed)]
     separate = [getattr(module, name, None) for name in ("q_proj", "k_proj", "v_proj")]
     if all(isinstance(projection, nn.Linear) for projection in separate):
-        return [(projection, "weight", (True,)) for projection in (module.q_proj, module.v_proj)]  # type: ignore[list-item]
+        return [(module.get_submodule(name), "weight", (True,)) for name in ("q_proj", "v_proj")]
     return []
 
 
