@@ -139,6 +139,8 @@ def test_given_constants_win_over_the_profiles() -> None:
         "learning_rate": 1e-3,
         "batch_size": 512,
         "epochs": 20,
+        "init": "own",
+        "consensus_weight": 5.0,
     }
 
 
