@@ -7,15 +7,17 @@ import math
 import pytest
 import torch
 from golden import load
+from torch.nn.functional import cross_entropy
 
-from raycluster.methods.losses.soft_match import SMALLEST_VARIANCE, SoftMatch, weighted_cross_entropy
+from raycluster.methods.losses.soft_match import SMALLEST_VARIANCE, SoftMatch
 
 
 @pytest.mark.parametrize("momentum", [0.999, 0.5])
 def test_three_steps_are_the_recorded_ones(momentum: float) -> None:
     g, soft_match = load("seic_softmatch_3steps"), SoftMatch(momentum)
     for step in range(3):
-        weights = soft_match.update(g["confidence"][step])
+        soft_match.update(g["confidence"][step])
+        weights = soft_match.weights(g["confidence"][step])
         expected = {name: g[f"m{momentum}_{name}{step + 1}"] for name in ("weights", "mean", "var")}
         torch.testing.assert_close(weights, expected["weights"], rtol=1e-9, atol=1e-12)
         torch.testing.assert_close(soft_match.mean, expected["mean"], rtol=1e-9, atol=1e-12)
@@ -25,9 +27,9 @@ def test_three_steps_are_the_recorded_ones(momentum: float) -> None:
 def test_the_loss_is_the_recorded_one_and_the_plain_sum() -> None:
     g, soft_match = load("seic_softmatch_3steps"), SoftMatch(0.999)
     for step in range(3):
-        weights = soft_match.update(g["confidence"][step])
-    logits = g["strong_logits"]
-    found = weighted_cross_entropy(logits, g["pseudo_labels"], weights)
+        soft_match.update(g["confidence"][step])
+    weights, logits = soft_match.weights(g["confidence"][2]), g["strong_logits"]
+    found = (weights * cross_entropy(logits, g["pseudo_labels"], reduction="none")).mean()
     plain = sum(
         float(w) * (math.log(sum(math.exp(v) for v in row)) - row[int(y)])
         for w, row, y in zip(weights, logits.tolist(), g["pseudo_labels"], strict=True)
@@ -37,10 +39,9 @@ def test_the_loss_is_the_recorded_one_and_the_plain_sum() -> None:
 
 
 def test_equal_confidences_have_a_variance() -> None:
-    weights = SoftMatch(0.9).update(torch.full((4,), 0.7))
-    torch.testing.assert_close(weights, torch.ones(4).double())
-    soft_match = SoftMatch(0.9)
-    soft_match.update(torch.full((4,), 0.7))
+    soft_match, confidence = SoftMatch(0.9), torch.full((4,), 0.7)
+    soft_match.update(confidence)
+    torch.testing.assert_close(soft_match.weights(confidence), torch.ones(4).double())
     assert float(soft_match.variance) == SMALLEST_VARIANCE
 
 
@@ -49,4 +50,6 @@ def test_the_state_travels_in_a_checkpoint() -> None:
     one.update(torch.tensor([0.5, 0.9]))
     two.load_state_dict(one.state_dict())
     later = torch.tensor([0.6, 0.4])
-    assert torch.equal(one.update(later), two.update(later))
+    for soft_match in (one, two):
+        soft_match.update(later)
+    assert torch.equal(one.weights(later), two.weights(later))

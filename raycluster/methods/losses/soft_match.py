@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
 SMALLEST_VARIANCE = 1e-6
 
@@ -25,16 +24,14 @@ class SoftMatch(nn.Module):
         self.register_buffer("started", torch.zeros((), dtype=torch.bool))
 
     @torch.no_grad()
-    def update(self, confidence: Tensor) -> Tensor:
-        """Take the confidences [B] of the global batch in, then weigh them: 1 from μ on, exp(−(c − μ)² / 2σ²) below; [B] float64."""
+    def update(self, confidence: Tensor) -> None:
+        """Take in the confidences [B] of the global batch."""
         c = confidence.double()
         keep = self.momentum * self.started.double()
         self.mean.copy_(keep * self.mean + (1 - keep) * c.mean())
         self.variance.copy_((keep * self.variance + (1 - keep) * c.var(correction=0)).clamp_min(SMALLEST_VARIANCE))
         self.started.fill_(True)
-        return torch.exp(-(c - self.mean).clamp_max(0).square() / (2 * self.variance))
 
-
-def weighted_cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
-    """mean_i w_i CE(o_i, y_i) of logits [B, C], pseudo-labels [B] and weights [B]."""
-    return (weights.to(logits.dtype) * cross_entropy(logits, labels, reduction="none")).mean()
+    def weights(self, confidence: Tensor) -> Tensor:
+        """Weights [b] float64 of pseudo-labels of these confidences: 1 from μ on, exp(−(c − μ)² / 2σ²) below."""
+        return torch.exp(-(confidence.double() - self.mean).clamp_max(0).square() / (2 * self.variance))
