@@ -40,7 +40,7 @@ def enhancement(name: str = "seic", **given: Any) -> SelfEnhancement:
     if name == "seic":
         # Confidences that differ.
         torch.nn.init.normal_(
-            method.get_submodule("image_clustering").weight, generator=torch.Generator().manual_seed(3)
+            method.get_submodule("image_clustering").weight, std=0.1, generator=torch.Generator().manual_seed(3)
         )  # type: ignore[arg-type]
     return SelfEnhancement(tower(), method, normalized, rank=4, momentum=0.9)
 
