@@ -60,7 +60,8 @@ def probabilities(method: Method, embeddings: np.ndarray) -> torch.Tensor:
 
     The one place where embeddings meet the heads, for batch and serving alike: float16 first, as the table stores them.
     """
-    rounded = torch.from_numpy(np.ascontiguousarray(embeddings, dtype=np.float16)).float()
+    # A copy: tables hand out read-only arrays, of which torch would warn.
+    rounded = torch.from_numpy(np.array(embeddings, dtype=np.float16, order="C")).float()
     return method.predict(rounded.to(next(iter(method.state_dict().values())).device)).cpu()
 
 

@@ -30,8 +30,6 @@ def ward_kmeans(x: Tensor, k: int, *, seed: int) -> Tensor:
     """
     fine_k = max(k, min(FINE_CENTERS * k, len(x) // 2, MOST_CENTERS))
     fine = kmeans(x, fine_k, seed=seed, tolerance=FINE_TOLERANCE).labels
-    if fine_k == k:
-        return kmeans(x, k, seed=seed, start=normalize(class_means(x, fine, k), dim=1)).labels
     counts = torch.bincount(fine, minlength=fine_k)
     used = (counts > 0).nonzero().squeeze(1)
     means = class_means(x, fine, fine_k)[used]

@@ -24,7 +24,6 @@ from raycluster.clustering.ward import ward_kmeans
 from raycluster.clustering.whitening import (
     NeighborSearch,
     class_means,
-    neighbor_sums,
     neighbor_whitened,
     pair_covariance,
     smooth,
@@ -64,7 +63,7 @@ class ConsensusConfig(MethodConfig):
     """Second text view: temperature of the counterparts made of all nouns, images and nouns centered."""
     labelings: int = Field(default=3, ge=1)
     """Votes of each view: runs of k-means from different seeds."""
-    refinements: int = Field(default=3, ge=0)
+    refinements: int = Field(default=3, ge=1)
     """Times that images are whitened by the differences within clusters and clustered again from the clusters' means."""
     temperature: float = Field(default=0.05, gt=0)
     """Probabilities are softmax(cosine to the centers / temperature) in the last whitened space."""
@@ -108,14 +107,12 @@ def consensus(
         views += 1
     agree = agreement(votes)
     labels = vote(votes, int(agree.sum(axis=1).argmax()), n_clusters)
-    space = whitening(centered, pair_covariance(centered, neighbors), config.shrinkage)
     for _ in range(config.refinements):
         space = whitening(centered, within_covariance(centered, labels, n_clusters), config.shrinkage)
         whitened = normalize(centered @ space, dim=1)
         smoothed = smooth(whitened, search(whitened, k), config.smoothing_steps, config.smoothing_share)
         start = normalize(class_means(smoothed, labels, n_clusters), dim=1)
         labels = kmeans(smoothed, n_clusters, seed=seed, start=start).labels
-    whitened = normalize(centered @ space, dim=1)
     centers = normalize(class_means(whitened, labels, n_clusters), dim=1)
     own = (whitened @ centers.T).argmax(dim=1) == labels
     facts = {**_facts(agree, views), "nearest_own_center": float(own.double().mean())}
@@ -145,7 +142,7 @@ def _views(
     yield smoothed(whitened, neighbors)
     if nouns is None or not config.text_weight:
         return
-    averaged = normalize(0.5 * images + 0.5 * normalize(neighbor_sums(images, neighbors), dim=1), dim=1)
+    averaged = smooth(images, neighbors, steps=1, share=0.5)
     for text in (
         _selected_counterparts(averaged, nouns, n_clusters, seed, config),
         text_counterparts(_centered(averaged), _centered(nouns), config.noun_temperature),

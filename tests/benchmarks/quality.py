@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import torch
+from scipy.optimize import linear_sum_assignment
 from sklearn.metrics import normalized_mutual_info_score
 
 from raycluster.clustering.scores import label_free_scores, supervised_scores
@@ -81,7 +82,7 @@ def one_run(features: Path, name: str, method: dict[str, Any], seed: int, unseen
     words = torch.from_numpy(unit(vectors(nouns))).unique(dim=0)
     started, clusters = time.perf_counter(), SETS[name]
     config = registry.configure(MethodConfig.model_validate(method))
-    space, x = registry.space(config), torch.from_numpy(images)
+    space, x = registry.space(config), torch.from_numpy(images.copy())
     kept = words[space.select(x[~held], words, clusters, seed)]
     paired = space.pair(x, kept).half()
     fitted = ~held & (labelled if method["name"] == "tac" and not method.get("trained", True) else True)
@@ -96,9 +97,12 @@ def one_run(features: Path, name: str, method: dict[str, Any], seed: int, unseen
         history = train(built, data, find_neighbors(built, data))
     seconds = time.perf_counter() - started
     shown = held if unseen else np.ones(len(x), bool)
-    found, confidence, margin, _ = top_two(probabilities(built, images[shown]))
+    everywhere = top_two(probabilities(built, images))
+    found, confidence, margin = (values[shown] for values in everywhere[:3])
     free = label_free_scores(images[shown], paired.numpy()[shown], found, confidence, margin, clusters)
     scores = supervised_scores([label for label, show in zip(labels, shown, strict=True) if show], found)
+    if unseen:
+        scores["acc"] = unseen_accuracy(labels, everywhere[0], held)
     losses = [epoch["loss"] for epoch in history]
     tail = losses[-max(2, len(losses) // 5) :] if losses else [0.0, 0.0]
     return {
@@ -111,6 +115,20 @@ def one_run(features: Path, name: str, method: dict[str, Any], seed: int, unseen
         "clusters": None if unseen else found,
         "seconds": seconds,
     }
+
+
+def unseen_accuracy(labels: list[str | None], clusters: np.ndarray, held: np.ndarray) -> float:
+    """Accuracy on the rows `held`, with clusters matched to classes on the others: on few rows any matching looks too good."""
+    known = np.array([label is not None for label in labels])
+    truth = np.unique([str(label) for label in labels], return_inverse=True)[1]
+    table = np.zeros((int(clusters.max()) + 1, int(truth.max()) + 1), int)
+    np.add.at(table, (clusters[known & ~held], truth[known & ~held]), 1)
+    matched = dict(zip(*linear_sum_assignment(table, maximize=True), strict=True))
+    hits = [
+        matched.get(cluster) == label
+        for cluster, label in zip(clusters[known & held], truth[known & held], strict=True)
+    ]
+    return float(np.mean(hits))
 
 
 def percent(values: list[float]) -> str:
