@@ -1,4 +1,4 @@
-"""SEIC, stage 2: the encoder learns its own confident pseudo-labels. Knows nothing of Ray.
+"""SEIC, stage 2: the encoder learns its own confident pseudo-labels: the model, a step, the loop. Knows nothing of Ray.
 
 Self-Enhanced Image Clustering with Cross-Modal Semantic Consistency, AAAI 2026, arXiv 2508.01254, as a re-implementation has it: the
 weak view of a picture gives its pseudo-label, the strong view learns it, weighted by SoftMatch. Trained are the tower's adaptation
@@ -7,8 +7,8 @@ weak view of a picture gives its pseudo-label, the strong view learns it, weight
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from raycluster.errors import ConfigError, RayclusterError
 from raycluster.methods.base import Method
 from raycluster.methods.losses.soft_match import SoftMatch
 from raycluster.training.collectives import gather_rows, sum_gradients
+from raycluster.training.loop import History
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,30 @@ class Views:
     """bool [b]; rows of pictures that could not be read this time count nowhere."""
     total: int
     """Rows B of the global batch, of which worker r of W holds r, r + W, …"""
+
+    def to(self, device: torch.device) -> Views:
+        """The same on another device."""
+        return Views(self.weak.to(device), self.strong.to(device), self.readable.to(device), self.total)
+
+
+@dataclass
+class Progress:
+    """How far a training has come."""
+
+    step: int = 0
+    """Finished steps."""
+    history: History = field(default_factory=list)
+    """For each finished epoch the means of a step's terms."""
+    sums: dict[str, float] = field(default_factory=dict)
+    """Of the terms, over the finished steps of the epoch that is going on."""
+
+    def add(self, terms: dict[str, Tensor], steps_per_epoch: int) -> None:
+        """Count one step."""
+        self.step += 1
+        self.sums = {name: self.sums.get(name, 0.0) + float(value) for name, value in terms.items()}
+        if self.step % steps_per_epoch == 0:
+            self.history.append({name: total / steps_per_epoch for name, total in self.sums.items()})
+            self.sums = {}
 
 
 class SelfEnhancement(nn.Module):
@@ -65,10 +90,13 @@ class SelfEnhancement(nn.Module):
             return torch.zeros(0, self.method.n_clusters, device=pixels.device)
         with torch.autocast(pixels.device.type, torch.bfloat16, enabled=pixels.device.type == "cuda"):
             embeddings = self.tower(self.normalized(pixels))
+        if isinstance(embeddings, tuple):
+            # CoCa's tower gives its tokens too.
+            embeddings = embeddings[0]
         return self.method.logits(embeddings.float())
 
     def step(self, optimizer: torch.optim.Optimizer, views: Views) -> dict[str, Tensor]:
-        """One step on a global batch; every worker returns the batch's loss, mean confidence and mean weight."""
+        """One step on a global batch; every worker returns the batch's loss, mean confidence, mean weight and share of readable rows."""
         optimizer.zero_grad(set_to_none=True)
         with torch.no_grad():
             confidence, labels = self.logits(views.weak).softmax(dim=1).max(dim=1)
@@ -84,7 +112,10 @@ class SelfEnhancement(nn.Module):
         optimizer.step()
         terms = torch.stack([losses.detach(), confidence * views.readable, weights], dim=1)
         means = gather_rows(terms, views.total).sum(dim=0) / readable.sum()
-        return dict(zip(("loss", "confidence", "weight"), means, strict=True))
+        return {
+            **dict(zip(("loss", "confidence", "weight"), means, strict=True)),
+            "readable": readable.float().mean(),
+        }
 
     def trained_state(self) -> dict[str, Tensor]:
         """What a checkpoint must hold: all trainable parameters, and SoftMatch's statistics."""
@@ -100,3 +131,33 @@ class SelfEnhancement(nn.Module):
                 f"finetune: a checkpoint of another encoder or method (unknown {sorted(unexpected)[:3]}, missing {sorted(missing)[:3]}); "
                 "delete the training folder and run again"
             )
+
+
+def train(
+    model: SelfEnhancement,
+    optimizer: torch.optim.Optimizer,
+    batches: Iterable[Views],
+    progress: Progress,
+    steps_per_epoch: int,
+    after_step: Callable[[], None] | None = None,
+) -> None:
+    """Take one step a batch, from `progress` on, which is kept up to date. `after_step` is called on every worker.
+
+    Raises :class:`RayclusterError` on every worker for a loss that is not finite, or when memory does not suffice.
+    """
+    for views in batches:
+        try:
+            terms = model.step(optimizer, views)
+        except torch.OutOfMemoryError as error:
+            raise RayclusterError(
+                f"finetune: out of GPU memory at step {progress.step + 1} ({str(error).split('.')[0]}); lower `finetune.batch_size`, "
+                "set `finetune.gradient_checkpointing: true`, or raise `resources.train_workers`"
+            ) from None
+        if not torch.isfinite(terms["loss"]):
+            raise RayclusterError(
+                f"finetune: the loss became {float(terms['loss'])} at step {progress.step + 1}, epoch "
+                f"{progress.step // steps_per_epoch + 1}; lower `finetune.learning_rate`. The checkpoints before it are kept"
+            )
+        progress.add(terms, steps_per_epoch)
+        if after_step is not None:
+            after_step()
