@@ -112,7 +112,8 @@ def finetune(
             # References inside a list reach the workers as references.
             "images": [ray.put(images.combine_chunks())],
             "method": [ray.put(method.cpu().eval())],
-            "threads": resources.threads(workers),
+            # A core that also decodes would hold up all others at the end of every layer.
+            "threads": max(1, int(cpus)),
             "decode_cpus": max(0.5, resources.cpus - workers * cpus) / workers,
         },
         scaling_config=ScalingConfig(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch.nn.functional import cross_entropy
 from raycluster.config import MethodConfig
 from raycluster.errors import ConfigError, RayclusterError
 from raycluster.methods import registry
-from raycluster.training.self_enhancement import SelfEnhancement, Views
+from raycluster.training.self_enhancement import Progress, SelfEnhancement, Views, train
 
 SIDE, DIM, CLUSTERS = 32, 16, 5
 
@@ -131,3 +132,55 @@ def test_a_batch_without_a_readable_picture_is_an_error() -> None:
     model = enhancement()
     with pytest.raises(RayclusterError, match="none of a batch's pictures could be read"):
         model.step(torch.optim.SGD(model.parameters(), lr=0.0), batch(3, unreadable=(0, 1, 2)))
+
+
+def trained(model: SelfEnhancement) -> torch.optim.Optimizer:
+    return torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3, weight_decay=0)
+
+
+def test_an_epoch_is_summed_up_whether_or_not_it_was_interrupted() -> None:
+    whole, parts = Progress(), Progress()
+    batches = [batch(n) for n in (12, 12, 9, 12)]
+    model = enhancement()
+    train(model, trained(model), batches, whole, steps_per_epoch=2)
+    assert whole.step == 4
+    assert len(whole.history) == 2
+    assert whole.sums == {}
+    model = enhancement()
+    optimizer = trained(model)
+    train(model, optimizer, batches[:3], parts, steps_per_epoch=2)
+    assert len(parts.history) == 1
+    train(model, optimizer, batches[3:], Progress(**asdict(parts)), steps_per_epoch=2)
+    assert parts.history == whole.history[:1]
+
+
+def test_a_loss_that_is_not_finite_ends_the_training_and_names_the_step() -> None:
+    model, progress = enhancement(), Progress()
+    optimizer = trained(model)
+    train(model, optimizer, [batch(12)], progress, steps_per_epoch=2)
+    with torch.no_grad():
+        model.method.get_submodule("image_clustering").weight.fill_(float("nan"))  # type: ignore[operator, union-attr]
+    with pytest.raises(
+        RayclusterError, match=r"the loss became nan at step 2, epoch 1; lower `finetune\.learning_rate`"
+    ):
+        train(model, optimizer, [batch(12)], progress, steps_per_epoch=2)
+    assert progress.step == 1
+
+
+def test_too_little_gpu_memory_names_what_to_lower(monkeypatch: pytest.MonkeyPatch) -> None:
+    def step(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    model = enhancement()
+    monkeypatch.setattr(model, "step", step)
+    with pytest.raises(RayclusterError, match=r"step 1 .CUDA out of memory.; lower `finetune\.batch_size`, set"):
+        train(model, trained(model), [batch(12)], Progress(), steps_per_epoch=2)
+
+
+def test_gradient_checkpointing_changes_nothing() -> None:
+    plain, saving = enhancement(), enhancement()
+    saving.tower.set_grad_checkpointing()  # type: ignore[operator]
+    terms = [model.step(torch.optim.SGD(model.parameters(), lr=0.0), batch(12)) for model in (plain, saving)]
+    torch.testing.assert_close(terms[0], terms[1])
+    for (name, one), two in zip(plain.named_parameters(), saving.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, two.grad, msg=name)
