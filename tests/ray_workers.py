@@ -23,6 +23,18 @@ def processes(title: bytes) -> Iterator[int]:
                 yield int(entry.name)
 
 
+def children(parent: int, name: str) -> Iterator[int]:
+    """Ids of the processes of this name that `parent` started."""
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                rest, _, fields = (entry / "stat").read_text().rpartition(")")
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+            if rest.partition("(")[2] == name and int(fields.split()[1]) == parent:
+                yield int(entry.name)
+
+
 def checkpoints(folder: Path) -> list[Path]:
     """The checkpoints below `folder`."""
     return list(folder.glob("**/state.safetensors"))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -13,12 +15,11 @@ from typing import Any
 
 import numpy as np
 import open_clip
-import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from ray_workers import checkpoints
+from ray_workers import checkpoints, children
 from safetensors.torch import load_file
 
 import raycluster
@@ -39,7 +40,7 @@ TUNING = {"enabled": True, "rank": 8, "learning_rate": 1e-4, "batch_size": 16, "
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """48 good pictures and a broken one."""
+    """48 good pictures and a broken one; the last test adds some."""
     folder = tmp_path_factory.mktemp("photos")
     draw_dataset(folder, 48, ("house", "fish", "tree", "star"), seed=11)
     (folder / "text.jpg").write_text("not a picture")
@@ -118,21 +119,9 @@ def test_the_report_and_the_metrics_compare(finished: tuple[dict[str, Any], RunR
     assert 0 <= marker["facts"]["agreement"] <= 1
 
 
-def test_a_second_run_does_nothing_and_growth_trains_nothing(
-    finished: tuple[dict[str, Any], RunResult], photos: Path, tmp_path: Path
-) -> None:
-    config, first = finished
+def test_a_second_run_does_nothing(finished: tuple[dict[str, Any], RunResult]) -> None:
+    config, _ = finished
     assert ran(raycluster.run(config)) == []
-    grown = tmp_path / "photos"
-    shutil.copytree(photos, grown)
-    moved = {**configuration(grown, tmp_path / "out"), "seed": 1}
-    raycluster.run(moved)
-    draw_dataset(grown / "more", 8, ("fish",), seed=3)
-    again = raycluster.run(moved)
-    assert set(STAGES) - set(ran(again)) == {"train", "finetune"}
-    assert len(table(again, "assignments")) == 57
-    assert len(table(again, "embeddings")) == 57
-    assert len(first.tables) == 5
 
 
 def test_without_fine_tuning_the_model_before_is_current_again(
@@ -153,10 +142,17 @@ def test_without_fine_tuning_the_model_before_is_current_again(
     assert back.model == first.model
 
 
+def forked(finished: tuple[dict[str, Any], RunResult], output: Path, **tuning: Any) -> dict[str, Any]:
+    """The configuration of a run with other fine-tuning, whose first stage is done."""
+    config, _ = finished
+    shutil.copytree(config["output"], output)
+    return {**config, "output": str(output), "finetune": {**TUNING, **tuning}}
+
+
 def test_a_collapse_keeps_the_model_before_and_says_so(
-    photos: Path, tmp_path: Path, local_ray: None, capfd: pytest.CaptureFixture[str]
+    finished: tuple[dict[str, Any], RunResult], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    config = configuration(photos, tmp_path / "out", learning_rate=0.3, epochs=4)
+    config = forked(finished, tmp_path / "out", learning_rate=0.3)
     file = tmp_path / "run.yaml"
     file.write_text(json.dumps(config))
     assert main(["run", "--config", str(file)]) == 0
@@ -183,29 +179,51 @@ def test_the_command_needs_it_enabled(photos: Path, tmp_path: Path) -> None:
         raycluster.run({**configuration(photos, tmp_path / "out"), "finetune": {}}, until="finetune")
 
 
-@pytest.mark.parametrize("victim", ["driver", "raylet"])
-def test_a_kill_in_the_middle_resumes_at_the_last_checkpoint(photos: Path, tmp_path: Path, victim: str) -> None:
-    config = configuration(photos, tmp_path / "out", epochs=4, checkpoint_seconds=0)
+def latest_step(output: Path) -> int:
+    """The highest step of a checkpoint of fine-tuning; one that is just being written or removed does not count."""
+    found = [0]
+    for path in checkpoints(output / "training"):
+        with contextlib.suppress(FileNotFoundError, json.JSONDecodeError):
+            record = json.loads((path.parent / "record.json").read_text())
+            found += [record["step"]] if isinstance(record, dict) else []
+    return max(found)
+
+
+def test_killed_raylet_and_killed_driver_resume_at_the_last_checkpoint(
+    finished: tuple[dict[str, Any], RunResult], tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+    config = forked(finished, output, epochs=8, checkpoint_seconds=0)
     file = tmp_path / "run.yaml"
     file.write_text(json.dumps(config))
     command = [str(Path(sys.executable).parent / "raycluster"), "finetune", "--config", str(file)]
     environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
-    driver = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
-    deadline = time.monotonic() + 200
-    while not (done := checkpoints(tmp_path / "out")):
-        assert driver.poll() is None, "the run ended before it could be killed"
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    target = psutil.Process(driver.pid)
-    if victim == "raylet":
-        (target,) = [child for child in target.children(recursive=True) if child.name() == "raylet"]
-    target.kill()
-    assert driver.wait(timeout=120) != 0
-    steps = [json.loads((path.parent / "record.json").read_text())["step"] for path in done]
-    assert max(steps) < 12
-    assert not list((tmp_path / "out").glob("model/*/encoder.safetensors"))
-    again = subprocess.run(command, capture_output=True, text=True, timeout=250, env=environment, check=False)
+    reached = latest_step(output)
+    for victim in ("raylet", "driver"):
+        driver = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
+        deadline = time.monotonic() + 100
+        while latest_step(output) <= reached:
+            assert driver.poll() is None, "the run ended before it could be killed"
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        (pid,) = [driver.pid] if victim == "driver" else children(driver.pid, "raylet")
+        os.kill(pid, signal.SIGKILL)
+        assert driver.wait(timeout=100) != 0
+        reached = latest_step(output)
+        assert reached < 24
+    again = subprocess.run(command, capture_output=True, text=True, timeout=200, env=environment, check=False)
     assert again.returncode == 0, again.stderr
     result = json.loads(again.stdout)
     assert result["stages"]["finetune"]["state"] == "ran"
-    assert (Path(result["model"]) / "encoder.safetensors").exists()
+    assert len(raycluster.load_model(result["model"]).record["finetune"]["history"]) == 8
+
+
+def test_added_images_are_embedded_by_both_encoders_and_train_nothing(
+    finished: tuple[dict[str, Any], RunResult], photos: Path
+) -> None:
+    config, _ = finished
+    draw_dataset(photos / "more", 8, ("fish",), seed=3)
+    again = raycluster.run(config)
+    assert set(STAGES) - set(ran(again)) == {"train", "finetune"}
+    for name in ("assignments", "embeddings", "baseline"):
+        assert len(table(again, name)) == 57
