@@ -30,6 +30,7 @@ COMMANDS = {
     "embed": "stream the pictures through the encoder",
     "semantics": "keep the nouns that fit the images and pair each image with them",
     "train": "train the cluster heads and name the clusters",
+    "finetune": "fine-tune the encoder on its own confident clusters (with `finetune.enabled`)",
     "assign": "give every image its cluster",
     "describe": "sum up each cluster: name, size, typical images",
     "evaluate": "score the clusters",

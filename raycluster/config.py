@@ -102,7 +102,34 @@ class FinetuneConfig(Section):
     """Self-enhancement of the encoder on its own pseudo-labels."""
 
     enabled: bool = False
-    """Fine-tune the encoder after training the heads."""
+    """Fine-tune the encoder after training the heads, and assign with the result."""
+    rank: int = Field(default=128, ge=1)
+    """Rank of the low-rank update (LoRA) of each query and value projection."""
+    learning_rate: float = Field(default=5e-5, gt=0)
+    """AdamW's rate, constant, without weight decay."""
+    batch_size: int = Field(default=128, ge=2)
+    """Images of the global batch; an epoch's last, incomplete batch is dropped."""
+    epochs: int = Field(default=40, ge=1)
+    """Passes over the training images."""
+    momentum: float = Field(default=0.999, ge=0, lt=1)
+    """What a step keeps of the mean and the variance of the confidence, by which pseudo-labels are weighted (SoftMatch)."""
+    train_sample: int = Field(default=1_000_000, ge=2)
+    """With more images than this, the encoder is tuned on a seeded sample of this size; all images are assigned."""
+    gradient_checkpointing: bool = False
+    """Compute activations twice instead of keeping them: less memory, about a third more time, the same result."""
+    checkpoint_seconds: float = Field(default=120.0, ge=0)
+    """Time between checkpoints: what a kill may cost. Writing one takes seconds."""
+    max_lost_clusters: float = Field(default=0.1, ge=0, le=1)
+    """Guard: the tuned encoder is refused when a larger share of the clusters in use has vanished."""
+    max_lost_consistency: float = Field(default=0.05, ge=0, le=1)
+    """Guard: … when images share the cluster of their neighbors (before tuning) less often by more than this."""
+    max_added_imbalance: float = Field(default=0.1, ge=0, le=1)
+    """Guard: … when the imbalance of cluster sizes (0: equal, 1: one has everything) has grown by more than this."""
+
+    @property
+    def training(self) -> dict[str, Any]:
+        """What the tuned weights depend on."""
+        return self.model_dump(include={"rank", "learning_rate", "batch_size", "epochs", "momentum", "train_sample"})
 
 
 class ShardsConfig(Section):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -37,15 +38,18 @@ class Resources:
         """Whether models run on GPUs."""
         return self.gpus > 0
 
-    @property
-    def actor_cpus(self) -> float:
-        """CPUs that an encoder actor reserves: its share of a node of which one core is left for decoding.
+    def threads(self, processes: int) -> int:
+        """Threads of each of so many processes that compute on the CPUs."""
+        return max(1, min(self.node_cpus, int(self.cpus // processes)))
 
-        Without that core the decode tasks would wait for the actors, and the actors for them.
+    def reserved_cpus(self, processes: int) -> float:
+        """CPUs that each of them reserves: its share of a node of which one core is left for decoding.
+
+        Without that core the decode tasks would wait for the processes, and the processes for them.
         """
         if self.node_cpus == 1:
             return 0.5
-        share = self.actor_threads * (self.node_cpus - 1) / self.node_cpus
+        share = self.threads(processes) * (self.node_cpus - 1) / self.node_cpus
         return share if share < 1 else float(int(share))  # Ray takes fractions below one only
 
     @property
@@ -56,7 +60,11 @@ class Resources:
     @property
     def encoder_actor(self) -> dict[str, float]:
         """Ray resources of an encoder actor."""
-        return {"num_gpus": self.gpus / self.encoder_actors} if self.use_gpu else {"num_cpus": self.actor_cpus}
+        return (
+            {"num_gpus": self.gpus / self.encoder_actors}
+            if self.use_gpu
+            else {"num_cpus": self.reserved_cpus(self.encoder_actors)}
+        )
 
     @property
     def task_cpus(self) -> float:
@@ -71,11 +79,6 @@ class Resources:
     def writer_cpus(self) -> float:
         """CPUs that a write task reserves."""
         return 0.25
-
-    @property
-    def actor_threads(self) -> int:
-        """Threads of an encoder actor on CPUs."""
-        return max(1, min(self.node_cpus, int(self.cpus // self.encoder_actors)))
 
     @property
     def heavy_task(self) -> dict[str, float]:
@@ -102,6 +105,26 @@ def connect() -> None:
         include_dashboard=None if address else False,
     )
     log.info("ray: %s", f"joined {address}" if address else "started on this machine")
+
+
+@contextmanager
+def streaming(object_store_bytes: int, cpus: float | None = None, ordered: bool = False) -> Iterator[None]:
+    """Within this context Ray Data keeps so much in flight, on so many cores (default: all), in the rows' order if asked to."""
+    import ray.data  # a second
+
+    # One line a stage is ours to print; Ray Data, whose loggers are set up when it is imported, would add its plan and more.
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
+    context = ray.data.DataContext.get_current().copy()
+    context.enable_progress_bars = False
+    # Otherwise an error of ours, such as storage that is down, would arrive as text only.
+    context.raise_original_map_exception = True
+    context.execution_options.preserve_order = ordered
+    context.execution_options.resource_limits = ray.data.ExecutionResources(
+        cpu=cpus, object_store_memory=object_store_bytes
+    )
+    with ray.data.DataContext.current(context):
+        yield
 
 
 def raised_in_task(error: BaseException) -> RayclusterError | None:

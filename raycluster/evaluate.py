@@ -19,8 +19,8 @@ SAMPLE = 10_000
 
 
 def evaluate(
-    manifest: pa.Table,
     assignments: pa.Table,
+    manifest: pa.Table,
     embeddings: list[Location],
     counterparts: list[Location] | None,
     n_clusters: int,
@@ -49,6 +49,12 @@ def evaluate(
     )
     scores = {**supervised_scores(labels, clusters), "n_rows": len(assignments), **free}
     return scores, text_advice(images, paired, n_clusters, seed) if advise and paired is not None else {}
+
+
+def agreement(before: pa.Table, after: pa.Table) -> float | None:
+    """Share of the images with a cluster in both assignments that kept theirs; None if there are none."""
+    one, other = (table.sort_by("row_id").column("cluster") for table in (before, after))
+    return pc.mean(pc.cast(pc.equal(one, other), pa.float64())).as_py()
 
 
 def text_advice(images: np.ndarray, paired: np.ndarray, n_clusters: int, seed: int) -> dict[str, Any]:

@@ -1,14 +1,15 @@
 """The servable model: save, load, verify, predict.
 
 A model folder holds `model.json` (written last, with the sha256 of every other file), `heads.safetensors` (all that the
-method needs to predict) and `clusters.json` (a name for each cluster).
+method needs to predict) and `clusters.json` (a name for each cluster); after fine-tuning also `encoder.safetensors`, the state of
+the vision tower, which open_clip loads into `model.visual`, and `adapter.safetensors`, what was trained of it.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.metadata import version
@@ -29,9 +30,10 @@ from raycluster.storage import Location, locate
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from raycluster.encoder.clip import ClipEncoder
+    from raycluster.encoder.clip import ClipEncoder, EncoderSpec
 
 FORMAT = 1
+ENCODER_FILE = "encoder.safetensors"
 _FILES = ("heads.safetensors", "clusters.json")
 
 
@@ -79,6 +81,7 @@ class Model:
     method: Method
     record: dict[str, Any]
     clusters: list[dict[str, Any]]
+    folder: Location
     storage: StorageConfig = StorageConfig()
     device: str = "cpu"
 
@@ -88,9 +91,9 @@ class Model:
         return [cluster["name"] for cluster in self.clusters]
 
     @cached_property
-    def encoder(self) -> ClipEncoder:
-        """The encoder that the model was trained behind; loaded at first use and checked against the record."""
-        from raycluster.encoder.clip import ClipEncoder, resolve_encoder
+    def spec(self) -> EncoderSpec:
+        """The encoder that the model was trained behind, fine-tuned if it was; found at first use and checked against the record."""
+        from raycluster.encoder.clip import TunedTower, resolve_encoder
 
         stored = self.record["encoder"]
         if stored["config"] is None:
@@ -104,8 +107,17 @@ class Model:
                 f"encoder {spec.model}: the weights found now (fingerprint {spec.fingerprint}) are not those the model was trained "
                 f"with ({stored['fingerprint']}); restore them, or train again"
             )
+        sha256 = self.record["sha256"].get(ENCODER_FILE)
+        return spec.tuned(TunedTower(self.folder / ENCODER_FILE, sha256)) if sha256 else spec
+
+    @cached_property
+    def encoder(self) -> ClipEncoder:
+        """The encoder, loaded at first use."""
+        from raycluster.encoder.clip import ClipEncoder
+
         # A model of a GPU's half precision is served on a CPU in full precision: nearer to what was meant, and faster there.
-        return ClipEncoder.load(spec if self.device != "cpu" else replace(spec, precision="fp32"), self.device)
+        spec = self.spec if self.device != "cpu" else replace(self.spec, precision="fp32")
+        return ClipEncoder.load(spec, self.device)
 
     def predict(self, pictures: np.ndarray | Sequence[str | Path | bytes | Image]) -> Predictions:
         """Assign pictures to clusters.
@@ -132,7 +144,7 @@ class Model:
         from raycluster.images.fetch import Fetched, fetch
 
         limits = validate(self.record["encoder"]["config"], EncoderConfig, "model.json: encoder")
-        spec = self.encoder.spec
+        spec = self.spec
         fetched = []
         for picture in pictures:
             if isinstance(picture, (str, Path)):
@@ -168,10 +180,20 @@ def _png(image: Image) -> bytes:
 
 
 def save_model(
-    folder: Location, method: Method, encoder: dict[str, Any], clusters: list[dict[str, Any]], facts: dict[str, Any]
+    folder: Location,
+    method: Method,
+    encoder: dict[str, Any],
+    clusters: list[dict[str, Any]],
+    facts: dict[str, Any],
+    more: Mapping[str, bytes] | None = None,
 ) -> None:
-    """Write a model folder. `encoder`: config (None for ready-made embeddings), precision, fingerprint; `facts` go along."""
+    """Write a model folder.
+
+    `encoder`: config (None for ready-made embeddings), precision, fingerprint of the encoder as it came; `facts` go along;
+    `more`: further files.
+    """
     files = {
+        **(more or {}),
         "heads.safetensors": save({key: t.detach().cpu().contiguous() for key, t in method.state_dict().items()}),
         "clusters.json": (json.dumps(clusters, indent=1, ensure_ascii=False) + "\n").encode(),
     }
@@ -205,7 +227,7 @@ def load_model(path: str | Path | Location, storage: StorageConfig | None = None
         raise ArtifactError(
             f"{folder.uri}: model format {record['format']}, this raycluster reads {FORMAT}; install the version that wrote it"
         )
-    contents = {name: _verified(folder / name, record["sha256"][name]) for name in _FILES}
+    contents = {name: (folder / name).read_verified(record["sha256"][name]) for name in _FILES}
     method = registry.restore(
         record["method"],
         record["constants"],
@@ -215,27 +237,15 @@ def load_model(path: str | Path | Location, storage: StorageConfig | None = None
         load(contents["heads.safetensors"]),
     )
     names = json.loads(contents["clusters.json"])
-    return Model(method.to(device).eval(), record, names, storage or StorageConfig(), device)
+    return Model(method.to(device).eval(), record, names, folder, storage or StorageConfig(), device)
 
 
 def _model_folder(place: Location) -> Location:
     if (place / "model.json").exists():
         return place
-    marker = RunFolder(place).marker("train")
+    marker = RunFolder(place).model()
     if marker is None:
         raise ConfigError(
             f"{place.uri}: neither a run folder with a finished model nor a model folder; run `raycluster train` first"
         )
     return place / marker.path
-
-
-def _verified(file: Location, sha256: str) -> bytes:
-    try:
-        content = file.read_bytes()
-    except FileNotFoundError:
-        raise ArtifactError(f"{file.uri} is missing; restore it, or delete the folder and train again") from None
-    if hashlib.sha256(content).hexdigest() != sha256:
-        raise ArtifactError(
-            f"{file.uri} is not the file that model.json describes (sha256 differs); restore it or train again"
-        )
-    return content

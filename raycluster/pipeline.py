@@ -15,7 +15,8 @@ from raycluster.errors import ConfigError, RayclusterError
 from raycluster.plan import STAGES, Step
 from raycluster.prepare import prepare
 from raycluster.run_folder import RunFolder, check_failures, now
-from raycluster.stages import Outcome, Stages
+from raycluster.run_tables import Outcome
+from raycluster.stages import Stages
 from raycluster.storage import locate
 
 log = logging.getLogger(__name__)
@@ -57,6 +58,8 @@ def run(
     settings: RunConfig = config if isinstance(config, RunConfig) else validate(config)
     if until not in STAGES:
         raise ConfigError(f"stage {until!r} is unknown; stages are {', '.join(STAGES)}")
+    if until == "finetune" and not settings.finetune.enabled:
+        raise ConfigError("finetune.enabled is false, so there is nothing to fine-tune; set it to true")
     folder = RunFolder(locate(settings.output, settings.storage))
     result = RunResult(command, "ok", folder.root.uri)
     _check_rooms(settings)
@@ -65,21 +68,25 @@ def run(
     with nullcontext() if dry_run else lock.held(folder.root):
         ready = prepare(settings, folder, retrain)
         stages = Stages(ready, plan.make(folder, ready.inputs), result.warnings)
-        for step in stages.steps.values():
+        if not dry_run:
+            folder.set_plan(stages.steps)
+        for stage in STAGES[: STAGES.index(until) + 1]:
+            # Looked up anew: what follows fine-tuning depends on what came of it.
+            if (step := stages.steps.get(stage)) is None:
+                continue
             _do(stages, step, result, dry_run)
-            if step.stage == "embed" and not dry_run:
+            if stage == "finetune" and not dry_run:
+                _go_on_with_the_better(stages)
+            if stage == "embed" and not dry_run:
                 _gate_failures(stages)
-            if step.stage == until:
-                break
         if not dry_run:
             _record(settings, folder, result)
     return result
 
 
 def _check_rooms(config: RunConfig) -> None:
-    for section in ("finetune", "shards"):
-        if getattr(config, section).enabled:
-            raise ConfigError(f"{section}.enabled: this version of raycluster does not do that yet; remove it")
+    if config.shards.enabled:
+        raise ConfigError("shards.enabled: this version of raycluster does not do that yet; remove it")
 
 
 def _check_writable(folder: RunFolder) -> None:
@@ -117,9 +124,9 @@ def _do(stages: Stages, step: Step, result: RunResult, dry_run: bool) -> None:
     elif marker is not None:
         log.info("%-9s skipped: %s", step.stage, step.reason)
         # Gone back to an earlier configuration: its result becomes the current one again.
-        current = stages.folder.marker(step.stage)
-        if step.stage == "manifest" or current is None or current.fingerprint != marker.fingerprint:
-            stages.folder.finish(stages.current(marker))
+        marker = stages.current(marker)
+        if stages.folder.marker(step.stage) != marker:
+            stages.folder.finish(marker)
     if marker is None:
         raise RayclusterError(f"{step.stage}: skipped without a result; this is a bug in raycluster")
     result.stages[step.stage] = {"state": state, "rows": marker.rows, "seconds": seconds}
@@ -128,14 +135,24 @@ def _do(stages: Stages, step: Step, result: RunResult, dry_run: bool) -> None:
 
 def _point(result: RunResult, folder: RunFolder, stage: str, path: str) -> None:
     place = folder.root / path
-    if stage == "train":
+    if stage in ("train", "finetune"):
         result.model = place.uri
     elif stage == "report":
         result.report = (place / "index.html").uri
     elif stage == "evaluate":
         result.metrics = (place / "metrics.json").read_json()
     else:
-        result.tables[path.split("/")[0]] = place.uri
+        result.tables["baseline" if stage == "baseline" else path.split("/")[0]] = place.uri
+
+
+def _go_on_with_the_better(stages: Stages) -> None:
+    """Plan the rest anew: with the tuned encoder, or without it if the guard refuses it."""
+    stages.steps = plan.make(stages.folder, stages.ready.inputs)
+    stages.folder.set_plan(stages.steps)
+    marker = stages.folder.marker("finetune")
+    if marker and marker.facts["refused"]:
+        log.warning("finetune  %s", marker.facts["refused"])
+        stages.warnings.append(marker.facts["refused"])
 
 
 def _gate_failures(stages: Stages) -> None:

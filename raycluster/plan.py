@@ -7,8 +7,11 @@ from typing import Any
 
 from raycluster.config import MethodConfig, RunConfig, fingerprint
 from raycluster.run_folder import FOLDERS, Marker, RunFolder
+from raycluster.training.guard import refusal
 
 STAGES = tuple(FOLDERS)
+TUNING = ("baseline", "finetune", "reembed")
+"""The stages that only a run with fine-tuning has."""
 
 
 @dataclass(frozen=True)
@@ -53,8 +56,8 @@ def make(folder: RunFolder, inputs: Inputs) -> dict[str, Step]:
     """The plan: stages in order. Stages that the configuration has no use for are left out."""
     config, planner = inputs.config, _Planner(folder, inputs)
     planner.fixed("manifest", manifest_recipe(config), inputs.manifest)
-    limits = {"max_bytes": config.encoder.max_bytes, "max_pixels": config.encoder.max_pixels}
-    embed = planner.growing("embed", {"encoder": inputs.encoder, **(limits if config.images else {})})
+    limits = config.encoder.model_dump(include={"max_bytes", "max_pixels"}) if config.images else {}
+    embed = planner.growing("embed", {"encoder": inputs.encoder, **limits})
     # The row set stays out of the next two recipes: added rows do not change the nouns or the heads.
     shared = {"source": manifest_recipe(config), "embed": embed, "clusters": config.clusters, "seed": config.seed}
     shared["train_sample"] = inputs.method.train_sample
@@ -62,13 +65,26 @@ def make(folder: RunFolder, inputs: Inputs) -> dict[str, Step]:
     if inputs.vocabulary is not None:
         nouns = planner.trained("semantics", {**shared, "vocabulary": inputs.vocabulary, "space": inputs.space})
     model = planner.trained("train", {**shared, "semantics": nouns, "method": inputs.method.model_dump(mode="json")})
-    assign = planner.growing("assign", {"model": model, "embed": embed, "lineage": inputs.lineage})
-    final = {"assign": assign, "manifest": inputs.manifest}
+    assign = {"model": model, "embed": embed, "lineage": inputs.lineage}
+    final: dict[str, Any] = {"manifest": inputs.manifest}
+    tuning: dict[str, Any] = {}
+    if config.finetune.enabled:
+        # The same table as that of a run that is not fine-tuned: neither does it again.
+        baseline = planner.growing("baseline", assign, name_of="assign")
+        recipe = {**{key: shared[key] for key in ("source", "embed", "seed")}, "train": model}
+        tuned = planner.trained("finetune", {**recipe, "finetune": config.finetune.training})
+        tuning = {"finetune": tuned, "refused": planner.refusal()}
+        if not tuning["refused"]:
+            again = planner.growing("reembed", {"encoder": {"finetune": tuned}, **limits}, name_of="embed")
+            assign = {**assign, "model": tuned, "embed": again}
+            final["baseline"] = baseline
+    final["assign"] = planner.growing("assign", assign)
     shown = config.report
     clusters = {**final, "most_typical": shown.most_typical, "least_typical": shown.least_typical}
     described = planner.fixed("describe", clusters)
     scored = planner.fixed("evaluate", {**final, "semantics": nouns})
-    planner.fixed("report", {"clusters": described, "evaluation": scored, "report": shown.model_dump(mode="json")})
+    page = {"clusters": described, "evaluation": scored, "report": shown.model_dump(mode="json"), **tuning}
+    planner.fixed("report", page)
     return planner.steps
 
 
@@ -81,15 +97,20 @@ class _Planner:
         """A stage whose result depends on the recipe alone."""
         return self._add(stage, recipe, name or fingerprint(stage, recipe))
 
-    def growing(self, stage: str, recipe: dict[str, Any]) -> str:
-        """A row-incremental stage: the same folder takes the rows that are added later."""
-        return self._add(stage, recipe, fingerprint(stage, recipe), grows=True)
+    def growing(self, stage: str, recipe: dict[str, Any], name_of: str | None = None) -> str:
+        """A row-incremental stage: the same folder takes the rows that are added later. `name_of`: the stage that would write the same."""
+        return self._add(stage, recipe, fingerprint(name_of or stage, recipe), grows=True)
 
     def trained(self, stage: str, recipe: dict[str, Any]) -> str:
         """A stage that is kept when rows are added, and named after the rows it saw first."""
         kept = None if self.inputs.retrain else self.folder.latest_with(stage, recipe)
         name = kept.fingerprint if kept else fingerprint(stage, recipe, self.inputs.manifest)
         return self._add(stage, recipe, name, grows=stage == "semantics")
+
+    def refusal(self) -> str:
+        """Why the tuned encoder is refused; empty if it is not, or not known yet."""
+        marker = self.steps["finetune"].marker
+        return refusal(marker.facts["guard"], self.inputs.config.finetune) if marker else ""
 
     def _add(self, stage: str, recipe: dict[str, Any], name: str, grows: bool = False) -> str:
         marker = self.folder.find(stage, name)

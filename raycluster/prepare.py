@@ -52,6 +52,8 @@ def prepare(config: RunConfig, folder: RunFolder, retrain: bool) -> Prepared:
         raise ConfigError(
             f"method.train_sample: {method.train_sample} images cannot train {config.clusters} clusters; raise it, or lower `clusters`"
         )
+    if config.finetune.enabled:
+        _check_finetune(config, method)
     nouns, noun_embeddings, key = _vocabulary(config, method)
     distributed.connect()
     resources = distributed.resolve(config.resources)
@@ -69,6 +71,17 @@ def prepare(config: RunConfig, folder: RunFolder, retrain: bool) -> Prepared:
     space = registry.space(method).model_dump(mode="json")
     inputs = Inputs(config, method, facts["fingerprint"], facts["lineage"], encoder, space, key, retrain)
     return Prepared(config, folder, method, resources, spec, nouns, noun_embeddings, listing, facts, inputs)
+
+
+def _check_finetune(config: RunConfig, method: MethodConfig) -> None:
+    if config.images is None:
+        raise ConfigError(
+            "finetune.enabled: an encoder is tuned on pictures; give `images` instead of `embeddings`, or remove it"
+        )
+    if not registry.method_class(method.name).variant(method).image_head:
+        raise ConfigError(
+            f"finetune.enabled: method {method.name} has no image head that could be trained along; choose consensus, or a trained method"
+        )
 
 
 def _vocabulary(config: RunConfig, method: MethodConfig) -> tuple[list[str] | None, np.ndarray | None, str | None]:

@@ -32,6 +32,16 @@ def vector_column(values: np.ndarray) -> pa.FixedSizeListArray:
     return pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), values.shape[1])
 
 
+def binary_rows(column: pa.ChunkedArray, shape: tuple[int, ...]) -> np.ndarray:
+    """A fixed-size binary column as a read-only array uint8 [n, *shape], without a copy where it is one chunk; nulls hold anything."""
+    values = column.combine_chunks()
+    width = int(np.prod(shape))
+    if not len(values):
+        return np.empty((0, *shape), np.uint8)
+    flat = np.frombuffer(values.buffers()[1], np.uint8, count=len(values) * width, offset=values.offset * width)
+    return flat.reshape(-1, *shape)
+
+
 def unit(values: np.ndarray) -> np.ndarray:
     """Rows [..., d] scaled to length 1, float32; zero rows stay zero."""
     values = values.astype(np.float32)

@@ -6,7 +6,7 @@ kept under `_stages/history/`, so that going back to an earlier configuration fi
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -24,12 +24,21 @@ FOLDERS = {
     "embed": "embeddings",
     "semantics": "semantics",
     "train": "model",
+    "baseline": "assignments",
+    "finetune": "model",
+    "reembed": "embeddings",
     "assign": "assignments",
     "describe": "clusters",
     "evaluate": "evaluation",
     "report": "report",
 }
-"""Every stage in order, and the folder below the output that holds what it writes."""
+"""Every stage in order, and the folder below the output that holds what it writes.
+
+With fine-tuning there are three more: `baseline` assigns with the model of before, for comparison; `reembed` embeds with the tuned encoder.
+"""
+
+
+PLAN = "_stages/plan.json"
 
 
 class Marker(Section):
@@ -76,6 +85,24 @@ class RunFolder:
         markers = [self._read(file) for file in files if file.name.startswith(f"{stage}-")]
         same = [marker for marker in markers if marker and marker.recipe == recipe]
         return max(same, key=lambda marker: marker.finished, default=None)
+
+    def model(self) -> Marker | None:
+        """The marker of the current model: the fine-tuned one where there is one."""
+        trained, tuned = self.marker("train"), self.marker("finetune")
+        return tuned if trained and tuned and tuned.recipe["train"] == trained.fingerprint else trained
+
+    def set_plan(self, stages: Iterable[str]) -> None:
+        """Note which stages the run consists of; those of an earlier configuration that it leaves out are no longer current."""
+        planned = list(stages)
+        (self.root / PLAN).write_json({"stages": planned})
+        for stage in FOLDERS:
+            if stage not in planned:
+                (self.root / "_stages" / f"{stage}.json").delete()
+
+    def plan(self) -> list[str]:
+        """The stages of the run, in order."""
+        file = self.root / PLAN
+        return list(file.read_json()["stages"]) if file.exists() else list(FOLDERS)
 
     def folder(self, stage: str, fingerprint: str) -> Location:
         """Where `stage` writes under this fingerprint."""

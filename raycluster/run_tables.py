@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import sys
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+from tqdm import tqdm
 
 from raycluster import rows
 from raycluster.config import RunConfig
@@ -20,6 +22,17 @@ from raycluster.storage import Location, read_table
 
 if TYPE_CHECKING:
     from raycluster.model import Model
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a stage wrote."""
+
+    rows: int
+    statuses: dict[str, int] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
+    note: str = ""
+    """The end of its line in the log."""
 
 
 @dataclass
@@ -65,20 +78,30 @@ class RunTables:
         return parts(self.place(self.steps[stage]))
 
     @property
+    def tuned(self) -> bool:
+        """Whether images are assigned with a fine-tuned encoder."""
+        return "reembed" in self.steps
+
+    @property
+    def seen(self) -> list[Location]:
+        """The part files of the embeddings that images are assigned by."""
+        return self.parts("reembed" if self.tuned else "embed")
+
+    @property
     def uses_text(self) -> bool:
         """Whether nouns help this run's clustering."""
         return "semantics" in self.steps and registry.method_class(self.ready.method.name).text != "none"
 
     @cached_property
     def model(self) -> Model:
-        """The trained model, loaded once."""
+        """The model that assigns, loaded once."""
         from raycluster.model import load_model
 
-        return load_model(self.place(self.steps["train"]))
+        return load_model(self.place(self.steps["finetune" if self.tuned else "train"]))
 
-    def assignments(self) -> pa.Table:
+    def assignments(self, stage: str = "assign") -> pa.Table:
         """The whole assignments table."""
-        return read_table(self.parts("assign"))
+        return read_table(self.parts(stage))
 
     def training_rows(self) -> np.ndarray:
         """Ids of the images that heads and nouns are fitted to, ascending."""
@@ -96,3 +119,7 @@ class RunTables:
         from raycluster.semantics.vocabulary import read_nouns
 
         return read_nouns(self.place(self.steps["semantics"]) / "nouns.parquet")
+
+    def progress(self, stage: str, total: int) -> tqdm[Any]:
+        """A bar in a terminal; elsewhere (job logs) it would be thousands of lines."""
+        return tqdm(total=total, desc=stage, unit="img", disable=not sys.stderr.isatty(), leave=False)

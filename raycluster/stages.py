@@ -3,45 +3,35 @@
 from __future__ import annotations
 
 import logging
-import sys
-from collections import Counter
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from tqdm import tqdm
 
 from raycluster import describe as naming
 from raycluster import rows
-from raycluster.encoder import provided
 from raycluster.methods import registry
+from raycluster.pixel_stages import PixelStages
 from raycluster.plan import Step
 from raycluster.run_folder import Marker, check_rows, now, parts, relative_path
-from raycluster.run_tables import RunTables
-from raycluster.storage import read_table
+from raycluster.run_tables import Outcome
+from raycluster.storage import Location, read_table
+
+if TYPE_CHECKING:
+    from raycluster.methods.base import Method
 
 log = logging.getLogger(__name__)
 
 MANIFEST_PART = 65_536
 MANIFEST_ROW_GROUP = 4_096
 """Small row groups: an embed task reads one of them to find its few rows."""
-FOLLOWS_ROWS = ("embed", "semantics", "assign")
+FOLLOWS_ROWS = ("embed", "semantics", "baseline", "reembed", "assign")
 """Stages whose marker says which manifest they cover."""
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What a stage wrote."""
-
-    rows: int
-    statuses: dict[str, int] = field(default_factory=dict)
-    facts: dict[str, Any] = field(default_factory=dict)
-    note: str = ""
-    """The end of its line in the log."""
-
-
 @dataclass
-class Stages(RunTables):
+class Stages(PixelStages):
     """The stages of one run."""
 
     warnings: list[str] = field(default_factory=list)
@@ -61,14 +51,15 @@ class Stages(RunTables):
             finished=now(),
             facts=facts,
         )
+        marker = self.current(marker)
         self.folder.finish(marker)
         return marker
 
     def current(self, marker: Marker) -> Marker:
-        """The marker of a skipped stage, made current; a manifest keeps counting row ids where the last one stopped."""
-        if marker.stage != "manifest":
-            return marker
-        return marker.model_copy(update={"facts": {**marker.facts, **self.ready.manifest_facts}})
+        """The marker of a finished stage as it is to be now: the manifest keeps counting row ids, the guard's bounds may be others."""
+        if marker.stage == "manifest":
+            return marker.model_copy(update={"facts": {**marker.facts, **self.ready.manifest_facts}})
+        return self.judged(marker) if marker.stage == "finetune" else marker
 
     def manifest(self, step: Step) -> Outcome:
         """Write the list of images."""
@@ -78,29 +69,6 @@ class Stages(RunTables):
             (place / f"part-{start:012d}.parquet").write_table(table.slice(start, MANIFEST_PART), MANIFEST_ROW_GROUP)
         others = self.ready.manifest_facts["other_files"]
         return Outcome(len(table), facts=self.ready.manifest_facts, note=f"{others} other files" if others else "")
-
-    def embed(self, step: Step) -> Outcome:
-        """Embed the images that are in the manifest and not in the table."""
-        place = self.place(step)
-        done = rows.row_ids(parts(place))
-        self.__dict__.pop("embedded", None)
-        with self._progress("embed", len(np.setdiff1d(self.row_ids, done))) as bar:
-            if self.ready.spec is None:
-                for count in provided.import_provided(
-                    self.config.embedding_sources, self.config.storage, self.ready.listing, done, place
-                ):
-                    bar.update(count)
-            else:
-                from raycluster.encoder.clip import check_encoder
-                from raycluster.encoder.embed import EmbedJob, embed
-
-                check_encoder(self.ready.spec)
-                job = EmbedJob(self.ready.spec, self.config.encoder, self.config.storage, place)
-                for counts in embed(job, parts(self.place(self.steps["manifest"])), done, self.ready.resources):
-                    bar.update(sum(counts.column("rows").to_pylist()))
-        check_rows(place.uri, rows.row_ids(parts(place)), self.row_ids, exact=False)
-        ok, counts = self.embedded
-        return Outcome(len(self.row_ids), counts, note=f"{len(ok)} ok")
 
     def semantics(self, step: Step) -> Outcome:
         """Keep the nouns that fit the images, and pair each image with them."""
@@ -120,7 +88,7 @@ class Stages(RunTables):
             vocabulary.write_nouns(place / "nouns.parquet", [self.ready.nouns[i] for i in kept], embeddings[kept])
         names, kept_embeddings = self.kept_nouns()
         missing = np.setdiff1d(ok, rows.row_ids(parts(place)))
-        with self._progress("semantics", len(missing)) as bar:
+        with self.progress("semantics", len(missing)) as bar:
             for count in counterparts.pair(
                 space, self.parts("embed"), missing, kept_embeddings, place, self.ready.resources
             ):
@@ -168,16 +136,23 @@ class Stages(RunTables):
             len(sample), facts={**facts, "used_clusters": used}, note=f"{self.ready.method.name}, {used} clusters used"
         )
 
+    def baseline(self, step: Step) -> Outcome:
+        """Assign with the model before fine-tuning, for comparison and in case that it fails."""
+        from raycluster.model import load_model
+
+        return self._assign(step, load_model(self.place(self.steps["train"])).method, self.parts("embed"))
+
     def assign(self, step: Step) -> Outcome:
         """Give every image of the manifest its cluster or its status."""
+        return self._assign(step, self.model.method, self.seen)
+
+    def _assign(self, step: Step, method: Method, embeddings: list[Location]) -> Outcome:
         from raycluster.assign import assign
 
-        place, method = self.place(step), self.model.method
+        place = self.place(step)
         done = rows.row_ids(parts(place))
-        counts: Counter[str] = Counter()
-        with self._progress("assign", len(np.setdiff1d(self.row_ids, done))) as bar:
-            for counted in assign(method, self.parts("embed"), self.ready.listing, done, place):
-                counts.update(counted)
+        with self.progress(step.stage, len(np.setdiff1d(self.row_ids, done))) as bar:
+            for counted in assign(method, embeddings, self.ready.listing, done, place):
                 bar.update(counted.total())
         check_rows(place.uri, rows.row_ids(parts(place)), self.row_ids, exact=True)
         return Outcome(len(self.row_ids), rows.statuses(parts(place), self.row_ids)[1])
@@ -190,23 +165,27 @@ class Stages(RunTables):
 
     def evaluate(self, step: Step) -> Outcome:
         """Score the assignment."""
-        from raycluster.evaluate import evaluate
+        from raycluster.evaluate import agreement, evaluate
 
         paired = self.parts("semantics") if "semantics" in self.steps else None
-        scores, advice = evaluate(
-            self.ready.listing,
-            self.assignments(),
-            self.parts("embed"),
-            paired,
-            self.config.clusters,
-            self.config.seed,
-            advise=self.uses_text,
+        # Tuned or not, the encoder as it came is the yardstick: in a space made for the clusters they could only look good.
+        score = partial(
+            evaluate,
+            manifest=self.ready.listing,
+            embeddings=self.parts("embed"),
+            counterparts=paired,
+            n_clusters=self.config.clusters,
+            seed=self.config.seed,
         )
+        scores, facts = score(self.assignments(), advise=self.uses_text)
+        if self.tuned:
+            before = self.assignments("baseline")
+            facts |= {"before": score(before, advise=False)[0], "agreement": agreement(before, self.assignments())}
         (self.place(step) / "metrics.json").write_json(scores)
         shown = [f"{name.upper()} {scores[name]:.3f}" for name in ("acc", "nmi", "ari") if scores[name] is not None]
-        if advice.get("text_hurts"):
-            self.warnings.append(advice["text_advice"])
-        return Outcome(scores["n_rows"], facts=advice, note=" ".join(shown))
+        if facts.get("text_hurts"):
+            self.warnings.append(facts["text_advice"])
+        return Outcome(scores["n_rows"], facts=facts, note=" ".join(shown))
 
     def report(self, step: Step) -> Outcome:
         """Write the HTML page."""
@@ -217,10 +196,9 @@ class Stages(RunTables):
         config, place, method = self.config, self.place(step), self.model.method
         history = self.model.record["training"]["history"]
         counts, failed = self.failures()
-        markers = [self.folder.marker(stage) for stage in self.steps]
-        points, clusters = build.sample_map(
-            self.parts("embed"), self.assignments(), config.report.map_sample, config.seed
-        )
+        markers = {stage: self.folder.marker(stage) for stage in self.steps}
+        known = {stage: marker.facts for stage, marker in markers.items() if marker is not None}
+        points, clusters = build.sample_map(self.seen, self.assignments(), config.report.map_sample, config.seed)
         page = render(
             ReportData(
                 title=self.folder.root.uri,
@@ -242,8 +220,9 @@ class Stages(RunTables):
                     pixels=self.ready.spec is not None,
                 ),
                 metrics=(self.place(self.steps["evaluate"]) / "metrics.json").read_json(),
-                stages={marker.stage: marker.seconds for marker in markers if marker is not None},
-                advice=next((m.facts.get("text_advice", "") for m in markers if m and m.stage == "evaluate"), ""),
+                stages={stage: marker.seconds for stage, marker in markers.items() if marker is not None},
+                advice=known["evaluate"].get("text_advice", ""),
+                tuning=build.tuning(known["finetune"], known["evaluate"]) if "finetune" in known else None,
                 fit=method.explain(history[0]) if isinstance(method, FittedMethod) else "",
                 training=history,
                 map_points=points,
@@ -269,7 +248,3 @@ class Stages(RunTables):
         nouns, embeddings = self.kept_nouns()
         affinity = naming.noun_affinity(rows.unit(images), assigned, embeddings, self.config.clusters)
         return naming.name_clusters(affinity, nouns)
-
-    def _progress(self, stage: str, total: int) -> Any:
-        # A bar in a terminal; elsewhere (job logs) it would be thousands of lines.
-        return tqdm(total=total, desc=stage, unit="img", disable=not sys.stderr.isatty(), leave=False)

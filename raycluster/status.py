@@ -7,7 +7,6 @@ from typing import Any
 
 from raycluster.config import StorageConfig
 from raycluster.errors import ConfigError
-from raycluster.plan import STAGES
 from raycluster.run_folder import RunFolder, parts
 from raycluster.storage import locate
 
@@ -17,7 +16,7 @@ log = logging.getLogger(__name__)
 def status(output: str, storage: StorageConfig) -> dict[str, Any]:
     """What the markers of a run folder say; reads no table, starts nothing. Raises :class:`ConfigError` if none is there."""
     folder = RunFolder(locate(output, storage))
-    markers = {stage: folder.marker(stage) for stage in STAGES}
+    markers = {stage: folder.marker(stage) for stage in folder.plan()}
     if not any(markers.values()):
         raise ConfigError(f"{folder.root.uri}: no stage of a run was finished here; give the `output` of a run")
     stages: dict[str, dict[str, Any]] = {}
@@ -41,6 +40,9 @@ def status(output: str, storage: StorageConfig) -> dict[str, Any]:
         warnings.append(
             f"the model was trained on {train.rows} of {manifest.rows} images; {share:.1%} it has not seen (`--retrain` trains again)"
         )
+    tuned = markers.get("finetune")
+    if tuned and tuned.facts["refused"]:
+        warnings.append(tuned.facts["refused"])
     for warning in warnings:
         log.info("%s", warning)
     return {
@@ -53,7 +55,7 @@ def status(output: str, storage: StorageConfig) -> dict[str, Any]:
             for stage, marker in markers.items()
             if marker and parts(folder.located(marker))
         },
-        "model": folder.located(train).uri if train else None,
+        "model": folder.located(model).uri if (model := folder.model()) else None,
         "metrics": (folder.located(markers["evaluate"]) / "metrics.json").read_json() if markers["evaluate"] else {},
         "report": (folder.located(markers["report"]) / "index.html").uri if markers["report"] else None,
         "warnings": warnings,

@@ -5,6 +5,7 @@ A :class:`Location` is a file or folder; everything else joins names to it and r
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import threading
@@ -19,7 +20,7 @@ import pyarrow.parquet as pq
 from pyarrow import fs
 
 from raycluster.config import StorageConfig
-from raycluster.errors import ConfigError
+from raycluster.errors import ArtifactError, ConfigError
 
 # Many S3-compatible servers answer 411 to the checksum trailers that newer AWS SDKs add to every upload.
 os.environ.setdefault("AWS_REQUEST_CHECKSUM_CALCULATION", "when_required")
@@ -76,6 +77,18 @@ class Location:
         """The whole file."""
         with self.filesystem.open_input_stream(self.path) as stream:
             return stream.read()
+
+    def read_verified(self, sha256: str) -> bytes:
+        """The whole file of a model; raises :class:`ArtifactError` if it is missing or not the one with this hash."""
+        try:
+            content = self.read_bytes()
+        except FileNotFoundError:
+            raise ArtifactError(f"{self.uri} is missing; restore it, or delete the folder and train again") from None
+        if hashlib.sha256(content).hexdigest() != sha256:
+            raise ArtifactError(
+                f"{self.uri} is not the file that model.json describes (sha256 differs); restore it or train again"
+            )
+        return content
 
     def write_bytes(self, data: bytes) -> None:
         """Write the whole file at once: readers see the old file or the new one, never a part."""

@@ -7,9 +7,14 @@ from typing import Any
 import pytest
 
 from raycluster.config import MethodConfig, RunConfig, validate
-from raycluster.plan import STAGES, Inputs, Step, make
+from raycluster.plan import STAGES, TUNING, Inputs, Step, make
 from raycluster.run_folder import Marker, RunFolder, now
 from raycluster.storage import locate
+
+PLAIN = tuple(stage for stage in STAGES if stage not in TUNING)
+GOOD = {"agreement": 0.9, "clusters_before": 9.0, "clusters_after": 9.0, "consistency_before": 0.8,
+        "consistency_after": 0.79, "imbalance_before": 0.1, "imbalance_after": 0.1}  # fmt: skip
+TUNED = {"finetune": {"enabled": True}}
 
 
 def config(**changes: Any) -> RunConfig:
@@ -29,9 +34,9 @@ def inputs(run: RunConfig | None = None, **changes: Any) -> Inputs:
     return replace(given, **changes)
 
 
-def finish(folder: RunFolder, steps: dict[str, Step], manifest: str = "m1") -> None:
+def finish(folder: RunFolder, steps: dict[str, Step], manifest: str = "m1", **guard: float) -> None:
     for step in steps.values():
-        facts = {"manifest": manifest}
+        facts = {"manifest": manifest, "guard": {**GOOD, **guard}}
         folder.finish(
             Marker(
                 stage=step.stage,
@@ -57,7 +62,7 @@ def to_run(steps: dict[str, Step]) -> list[str]:
 
 def test_everything_runs_at_first_and_nothing_after(folder: RunFolder) -> None:
     steps = make(folder, inputs())
-    assert to_run(steps) == list(STAGES)
+    assert to_run(steps) == list(PLAIN)
     assert {step.reason for step in steps.values()} == {"not done yet"}
     finish(folder, steps)
     assert to_run(make(folder, inputs())) == []
@@ -92,7 +97,7 @@ def test_resources_limits_and_places_redo_nothing(folder: RunFolder, change: dic
 def test_a_changed_checkpoint_never_reuses_embeddings(folder: RunFolder) -> None:
     finish(folder, make(folder, inputs()))
     steps = make(folder, inputs(encoder="e2", vocabulary="v2"))
-    assert to_run(steps) == list(STAGES)[1:]
+    assert to_run(steps) == list(PLAIN)[1:]
 
 
 def test_added_rows_are_embedded_and_assigned_without_training(folder: RunFolder) -> None:
@@ -134,3 +139,50 @@ def test_nouns_are_kept_for_a_method_that_chooses_them_alike(folder: RunFolder) 
     steps = make(folder, other)
     assert to_run(steps)[0] == "semantics"
     assert steps["semantics"].reason == "changed: space"
+
+
+def test_fine_tuning_comes_between_a_baseline_and_a_second_embedding(folder: RunFolder) -> None:
+    finish(folder, make(folder, inputs()))
+    steps = make(folder, inputs(config(**TUNED)))
+    assert list(steps) == list(STAGES)
+    assert to_run(steps) == ["baseline", "finetune", "reembed", "assign", "describe", "evaluate", "report"]
+    # The baseline is the table that a run without fine-tuning has made.
+    assert steps["baseline"].fingerprint == make(folder, inputs())["assign"].fingerprint
+    assert steps["assign"].fingerprint != steps["baseline"].fingerprint
+    finish(folder, steps)
+    assert to_run(make(folder, inputs(config(**TUNED)))) == []
+    assert to_run(make(folder, inputs())) == []
+
+
+def test_a_refused_encoder_leaves_the_model_before(folder: RunFolder) -> None:
+    finish(folder, make(folder, inputs(config(**TUNED))), clusters_after=5.0)
+    steps = make(folder, inputs(config(**TUNED)))
+    assert "reembed" not in steps
+    assert steps["assign"].fingerprint == steps["baseline"].fingerprint
+    assert to_run(steps) == ["assign", "describe", "evaluate", "report"]
+    # Another bound is judged anew, without training.
+    wider = make(folder, inputs(config(finetune={"enabled": True, "max_lost_clusters": 0.5})))
+    assert "reembed" in wider
+    assert to_run(wider) == []
+
+
+@pytest.mark.parametrize(
+    "change", [{"gradient_checkpointing": True}, {"checkpoint_seconds": 1}, {"max_lost_consistency": 0.3}]
+)
+def test_what_the_weights_do_not_depend_on_trains_nothing(folder: RunFolder, change: dict[str, Any]) -> None:
+    finish(folder, make(folder, inputs(config(**TUNED))))
+    assert to_run(make(folder, inputs(config(finetune={"enabled": True, **change})))) == []
+
+
+def test_added_rows_are_embedded_with_both_encoders(folder: RunFolder) -> None:
+    finish(folder, make(folder, inputs(config(**TUNED))))
+    steps = make(folder, inputs(config(**TUNED), manifest="m2"))
+    assert set(STAGES) - set(to_run(steps)) == {"train", "finetune"}
+    assert "finetune" in to_run(make(folder, inputs(config(**TUNED), manifest="m2", retrain=True)))
+
+
+def test_another_rank_is_another_training(folder: RunFolder) -> None:
+    finish(folder, make(folder, inputs(config(**TUNED))))
+    steps = make(folder, inputs(config(finetune={"enabled": True, "rank": 4})))
+    assert to_run(steps)[0] == "finetune"
+    assert steps["finetune"].reason == "changed: finetune"

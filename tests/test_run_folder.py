@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from raycluster.errors import ArtifactError, DataQualityError
-from raycluster.run_folder import Marker, RunFolder, check_failures, check_rows, now, part_name
+from raycluster.run_folder import FOLDERS, Marker, RunFolder, check_failures, check_rows, now, part_name
 from raycluster.storage import locate
 
 
@@ -36,6 +36,28 @@ def test_an_earlier_configuration_is_found_again(tmp_path: Path) -> None:
     assert earlier is not None
     assert same is not None
     assert (current.fingerprint, earlier.fingerprint, same.fingerprint) == ("bb", "aa", "aa")
+
+
+def test_the_model_is_the_tuned_one_where_it_comes_from_the_current_training(tmp_path: Path) -> None:
+    folder = RunFolder(locate(str(tmp_path)))
+    assert folder.model() is None
+    folder.finish(marker(fingerprint="aa"))
+    folder.finish(marker("finetune", "cc", recipe={"train": "aa"}))
+    assert (folder.model() or marker()).fingerprint == "cc"
+    folder.finish(marker(fingerprint="bb"))
+    assert (folder.model() or marker()).fingerprint == "bb"
+
+
+def test_a_stage_that_is_not_planned_any_more_is_not_current(tmp_path: Path) -> None:
+    folder = RunFolder(locate(str(tmp_path)))
+    assert folder.plan() == list(FOLDERS)
+    folder.finish(marker(fingerprint="aa"))
+    folder.finish(marker("finetune", "cc", recipe={"train": "aa"}))
+    folder.set_plan(["train"])
+    assert folder.plan() == ["train"]
+    assert folder.marker("finetune") is None
+    assert folder.find("finetune", "cc") is not None
+    assert (folder.model() or marker("x")).fingerprint == "aa"
 
 
 def test_a_damaged_marker_names_its_file(tmp_path: Path) -> None:

@@ -62,7 +62,7 @@ def label_free_scores(
     neighbors = nearest_neighbors(x, NEIGHBORS)
     hits = torch.bincount(neighbors.flatten(), minlength=len(x)).double()
     return {
-        "neighborhood_consistency": _mean((own[neighbors] == own.unsqueeze(1)).double()),
+        "neighborhood_consistency": neighborhood_consistency(neighbors, own) if neighbors.numel() else None,
         "confidence": _mean(torch.from_numpy(np.asarray(confidence, np.float64))),
         "imbalance": size_imbalance(np.bincount(clusters, minlength=n_clusters)),
         "neighborhood_imbalance": float(hits.std(correction=0) / hits.mean()) if hits.sum() > 0 else None,
@@ -70,6 +70,11 @@ def label_free_scores(
         "silhouette": _silhouette(x, own, n_clusters),
         "image_text_agreement": None if counterparts is None else _agreement(counterparts, own, n_clusters),
     }
+
+
+def neighborhood_consistency(neighbors: torch.Tensor, clusters: torch.Tensor) -> float:
+    """Share of the neighbors [n, k] (positions) of an image that are in its own of the clusters [n]."""
+    return float((clusters[neighbors] == clusters.unsqueeze(1)).double().mean())
 
 
 def size_imbalance(sizes: np.ndarray) -> float:

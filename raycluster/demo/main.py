@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,10 @@ PROMPTS = ["a {}", "a picture of a {}", "a drawing of a {}", "an icon of a {}", 
 """Phrases of the tiny CLIP's captions."""
 
 
-def demo(output: str, seed: int, method: str) -> dict[str, Any]:
+def demo(output: str, seed: int, method: str, finetune: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Draw the pictures (once), run every stage, print the clusters; returns the run's result as plain data.
+
+    `finetune`: the section of the configuration, none by default.
 
     The vocabulary is every noun of the captions that the tiny CLIP was trained with, not the kinds shown.
     """
@@ -40,6 +43,7 @@ def demo(output: str, seed: int, method: str) -> dict[str, Any]:
         "encoder": {"model": "builtin"},
         "vocabulary": {"source": str(nouns), "prompts": PROMPTS},
         "method": {"name": method},
+        "finetune": dict(finetune or {}),
     }
     result = run(validate(config), command="demo")
     _show(result.as_json())

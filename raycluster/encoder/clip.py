@@ -5,19 +5,30 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import torch
 from PIL.Image import Image
+from safetensors.torch import load
+from torch import Tensor
 
 from raycluster.config import EncoderConfig
 from raycluster.encoder.weights import find_weights
 from raycluster.errors import ConfigError
+from raycluster.storage import Location
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class TunedTower:
+    """Weights of a fine-tuned vision tower: a safetensors file, and the hash of what it must hold."""
+
+    file: Location
+    sha256: str
 
 
 @dataclass(frozen=True)
@@ -41,6 +52,13 @@ class EncoderSpec:
     force_quick_gelu: bool
     fingerprint: str
     """Changes with configuration, preprocessing, precision or weights, not with the place where the weights lie."""
+    tower: TunedTower | None = None
+    """A fine-tuned vision tower in place of the model's own."""
+
+    def tuned(self, tower: TunedTower) -> EncoderSpec:
+        """This encoder with a fine-tuned vision tower."""
+        covered = hashlib.sha256(f"{self.fingerprint} {tower.sha256}".encode()).hexdigest()[:16]
+        return replace(self, tower=tower, fingerprint=covered)
 
     @property
     def pixel_shape(self) -> tuple[int, int, int]:
@@ -134,8 +152,8 @@ class ClipEncoder:
         self.model, self.spec, self.device = model, spec, device
         self._name = name
         scale = 255.0
-        self._mean = (torch.tensor(spec.mean) * scale).view(1, 3, 1, 1).to(device)
-        self._std = (torch.tensor(spec.std) * scale).view(1, 3, 1, 1).to(device)
+        self._mean = (torch.tensor(spec.mean) * scale).view(1, 3, 1, 1)
+        self._std = (torch.tensor(spec.std) * scale).view(1, 3, 1, 1)
         self._tokenizer: Any = None  # made at the first text; pictures need none
 
     @classmethod
@@ -155,16 +173,22 @@ class ClipEncoder:
             )
         except Exception as error:
             raise _unloadable(spec, error) from error
+        if spec.tower is not None:
+            model.visual.load_state_dict(load(spec.tower.file.read_verified(spec.tower.sha256)))
         # Pictures come as height, width, channel: convolutions take them as they are, half as fast again on CPUs.
         model.visual.to(memory_format=torch.channels_last)
         return cls(model.eval().requires_grad_(False), weights.model, spec, device)
+
+    def normalized(self, pixels: Tensor) -> Tensor:
+        """uint8 [B, height, width, 3] on any device → float32 [B, 3, height, width] as the vision tower expects them."""
+        mean, std = self._mean.to(pixels.device), self._std.to(pixels.device)
+        return pixels.permute(0, 3, 1, 2).float().sub_(mean).div_(std)
 
     @torch.inference_mode()
     def encode_pixels(self, pixels: np.ndarray) -> np.ndarray:
         """uint8 [B, height, width, 3] → float16 [B, d] embeddings, not normalized."""
         # Copied: Ray hands out read-only arrays, which torch must not alias.
-        x = torch.from_numpy(pixels.copy()).to(self.device, non_blocking=True).permute(0, 3, 1, 2)
-        x = x.float().sub_(self._mean).div_(self._std)
+        x = self.normalized(torch.from_numpy(pixels.copy()).to(self.device, non_blocking=True))
         return self.model.encode_image(x.to(_DTYPES[self.spec.precision]), normalize=False).half().cpu().numpy()
 
     @torch.inference_mode()

@@ -8,7 +8,6 @@ does not survive added rows.)
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -24,11 +23,11 @@ from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
 
 from raycluster.config import EncoderConfig, StorageConfig
-from raycluster.distributed import Resources
+from raycluster.distributed import Resources, streaming
 from raycluster.encoder.clip import ClipEncoder, EncoderSpec, pil_transform
 from raycluster.images.decode import decode_batch
 from raycluster.images.fetch import fetch_batch
-from raycluster.rows import vector_column
+from raycluster.rows import binary_rows, vector_column
 from raycluster.run_folder import part_name
 from raycluster.storage import Location
 from raycluster.tables import embeddings_schema
@@ -36,8 +35,6 @@ from raycluster.tables import embeddings_schema
 BLOCK_ROWS = {"cpu": 128, "cuda": 512}
 """Most images in a block, the unit of scheduling and of loss at a kill: some seconds of work for one actor."""
 SMALLEST_BLOCK = 16
-FETCH_THREADS = 8
-"""Concurrent reads of one task; fetching waits, it does not compute."""
 
 
 @dataclass(frozen=True)
@@ -97,13 +94,8 @@ def _read_block(file: Location, group: int, wanted: np.ndarray) -> pa.Table:
 
 def decode_rows(block: pa.Table, job: EmbedJob) -> pa.Table:
     """Fetch and decode the pictures of a block. Adds status, error, width, height and pixels (uint8 at model size)."""
-    fetched = fetch_batch(
-        block.column("uri").to_pylist(),
-        block.column("size").to_pylist(),
-        job.storage,
-        job.limits.max_bytes,
-        FETCH_THREADS,
-    )
+    uris, sizes = block.column("uri").to_pylist(), block.column("size").to_pylist()
+    fetched = fetch_batch(uris, sizes, job.storage, job.limits.max_bytes)
     side = min(job.spec.image_size)
     decoded = decode_batch(fetched, pil_transform(job.spec), job.limits.max_pixels, min_side=side)
     bytes_each = int(np.prod(job.spec.pixel_shape))
@@ -134,22 +126,16 @@ class EncodeRows:
     def __call__(self, block: pa.Table) -> pa.Table:
         """[n] rows with `pixels` → the same rows with `embedding`, null where the status is not `ok`."""
         ok = pc.equal(block.column("status"), "ok")
-        pixels = block.column("pixels").filter(ok).combine_chunks()
+        images = binary_rows(block.column("pixels").filter(ok), self.spec.pixel_shape)
         schema = embeddings_schema(self.spec.dim)
         column = pa.nulls(len(block), schema.field("embedding").type)
-        if len(pixels):
+        if len(images):
+            starts = range(0, len(images), self.batch_rows)
+            vectors = [self.encoder.encode_pixels(images[i : i + self.batch_rows]) for i in starts]
             # Row i of the result is the next embedding if the row is ok, else null.
             position = pa.array(np.cumsum(ok.to_numpy()) - 1, mask=~ok.to_numpy())
-            column = vector_column(self._encode(pixels)).take(position)
+            column = vector_column(np.concatenate(vectors)).take(position)
         return block.drop_columns(["pixels"]).append_column("embedding", column).cast(schema)
-
-    def _encode(self, pixels: Any) -> np.ndarray:
-        # A view of the Arrow buffer: no copy until a batch goes to the device.
-        width = int(np.prod(self.spec.pixel_shape))
-        flat = np.frombuffer(pixels.buffers()[1], np.uint8, count=len(pixels) * width, offset=pixels.offset * width)
-        images = flat.reshape(-1, *self.spec.pixel_shape)
-        starts = range(0, len(images), self.batch_rows)
-        return np.concatenate([self.encoder.encode_pixels(images[i : i + self.batch_rows]) for i in starts])
 
 
 def write_rows(block: pa.Table, job: EmbedJob) -> pa.Table:
@@ -168,19 +154,9 @@ def embed(job: EmbedJob, manifest: list[Location], done: np.ndarray, resources: 
     source = ManifestRows(manifest, done, BLOCK_ROWS[device], actors)
     if not source.blocks:
         return
-    context = ray.data.DataContext.get_current().copy()
-    context.enable_progress_bars = False
-    # One line a stage is ours to print; Ray Data, whose loggers are set up when it is imported, would add its plan and more.
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
-    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
-    # Otherwise an error of ours, such as storage that is down, would arrive as text only.
-    context.raise_original_map_exception = True
     # Decoding is faster than encoding on CPUs: without a limit it would fill the object store with pixels.
     block_bytes = int(np.prod(job.spec.pixel_shape)) * max(len(wanted) for *_, wanted in source.blocks)
-    context.execution_options.resource_limits = ray.data.ExecutionResources(
-        object_store_memory=max(2**27, 6 * actors * block_bytes)
-    )
-    with ray.data.DataContext.current(context):
+    with streaming(max(2**27, 6 * actors * block_bytes)):
         # Both with the same demand, or Ray would not fuse them into one task.
         rows = ray.data.read_datasource(source, override_num_blocks=len(source.blocks), num_cpus=resources.task_cpus)
         stream = (
@@ -196,7 +172,7 @@ def embed(job: EmbedJob, manifest: list[Location], done: np.ndarray, resources: 
                 fn_constructor_args=(
                     job,
                     device,
-                    resources.actor_threads,
+                    resources.threads(actors),
                     256 if resources.use_gpu else 32,
                 ),
                 compute=ActorPoolStrategy(size=actors),

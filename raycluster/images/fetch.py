@@ -26,6 +26,8 @@ from raycluster.tables import Status
 TRIES = 5
 PATIENCE_S = 30.0
 """No new try begins later than this after the first one."""
+FETCH_THREADS = 8
+"""Concurrent reads of one task; fetching waits, it does not compute."""
 MAX_S3_KEY = 1024
 """Longest key S3 allows, in bytes of UTF-8."""
 
@@ -82,7 +84,7 @@ def fetch_batch(
     sizes: Sequence[int | None],
     storage: StorageConfig,
     max_bytes: int,
-    threads: int,
+    threads: int = FETCH_THREADS,
 ) -> list[Fetched]:
     """Read objects, `threads` of them at a time; results in the order of `uris`. Raises as :func:`fetch` does."""
     with ThreadPoolExecutor(threads) as pool:

@@ -116,6 +116,8 @@ class Method(nn.Module, ABC):
     text: ClassVar[Literal["none", "optional", "required"]]
     """Whether nouns help the clustering; where they are required, a run without a vocabulary is refused."""
     Config: ClassVar[type[MethodConfig]]
+    image_head: ClassVar[tuple[str, ...]] = ()
+    """Names of the modules between embedding and logits, which fine-tuning the encoder trains along; none: it cannot."""
 
     def __init__(self, config: MethodConfig, dim: int, n_clusters: int, n_rows: int, seed: int) -> None:
         """`dim`: size d of an embedding; `n_rows`: number N of training rows, to which constants may be scaled."""
@@ -151,10 +153,11 @@ class Method(nn.Module, ABC):
     def predict(self, embeddings: Tensor) -> Tensor:
         """[B, d] embeddings as the encoder gives them → [B, C] float32 cluster probabilities."""
         self.eval()
-        return self._probabilities(embeddings.float())
+        return self.logits(embeddings.float()).softmax(dim=1)
 
     @abstractmethod
-    def _probabilities(self, embeddings: Tensor) -> Tensor: ...
+    def logits(self, embeddings: Tensor) -> Tensor:
+        """[B, d] embeddings as the encoder gives them → [B, C], before the softmax; with gradient."""
 
 
 class FittedMethod(Method):

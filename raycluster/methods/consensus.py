@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from pydantic import ConfigDict, Field
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from raycluster.clustering.kmeans import kmeans
@@ -182,34 +182,33 @@ def _facts(agree: np.ndarray, views: int) -> dict[str, float]:
 
 
 class ConsensusMethod(FittedMethod):
-    """Whitening and cluster centers; probabilities by softmax over the cosines to the centers."""
+    """Whitening and cluster centers as SEIC's image head has them: Linear(d, d), normalized, Linear(d, C)."""
 
     name = "consensus"
     text = "optional"
     Config = ConsensusConfig
+    image_head = ("image_projection", "image_clustering")
     config: ConsensusConfig
-    mean: Tensor
-    whitening: Tensor
-    centers: Tensor
 
     def __init__(self, config: ConsensusConfig, dim: int, n_clusters: int, n_rows: int, seed: int) -> None:
         super().__init__(config, dim, n_clusters, n_rows, seed)
-        self.register_buffer("mean", torch.zeros(dim))
-        self.register_buffer("whitening", torch.zeros(dim, dim))
-        self.register_buffer("centers", torch.zeros(n_clusters, dim))
+        # Set by fit; drawing them would move torch's global generator.
+        self.image_projection = nn.utils.skip_init(nn.Linear, dim, dim)
+        self.image_clustering = nn.utils.skip_init(nn.Linear, dim, n_clusters, bias=False)
 
     @classmethod
     def wants_vocabulary(cls, config: MethodConfig) -> bool:
         """It chooses among all nouns itself, after averaging images over their neighbors."""
         return True
 
+    @torch.no_grad()
     def fit(self, data: TrainingData, search: NeighborSearch = nearest_neighbors) -> dict[str, float]:
         """Fit whitening and centers; returns how far the votes agree."""
         rows = torch.arange(len(data.images), device=data.images.device)
         found = consensus(data.unit_images(rows), data.vocabulary, self.n_clusters, self.seed, self.config, search)
-        self.mean.copy_(found.mean)
-        self.whitening.copy_(found.whitening)
-        self.centers.copy_(found.centers)
+        self.image_projection.weight.copy_(found.whitening.T)
+        self.image_projection.bias.copy_(-found.mean @ found.whitening)
+        self.image_clustering.weight.copy_(found.centers / self.config.temperature)
         return found.facts
 
     def explain(self, facts: Mapping[str, float]) -> str:
@@ -229,9 +228,11 @@ class ConsensusMethod(FittedMethod):
             words += f". They agree (1: the same clusters; 0: unrelated) {', '.join(agree)}"
         return f"{words}. {facts['nearest_own_center']:.1%} of the images lie nearest to the center of the cluster voted for."
 
-    def _probabilities(self, embeddings: Tensor) -> Tensor:
-        whitened = normalize((normalize(embeddings, dim=1) - self.mean) @ self.whitening, dim=1)
-        return (whitened @ self.centers.T / self.config.temperature).softmax(dim=1)
+    def logits(self, embeddings: Tensor) -> Tensor:
+        """Cosines to the centers in the last whitened space over the temperature."""
+        whitened = normalize(self.image_projection(normalize(embeddings, dim=1)), dim=1)
+        logits: Tensor = self.image_clustering(whitened)
+        return logits
 
 
 def consensus_clusters(

@@ -59,8 +59,9 @@ class KMeansMethod(FittedMethod):
         """How well the centers fit."""
         return f"Mean cosine of an image to its center: {facts['mean_cosine']:.3f}, after {facts['iterations']:.0f} iterations."
 
-    def _probabilities(self, embeddings: Tensor) -> Tensor:
-        return (normalize(embeddings, dim=1) @ self.centers.T / self.config.temperature).softmax(dim=1)
+    def logits(self, embeddings: Tensor) -> Tensor:
+        """Cosines to the centers over the temperature."""
+        return normalize(embeddings, dim=1) @ self.centers.T / self.config.temperature
 
 
 METHOD = KMeansMethod

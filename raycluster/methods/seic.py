@@ -140,6 +140,7 @@ class SEIC(TrainedMethod):
 
     name = "seic"
     text = "required"
+    image_head = ("image_projection", "image_clustering")
     Config = SEICConfig
     config: SEICConfig
     image_projection: nn.Linear
@@ -257,9 +258,11 @@ class SEIC(TrainedMethod):
         """Move the history of cluster sizes."""
         self.history.copy_(updated_history(self.history, outputs["logits_image"], self.config.history_momentum))
 
-    def _probabilities(self, embeddings: Tensor) -> Tensor:
+    def logits(self, embeddings: Tensor) -> Tensor:
+        """Of the image's projection and cluster layer."""
         z = normalize(self.image_projection(normalize(embeddings, dim=1)), dim=1)
-        return self.image_clustering(self.config.feature_norm * z).softmax(dim=1)
+        logits: Tensor = self.image_clustering(self.config.feature_norm * z)
+        return logits
 
 
 METHOD = SEIC

@@ -123,6 +123,7 @@ class SIC(TrainedMethod):
 
     name = "sic"
     text = "required"
+    image_head = ("head",)
     Config = SICConfig
     config: SICConfig
     scale: Tensor
@@ -232,8 +233,9 @@ class SIC(TrainedMethod):
         total = consistency - self.config.entropy_weight * entropy + self.config.pseudo_label_weight * pseudo
         return total, detached(loss=total, consistency=consistency, entropy=entropy, pseudo_labels=pseudo)
 
-    def _probabilities(self, embeddings: Tensor) -> Tensor:
-        return self._logits(embeddings).softmax(dim=1)
+    def logits(self, embeddings: Tensor) -> Tensor:
+        """Of the one head, on scaled embeddings."""
+        return self._logits(embeddings)
 
 
 METHOD = SIC

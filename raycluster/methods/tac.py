@@ -86,6 +86,7 @@ class TAC(TrainedMethod):
 
     name = "tac"
     text = "required"
+    image_head = ("cluster_head_image",)
     Config: ClassVar[type[MethodConfig]] = TACConfig
     config: TACHeadsConfig
 
@@ -185,8 +186,10 @@ class TAC(TrainedMethod):
         draw = integers(self.seed, epoch, data.row_ids[rows], stream, neighbors.shape[1])
         return neighbors[rows, draw].long()
 
-    def _probabilities(self, embeddings: Tensor) -> Tensor:
-        return self.cluster_head_image(normalize(embeddings, dim=1)).softmax(dim=1)
+    def logits(self, embeddings: Tensor) -> Tensor:
+        """Of the image head."""
+        logits: Tensor = self.cluster_head_image(normalize(embeddings, dim=1))
+        return logits
 
 
 class TrainingFreeTAC(FittedMethod):
@@ -227,10 +230,11 @@ class TrainingFreeTAC(FittedMethod):
         self.kept_nouns = state_dict["kept_nouns"].clone()
         return super().load_state_dict(state_dict, strict, assign)
 
-    def _probabilities(self, embeddings: Tensor) -> Tensor:
+    def logits(self, embeddings: Tensor) -> Tensor:
+        """Cosines of image and counterpart, side by side, to the centers over the temperature."""
         paired = self.space(self.config).pair(embeddings, self.kept_nouns)
         joined = side_by_side(normalize(embeddings, dim=1), paired)
-        return (joined @ self.centers.T / self.config.assignment_temperature).softmax(dim=1)
+        return joined @ self.centers.T / self.config.assignment_temperature
 
 
 def _space(config: MethodConfig) -> SemanticSpace:

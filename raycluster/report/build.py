@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from raycluster.config import EncoderConfig, ReportConfig, RunConfig, StorageConfig
 from raycluster.images.decode import Rejected, decode
 from raycluster.images.fetch import fetch
-from raycluster.report.page import Card, Thumb
+from raycluster.report.page import Card, Thumb, Tuning
 from raycluster.report.projection import project
 from raycluster.report.thumbnails import thumbnail
 from raycluster.rows import gather
@@ -74,6 +74,20 @@ def sample_map(
     chosen = sampled(ids, size, seed)
     clusters = rows.column("cluster").to_numpy()[np.searchsorted(ids, chosen)]
     return project(gather(embeddings, chosen).astype(np.float32), seed), clusters
+
+
+def tuning(record: dict[str, Any], scores: dict[str, Any]) -> Tuning:
+    """What fine-tuning did. `record`, `scores`: facts of the markers of `finetune` and `evaluate`."""
+    trained = {
+        "lora": "Low-rank updates of the query and value projections were trained, and merged into the vision tower.",
+        "last stage": "The vision tower has no attention blocks, so its last stage was trained instead of low-rank updates.",
+    }[record["kind"]]
+    if record["refused"]:
+        came = f"{record['refused'][0].upper()}{record['refused'][1:]}."
+        return Tuning(f"{trained} {came}", {}, record["history"])
+    return Tuning(
+        f"{trained} {scores['agreement']:.1%} of the images kept their cluster.", scores["before"], record["history"]
+    )
 
 
 def facts(config: RunConfig, method: dict[str, Any], encoder: str, other_files: int) -> dict[str, str]:

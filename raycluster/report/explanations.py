@@ -61,3 +61,6 @@ LABEL_FREE = {
     ),
 }
 """Scores that need no labels: metric key → (title, sentence)."""
+
+OF_IMAGES = ("neighborhood_imbalance",)
+"""Scores that depend on the images alone, not on their clusters."""

@@ -51,6 +51,18 @@ class Card:
 
 
 @dataclass(frozen=True)
+class Tuning:
+    """What fine-tuning the encoder did."""
+
+    summary: str
+    """In sentences."""
+    before: Metrics
+    """Like the metrics, of the model before; empty where its result was refused."""
+    history: list[dict[str, float]]
+    """For each epoch the means of the loss and its terms."""
+
+
+@dataclass(frozen=True)
 class ReportData:
     """Everything the page shows."""
 
@@ -74,6 +86,8 @@ class ReportData:
     """What a method that is fitted in one go has to say, in sentences; empty for others."""
     training: list[dict[str, float]]
     """For each epoch the means of the loss and its terms; fewer than two draw no curves."""
+    tuning: Tuning | None
+    """None without fine-tuning."""
     stages: dict[str, float]
     """Seconds by stage, in order."""
     map_points: np.ndarray | None
@@ -105,6 +119,8 @@ def render(data: ReportData) -> str:
             sizes=_sizes(cards),
             map=_map(data, palette),
             curves=_curves(data.training),
+            compared=_compared(data),
+            tuning_curves=_curves(data.tuning.history if data.tuning else []),
             labelled=_scores(data.metrics, explanations.LABELLED, percent),
             label_free=_scores(data.metrics, explanations.LABEL_FREE, fraction),
             meaning=explanations.STATUSES,
@@ -201,6 +217,18 @@ def _scores(
     """(title, value, sentence) of those of `known` that have a value."""
     found = ((metrics.get(key), *words) for key, words in known.items())
     return [(title, form(value), sentence) for value, title, sentence in found if value is not None]
+
+
+def _compared(data: ReportData) -> list[tuple[str, str, str]]:
+    """(title, before, after) of the scores that fine-tuning may have moved."""
+    before = data.tuning.before if data.tuning else {}
+    rows = []
+    for known, form in ((explanations.LABELLED, percent), (explanations.LABEL_FREE, fraction)):
+        for key, (title, _) in known.items():
+            first, then = before.get(key), data.metrics.get(key)
+            if first is not None and then is not None and key not in explanations.OF_IMAGES:
+                rows.append((title, form(first), form(then)))
+    return rows
 
 
 def grouped(number: float | None) -> str:

@@ -42,7 +42,7 @@ def embed_vocabulary(config: RunConfig, nouns: list[str], spec: EncoderSpec, res
 def _encode(
     nouns: list[str], prompts: tuple[str, ...], spec: EncoderSpec, resources: Resources
 ) -> Iterator[np.ndarray]:
-    device, threads = resources.device, resources.actor_threads
+    device, threads = resources.device, resources.threads(resources.encoder_actors)
 
     class TextEncoder:
         def __init__(self) -> None:

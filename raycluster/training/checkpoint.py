@@ -1,36 +1,32 @@
-"""A checkpoint of a training: heads and optimizer as safetensors, the history as JSON. Randomness is counted and needs no state."""
+"""A checkpoint of a training: weights and optimizer as safetensors, the rest as JSON. Randomness is counted and needs no state."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from raycluster.methods.base import Method
-from raycluster.training.loop import History
-
-STATE, HISTORY = "state.safetensors", "history.json"
+STATE, RECORD = "state.safetensors", "record.json"
 
 
-def save(folder: Path, method: Method, optimizer: torch.optim.Optimizer | None, history: History) -> None:
-    """Write all that :func:`restore` needs into an existing folder."""
-    tensors = {f"method.{key}": _plain(value) for key, value in method.state_dict().items()}
+def save(folder: Path, state: Mapping[str, Tensor], optimizer: torch.optim.Optimizer | None, record: Any) -> None:
+    """Write all that :func:`restore` needs into an existing folder. `state`: tensors by name; `record`: JSON data."""
+    tensors = {f"state.{key}": _plain(value) for key, value in state.items()}
     if optimizer is not None:
         for index, slots in optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{slot}": _plain(value) for slot, value in slots.items()}
     save_file(tensors, folder / STATE)
-    (folder / HISTORY).write_text(json.dumps(history))
+    (folder / RECORD).write_text(json.dumps(record))
 
 
-def restore(folder: Path, method: Method, optimizer: torch.optim.Optimizer | None = None) -> History:
-    """Load heads, and optimizer if given, in place; returns the history."""
+def restore(folder: Path, optimizer: torch.optim.Optimizer | None = None) -> tuple[dict[str, Tensor], Any]:
+    """State and record of a checkpoint; the optimizer, if given, is restored in place."""
     tensors = load_file(folder / STATE)
-    method.load_state_dict(
-        {key.removeprefix("method."): value for key, value in tensors.items() if key.startswith("method.")}
-    )
     if optimizer is not None:
         slots: dict[int, dict[str, Tensor]] = {}
         for key, value in tensors.items():
@@ -38,8 +34,8 @@ def restore(folder: Path, method: Method, optimizer: torch.optim.Optimizer | Non
                 _, index, slot = key.split(".", 2)
                 slots.setdefault(int(index), {})[slot] = value
         optimizer.load_state_dict({**optimizer.state_dict(), "state": slots})
-    history: History = json.loads((folder / HISTORY).read_text())
-    return history
+    state = {key.removeprefix("state."): value for key, value in tensors.items() if key.startswith("state.")}
+    return state, json.loads((folder / RECORD).read_text())
 
 
 def _plain(tensor: Tensor) -> Tensor:

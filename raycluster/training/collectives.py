@@ -81,11 +81,21 @@ def sum_gradients(module: nn.Module) -> None:
     """Add up each parameter's gradient over the workers, in place; a parameter without one on this worker counts as zero."""
     if world_size() == 1:
         return
-    for parameter in module.parameters():
-        if parameter.requires_grad:
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-            dist.all_reduce(parameter.grad)
+    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    # One message for all: there are many small matrices.
+    total = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in trained])
+    dist.all_reduce(total)
+    for parameter, gradient in zip(trained, total.split([p.numel() for p in trained]), strict=True):
+        parameter.grad = gradient.view_as(parameter)
+
+
+def agreed(value: bool) -> bool:
+    """What the first worker says, on every worker."""
+    if world_size() == 1:
+        return value
+    said = torch.tensor(float(value), device="cuda" if dist.get_backend() == "nccl" else "cpu")
+    dist.broadcast(said, src=0)
+    return bool(said)
 
 
 def share_state(module: nn.Module) -> None:

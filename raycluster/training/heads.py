@@ -100,8 +100,9 @@ def train_heads(
     if result.checkpoint is None:
         raise RayclusterError(f"{folder.uri}: training ended without a checkpoint; delete the folder and run again")
     with result.checkpoint.as_directory() as path:
-        history = checkpoint.restore(Path(path), method)
-    _log(history)
+        state, history = checkpoint.restore(Path(path))
+    method.load_state_dict(state)
+    log_history("train", history)
     return method.eval(), history
 
 
@@ -115,11 +116,12 @@ def _find_consensus(job: HeadsJob, data: ray.ObjectRef, resources: Resources) ->
     return ray.get(ray.remote(**resources.heavy_task)(find).remote(data))
 
 
-def _log(history: History) -> None:
+def log_history(stage: str, history: History) -> None:
+    """A line for each epoch; in a terminal for a few of them."""
     shown = min(TERMINAL_EPOCHS, len(history)) if sys.stderr.isatty() else len(history)
     for epoch in sorted({round(i) for i in np.linspace(0, len(history) - 1, shown)}):
         terms = "  ".join(f"{name} {value:.4f}" for name, value in history[epoch].items())
-        log.info("train     epoch %d/%d  %s", epoch + 1, len(history), terms)
+        log.info("%-9s epoch %d/%d  %s", stage, epoch + 1, len(history), terms)
 
 
 def _worker(config: dict[str, Any]) -> None:
@@ -141,7 +143,8 @@ def _worker(config: dict[str, Any]) -> None:
     optimizer, history = method.optimizer(), None
     if (last := ray.train.get_checkpoint()) is not None:
         with last.as_directory() as path:
-            history = checkpoint.restore(Path(path), method, optimizer)
+            state, history = checkpoint.restore(Path(path), optimizer)
+        method.load_state_dict(state)
     schedule = method.schedule()
     every = max(1, config["job"].checkpoint_steps // schedule.steps_per_epoch)
 
@@ -160,5 +163,5 @@ def _report(rank: int, method: Method, optimizer: torch.optim.Optimizer | None, 
         ray.train.report(history[-1])
         return
     with tempfile.TemporaryDirectory() as folder:
-        checkpoint.save(Path(folder), method, optimizer, history)
+        checkpoint.save(Path(folder), method.state_dict(), optimizer, history)
         ray.train.report(history[-1], checkpoint=Checkpoint.from_directory(folder))

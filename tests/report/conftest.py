@@ -56,6 +56,7 @@ def make_data() -> Callable[..., ReportData]:
             fit="",
             advice="text helps: the nouns explain the images (asymmetry 1.52)",
             training=[{"loss": 5 / (1 + e), "cluster_contrast": 3 / (1 + e) - 1, "entropy": 2.0} for e in range(40)],
+            tuning=None,
             stages={"manifest": 0.2, "embed": 75.0, "train": 150.0},
             map_points=rng.normal(size=(400, 2)) + 9 * rng.normal(size=(clusters, 2))[map_clusters],
             map_clusters=map_clusters,

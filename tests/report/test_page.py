@@ -190,7 +190,7 @@ def test_empty_cluster_is_shown_as_such(make_data: Make) -> None:
 
 
 def test_a_run_of_nothing_still_gives_a_page() -> None:
-    page = Page(render(ReportData("t", "2026-01-01", {}, {}, {}, 0, (), {}, "", "", [], {}, None, None, [])))
+    page = Page(render(ReportData("t", "2026-01-01", {}, {}, {}, 0, (), {}, "", "", [], None, {}, None, None, [])))
     assert page.count("svg") == 3
 
 

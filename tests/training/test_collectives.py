@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
-from torch import Tensor
+from gloo_workers import Result, assert_equal, on_workers
 from torch.nn.functional import normalize
 
 from raycluster.config import MethodConfig
@@ -32,28 +28,6 @@ TRAINED = [
     {"name": "sic", "relevant_nouns": 5, "center_nouns": 2},
     {"name": "seic"},
 ]
-Result = dict[str, Tensor]
-
-
-def start(rank: int, world: int, folder: str, function: Callable[..., Result], arguments: tuple[object, ...]) -> None:
-    torch.set_num_threads(1)
-    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world)
-    torch.save(function(rank, world, *arguments), f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
-
-
-def on_workers(world: int, folder: Path, function: Callable[..., Result], *arguments: object) -> list[Result]:
-    """What the function returns on each of `world` gloo workers."""
-    mp.start_processes(start, (world, str(folder), function, arguments), nprocs=world, start_method="fork")
-    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(world)]
-
-
-def assert_equal(workers: list[Result], alone: Result, rtol: float, atol: float) -> None:
-    for rank, together in enumerate(workers):
-        assert together.keys() == alone.keys()
-        for name, value in alone.items():
-            torch.testing.assert_close(together[name], value, rtol=rtol, atol=atol, msg=f"{name} on worker {rank}")
 
 
 def groups(dtype: torch.dtype = torch.float64, n: int = 97, clusters: int = 4, spread: float = 1 / 3) -> TrainingData:

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 import torch
+from ray_workers import checkpoints, worker_killed_after_a_checkpoint
 
 import raycluster
 from raycluster.config import MethodConfig
@@ -60,30 +58,6 @@ def clusters(method: Method) -> torch.Tensor:
     return method.predict(torch.from_numpy(arrays()["images"])).argmax(dim=1)
 
 
-def worker_processes() -> Iterator[int]:
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                title = (entry / "cmdline").read_bytes()
-            except (FileNotFoundError, ProcessLookupError):
-                continue
-            if b"RayTrainWorker" in title:
-                yield int(entry.name)
-
-
-def checkpoints(folder: Path) -> list[Path]:
-    return list(folder.glob("**/state.safetensors"))
-
-
-def kill_after_first_checkpoint(folder: Path, killed: list[int]) -> None:
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and not checkpoints(folder):
-        time.sleep(0.05)
-    for pid in list(worker_processes())[:1]:
-        os.kill(pid, signal.SIGKILL)
-        killed.append(pid)
-
-
 def test_workers_read_the_arrays_of_shared_memory_themselves() -> None:
     given = ray.get(ray.put(arrays()))
     data = training_data(given, "cpu")
@@ -97,12 +71,8 @@ def test_two_workers_of_which_one_is_killed_end_with_the_model_of_one(tmp_path: 
     alone, history = trained(tmp_path / "alone", epochs=40)
     assert len(history) == 40
     assert history[-1]["loss"] < history[0]["loss"]
-    killed: list[int] = []
-    watcher = threading.Thread(target=kill_after_first_checkpoint, args=(tmp_path / "killed", killed))
-    watcher.start()
-    again, again_history = trained(tmp_path / "killed", workers=2, epochs=40)
-    watcher.join()
-    assert killed
+    with worker_killed_after_a_checkpoint(tmp_path / "killed"):
+        again, again_history = trained(tmp_path / "killed", workers=2, epochs=40)
     np.testing.assert_allclose([h["loss"] for h in again_history], [h["loss"] for h in history], rtol=1e-3, atol=1e-3)
     assert float((clusters(again) == clusters(alone)).float().mean()) >= 0.99
 

@@ -1,0 +1,136 @@
+"""The stages that stream pictures: embed, fine-tune, embed again with the tuned encoder."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from raycluster import rows
+from raycluster.encoder import provided
+from raycluster.errors import DataQualityError
+from raycluster.plan import Step
+from raycluster.run_folder import Marker, check_rows, parts, relative_path
+from raycluster.run_tables import Outcome, RunTables
+from raycluster.training.counted import sampled
+
+if TYPE_CHECKING:
+    from raycluster.encoder.clip import EncoderSpec
+    from raycluster.model import Model
+    from raycluster.training.finetune import Tuned
+
+GUARDED = 10_000
+"""Images that the guard of fine-tuning looks at."""
+
+
+class PixelStages(RunTables):
+    """The stages of one run that need pictures (or take ready-made embeddings in their place)."""
+
+    def embed(self, step: Step) -> Outcome:
+        """Embed the images that are in the manifest and not in the table."""
+        place = self.place(step)
+        self.__dict__.pop("embedded", None)
+        if self.ready.spec is None:
+            done = rows.row_ids(parts(place))
+            with self.progress("embed", len(np.setdiff1d(self.row_ids, done))) as bar:
+                for count in provided.import_provided(
+                    self.config.embedding_sources, self.config.storage, self.ready.listing, done, place
+                ):
+                    bar.update(count)
+        else:
+            from raycluster.encoder.clip import check_encoder
+
+            check_encoder(self.ready.spec)
+            self._stream(step, self.ready.spec, self.row_ids)
+        check_rows(place.uri, rows.row_ids(parts(place)), self.row_ids, exact=False)
+        ok, counts = self.embedded
+        return Outcome(len(self.row_ids), counts, note=f"{len(ok)} ok")
+
+    def reembed(self, step: Step) -> Outcome:
+        """The same with the fine-tuned encoder."""
+        place = self.place(step)
+        self._stream(step, self.model.spec, self.row_ids)
+        check_rows(place.uri, rows.row_ids(parts(place)), self.row_ids, exact=False)
+        ok, counts = rows.statuses(parts(place), self.row_ids)
+        return Outcome(len(self.row_ids), counts, note=f"{len(ok)} ok")
+
+    def _stream(self, step: Step, spec: EncoderSpec, wanted: np.ndarray) -> None:
+        """Embed those of the wanted rows that are not in the table."""
+        from raycluster.encoder.embed import EmbedJob, embed
+
+        place = self.place(step)
+        done = rows.row_ids(parts(place))
+        job = EmbedJob(spec, self.config.encoder, self.config.storage, place)
+        left_out = np.union1d(done, np.setdiff1d(self.row_ids, wanted))
+        with self.progress(step.stage, len(np.setdiff1d(wanted, done))) as bar:
+            for counts in embed(job, parts(self.place(self.steps["manifest"])), left_out, self.ready.resources):
+                bar.update(sum(counts.column("rows").to_pylist()))
+
+    def finetune(self, step: Step) -> Outcome:
+        """Fine-tune the encoder on its own confident clusters, and see whether the result can be trusted."""
+        from raycluster.model import load_model
+        from raycluster.training.finetune import finetune
+        from raycluster.training.pixels import PixelJob
+
+        config, spec = self.config.finetune, self.ready.spec
+        assert spec is not None
+        sample = sampled(self.embedded[0], config.train_sample, self.config.seed)
+        at = np.isin(self.ready.listing.column("row_id").to_numpy(), sample)
+        images = self.ready.listing.filter(at).select(["row_id", "uri", "size"]).sort_by("row_id")
+        job = PixelJob(
+            spec,
+            self.config.encoder,
+            self.config.storage,
+            self.config.seed,
+            len(images),
+            min(config.batch_size, len(images)),
+        )
+        before = load_model(self.place(self.steps["train"]))
+        training = self.folder.root / "training" / step.fingerprint
+        tuned = finetune(config, job, before.method, images, training, self.ready.resources)
+        self._save(step, before, tuned, spec)
+        measures = self._guard(step, before, sample)
+        return Outcome(
+            len(images),
+            facts={"guard": measures, "kind": tuned.kind, "history": tuned.history},
+            note=f"{tuned.kind}, {measures['agreement']:.1%} keep their cluster",
+        )
+
+    def _save(self, step: Step, before: Model, tuned: Tuned, spec: EncoderSpec) -> None:
+        from safetensors.torch import save
+
+        from raycluster.model import ENCODER_FILE, save_model
+
+        facts = {
+            **{key: before.record[key] for key in ("seed", "training")},
+            "finetune": {**self.config.finetune.training, "kind": tuned.kind, "history": tuned.history},
+        }
+        files = {ENCODER_FILE: save(tuned.tower), "adapter.safetensors": save(tuned.adapter)}
+        save_model(self.place(step), tuned.method, before.record["encoder"], before.clusters, facts, files)
+
+    def _guard(self, step: Step, before: Model, sample: np.ndarray) -> dict[str, float]:
+        """Measures on a sample, whose rows are the first of the table that `reembed` goes on with."""
+        from raycluster.model import load_model, probabilities
+        from raycluster.training import guard
+
+        after, again = load_model(self.place(step)), self.steps["reembed"]
+        chosen = sampled(sample, GUARDED, self.config.seed)
+        self._stream(again, after.spec, chosen)
+        chosen = rows.statuses(parts(self.place(again)), chosen)[0]
+        if not len(chosen):
+            raise DataQualityError(
+                "finetune: none of the images could be read again for a look at the result; mend the storage and run again"
+            )
+        images = rows.gather(self.parts("embed"), chosen)
+        own = probabilities(before.method, images).argmax(dim=1).numpy()
+        tuned = probabilities(after.method, rows.gather(self.parts("reembed"), chosen)).argmax(dim=1).numpy()
+        return guard.measure(images, own, tuned, self.config.clusters)
+
+    def judged(self, marker: Marker) -> Marker:
+        """The marker of fine-tuning under today's bounds: of a result that is refused, it names the model before."""
+        from raycluster.training.guard import refusal
+
+        refused = refusal(marker.facts["guard"], self.config.finetune)
+        train = self.steps["train"]
+        path = relative_path("train", train.fingerprint) if refused else relative_path("finetune", marker.fingerprint)
+        return marker.model_copy(update={"path": path, "facts": {**marker.facts, "refused": refused}})

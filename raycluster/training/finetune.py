@@ -1,0 +1,192 @@
+"""Fine-tune the encoder with Ray Train: any number of workers, the same result as one, resumed after a kill."""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import ray
+import ray.train
+import torch
+from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+from torch import Tensor
+
+from raycluster.config import FinetuneConfig
+from raycluster.distributed import Resources
+from raycluster.encoder.clip import ClipEncoder
+from raycluster.encoder.lora import merge
+from raycluster.errors import ConfigError, RayclusterError
+from raycluster.methods.base import Method
+from raycluster.storage import Location
+from raycluster.training import checkpoint
+from raycluster.training.collectives import agreed
+from raycluster.training.heads import log_history
+from raycluster.training.loop import History
+from raycluster.training.pixels import PixelJob, batches
+from raycluster.training.self_enhancement import Progress, SelfEnhancement, train
+
+
+@dataclass(frozen=True)
+class FinetuneJob:
+    """What the workers need besides the rows and the heads."""
+
+    config: FinetuneConfig
+    pixels: PixelJob
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of the whole training."""
+        return self.config.epochs * self.pixels.steps_per_epoch
+
+    def build(self, method: Method, device: str) -> tuple[SelfEnhancement, ClipEncoder]:
+        """The model with a fresh adaptation, the same on every worker, and the encoder whose vision tower it adapts."""
+        # Weights are kept in full precision; the forward pass is bf16 on a GPU.
+        # Made on the CPU: a GPU draws other numbers, and has no use for the text tower.
+        encoder = ClipEncoder.load(replace(self.pixels.spec, precision="fp32"), "cpu")
+        tower = encoder.model.visual
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.pixels.seed)
+            model = SelfEnhancement(
+                tower, copy.deepcopy(method), encoder.normalized, self.config.rank, self.config.momentum
+            )
+        if self.config.gradient_checkpointing:
+            if not hasattr(tower, "set_grad_checkpointing"):
+                raise ConfigError(
+                    f"finetune.gradient_checkpointing: the vision tower {type(tower).__name__} cannot do that; remove it"
+                )
+            tower.set_grad_checkpointing()
+        return model.to(device), encoder
+
+    def optimizer(self, model: SelfEnhancement) -> torch.optim.Optimizer:
+        """AdamW of what is trained."""
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        return torch.optim.AdamW(trained, lr=self.config.learning_rate, weight_decay=0.0)
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What came of it."""
+
+    method: Method
+    """With the image head as trained along."""
+    tower: dict[str, Tensor]
+    """State of the whole vision tower, the adaptation merged into it."""
+    adapter: dict[str, Tensor]
+    """What was trained of the tower: LoRA's matrices, or the last stage."""
+    kind: str
+    """`lora` or `last stage`."""
+    history: History
+
+
+def finetune(
+    config: FinetuneConfig,
+    pixels: PixelJob,
+    method: Method,
+    images: pa.Table,
+    folder: Location,
+    resources: Resources,
+) -> Tuned:
+    """Fine-tune the encoder of `pixels` and the image head of `method` on these images.
+
+    `images`: row_id, uri, size of the training rows. `folder`: Ray Train's folder; its name must hold the fingerprint, for Ray returns
+    the old result of a finished run.
+    """
+    if resources.train_workers > pixels.batch_size:
+        raise ConfigError(
+            f"resources.train_workers: {resources.train_workers} workers, but a batch has {pixels.batch_size} images; "
+            "lower it, or raise `finetune.batch_size`"
+        )
+    job = FinetuneJob(config, pixels)
+    workers = resources.train_workers
+    cpus = 1.0 if resources.use_gpu else resources.reserved_cpus(workers)
+    trainer = TorchTrainer(
+        _worker,
+        train_loop_config={
+            "job": job,
+            # References inside a list reach the workers as references.
+            "images": [ray.put(images.combine_chunks())],
+            "method": [ray.put(method.cpu().eval())],
+            # A core that also decodes would hold up all others at the end of every layer.
+            "threads": max(1, int(cpus)),
+            "decode_cpus": max(0.5, resources.cpus - workers * cpus) / workers,
+        },
+        scaling_config=ScalingConfig(
+            # Elastic: with fewer nodes left the training goes on with fewer workers, and the result is the same.
+            num_workers=1 if workers == 1 else (1, workers),
+            use_gpu=resources.use_gpu,
+            resources_per_worker={"CPU": cpus, **({"GPU": 1} if resources.use_gpu else {})},
+        ),
+        torch_config=TorchConfig(backend="nccl" if resources.use_gpu else "gloo"),
+        run_config=RunConfig(
+            name=folder.name,
+            storage_path=folder.parent.path,
+            storage_filesystem=folder.filesystem,
+            failure_config=FailureConfig(max_failures=3),
+            checkpoint_config=CheckpointConfig(num_to_keep=2),
+        ),
+    )
+    result = trainer.fit()
+    if result.checkpoint is None:
+        raise RayclusterError(f"{folder.uri}: fine-tuning ended without a checkpoint; delete the folder and run again")
+    with result.checkpoint.as_directory() as path:
+        state, record = checkpoint.restore(Path(path))
+    log_history("finetune", record["history"])
+    return _merged(job, method, state, record["history"])
+
+
+def _merged(job: FinetuneJob, method: Method, state: dict[str, Tensor], history: History) -> Tuned:
+    model, encoder = job.build(method, "cpu")
+    model.load_trained_state(state)
+    adapter = {
+        name: parameter.detach().clone()
+        for name, parameter in model.tower.named_parameters()
+        if parameter.requires_grad
+    }
+    merge(model.tower)
+    tower = {name: value.detach().contiguous() for name, value in encoder.model.visual.state_dict().items()}
+    return Tuned(model.method.eval().requires_grad_(False), tower, adapter, model.adaptation.kind, history)
+
+
+def _worker(config: dict[str, Any]) -> None:
+    """Runs on every worker."""
+    job: FinetuneJob = config["job"]
+    context = ray.train.get_context()
+    rank, world = context.get_world_rank(), context.get_world_size()
+    device = ray.train.torch.get_device()
+    if device.type == "cpu":
+        torch.set_num_threads(config["threads"])
+    model, _ = job.build(ray.get(config["method"][0]), str(device))
+    optimizer, progress = job.optimizer(model), Progress()
+    if (last := ray.train.get_checkpoint()) is not None:
+        with last.as_directory() as path:
+            state, record = checkpoint.restore(Path(path), optimizer)
+        model.load_trained_state(state)
+        progress = Progress(**record)
+    saved = time.monotonic()
+
+    def after_step() -> None:
+        nonlocal saved
+        if agreed(time.monotonic() - saved >= job.config.checkpoint_seconds) or progress.step == job.steps:
+            _report(rank, model, optimizer, progress)
+            saved = time.monotonic()
+
+    steps = range(progress.step, job.steps)
+    views = batches(job.pixels, config["images"][0], steps, rank, world, config["decode_cpus"])
+    train(model, optimizer, (share.to(device) for share in views), progress, job.pixels.steps_per_epoch, after_step)
+
+
+def _report(rank: int, model: SelfEnhancement, optimizer: torch.optim.Optimizer, progress: Progress) -> None:
+    """Report to Ray Train (a barrier: every rank calls it); rank 0 brings the checkpoint."""
+    metrics = {"step": progress.step}
+    if rank != 0:
+        ray.train.report(metrics)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoint.save(Path(folder), model.trained_state(), optimizer, asdict(progress))
+        ray.train.report(metrics, checkpoint=Checkpoint.from_directory(folder))

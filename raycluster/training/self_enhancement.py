@@ -1,0 +1,163 @@
+"""SEIC, stage 2: the encoder learns its own confident pseudo-labels: the model, a step, the loop. Knows nothing of Ray.
+
+Self-Enhanced Image Clustering with Cross-Modal Semantic Consistency, AAAI 2026, arXiv 2508.01254, as a re-implementation has it: the
+weak view of a picture gives its pseudo-label, the strong view learns it, weighted by SoftMatch. Trained are the tower's adaptation
+(:mod:`raycluster.encoder.lora`) and the method's image head; all else is frozen, batch norm included.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from raycluster.encoder.lora import Adaptation, adapt
+from raycluster.errors import ConfigError, RayclusterError
+from raycluster.methods.base import Method
+from raycluster.methods.losses.soft_match import SoftMatch
+from raycluster.training.collectives import gather_rows, sum_gradients
+from raycluster.training.loop import History
+
+
+@dataclass(frozen=True)
+class Views:
+    """This worker's share of a global batch."""
+
+    weak: Tensor
+    """uint8 [b, height, width, 3]."""
+    strong: Tensor
+    """The same of the strong views."""
+    readable: Tensor
+    """bool [b]; rows of pictures that could not be read this time count nowhere."""
+    total: int
+    """Rows B of the global batch, of which worker r of W holds r, r + W, …"""
+
+    def to(self, device: torch.device) -> Views:
+        """The same on another device."""
+        return Views(self.weak.to(device), self.strong.to(device), self.readable.to(device), self.total)
+
+
+@dataclass
+class Progress:
+    """How far a training has come."""
+
+    step: int = 0
+    """Finished steps."""
+    history: History = field(default_factory=list)
+    """For each finished epoch the means of a step's terms."""
+    sums: dict[str, float] = field(default_factory=dict)
+    """Of the terms, over the finished steps of the epoch that is going on."""
+
+    def add(self, terms: dict[str, Tensor], steps_per_epoch: int) -> None:
+        """Count one step."""
+        self.step += 1
+        self.sums = {name: self.sums.get(name, 0.0) + float(value) for name, value in terms.items()}
+        if self.step % steps_per_epoch == 0:
+            self.history.append({name: total / steps_per_epoch for name, total in self.sums.items()})
+            self.sums = {}
+
+
+class SelfEnhancement(nn.Module):
+    """A vision tower and the head behind it, with what is trained of both."""
+
+    adaptation: Adaptation
+
+    def __init__(
+        self, tower: nn.Module, method: Method, normalized: Callable[[Tensor], Tensor], rank: int, momentum: float
+    ) -> None:
+        """`normalized`: uint8 [b, height, width, 3] → what the tower takes. Raises :class:`ConfigError` for a method without a head."""
+        super().__init__()
+        if not method.image_head:
+            raise ConfigError(
+                f"finetune: method {method.name} has no image head that could be trained; choose consensus, tac, sic, dxmc or seic"
+            )
+        self.tower, self.method, self.normalized = tower, method, normalized
+        self.adaptation = adapt(tower, rank)
+        method.requires_grad_(False)
+        for name in method.image_head:
+            method.get_submodule(name).requires_grad_(True)
+        self.soft_match = SoftMatch(momentum)
+        # Batch norm keeps its statistics; there is no dropout.
+        self.eval()
+
+    def logits(self, pixels: Tensor) -> Tensor:
+        """[b, C] float32 of uint8 [b, height, width, 3]; bf16 on a GPU."""
+        if not len(pixels):
+            # A worker without rows in a last, short batch: towers need one at least.
+            return torch.zeros(0, self.method.n_clusters, device=pixels.device)
+        with torch.autocast(pixels.device.type, torch.bfloat16, enabled=pixels.device.type == "cuda"):
+            embeddings = self.tower(self.normalized(pixels))
+        if isinstance(embeddings, tuple):
+            # CoCa's tower gives its tokens too.
+            embeddings = embeddings[0]
+        return self.method.logits(embeddings.float())
+
+    def step(self, optimizer: torch.optim.Optimizer, views: Views) -> dict[str, Tensor]:
+        """One step on a global batch; every worker returns the batch's loss, mean confidence, mean weight and share of readable rows."""
+        optimizer.zero_grad(set_to_none=True)
+        with torch.no_grad():
+            confidence, labels = self.logits(views.weak).softmax(dim=1).max(dim=1)
+            readable = gather_rows(views.readable.float(), views.total) > 0
+            if not readable.any():
+                raise RayclusterError("finetune: none of a batch's pictures could be read; is the storage still there?")
+            self.soft_match.update(gather_rows(confidence, views.total)[readable])
+        weights = self.soft_match.weights(confidence).float() * views.readable
+        losses = weights * cross_entropy(self.logits(views.strong), labels, reduction="none")
+        if losses.requires_grad:
+            (losses.sum() / readable.sum()).backward()
+        sum_gradients(self)
+        optimizer.step()
+        terms = torch.stack([losses.detach(), confidence * views.readable, weights], dim=1)
+        means = gather_rows(terms, views.total).sum(dim=0) / readable.sum()
+        return {
+            **dict(zip(("loss", "confidence", "weight"), means, strict=True)),
+            "readable": readable.float().mean(),
+        }
+
+    def trained_state(self) -> dict[str, Tensor]:
+        """What a checkpoint must hold: all trainable parameters, and SoftMatch's statistics."""
+        trained = {name: parameter.detach() for name, parameter in self.named_parameters() if parameter.requires_grad}
+        return {**trained, **{f"soft_match.{name}": value for name, value in self.soft_match.state_dict().items()}}
+
+    def load_trained_state(self, state: dict[str, Tensor]) -> None:
+        """The reverse of :meth:`trained_state`."""
+        _, unexpected = self.load_state_dict(state, strict=False)
+        missing = self.trained_state().keys() - state.keys()
+        if unexpected or missing:
+            raise RayclusterError(
+                f"finetune: a checkpoint of another encoder or method (unknown {sorted(unexpected)[:3]}, missing {sorted(missing)[:3]}); "
+                "delete the training folder and run again"
+            )
+
+
+def train(
+    model: SelfEnhancement,
+    optimizer: torch.optim.Optimizer,
+    batches: Iterable[Views],
+    progress: Progress,
+    steps_per_epoch: int,
+    after_step: Callable[[], None] | None = None,
+) -> None:
+    """Take one step a batch, from `progress` on, which is kept up to date. `after_step` is called on every worker.
+
+    Raises :class:`RayclusterError` on every worker for a loss that is not finite, or when memory does not suffice.
+    """
+    for views in batches:
+        try:
+            terms = model.step(optimizer, views)
+        except torch.OutOfMemoryError as error:
+            raise RayclusterError(
+                f"finetune: out of GPU memory at step {progress.step + 1} ({str(error).split('.')[0]}); lower `finetune.batch_size`, "
+                "set `finetune.gradient_checkpointing: true`, or raise `resources.train_workers`"
+            ) from None
+        if not torch.isfinite(terms["loss"]):
+            raise RayclusterError(
+                f"finetune: the loss became {float(terms['loss'])} at step {progress.step + 1}, epoch "
+                f"{progress.step // steps_per_epoch + 1}; lower `finetune.learning_rate`. The checkpoints before it are kept"
+            )
+        progress.add(terms, steps_per_epoch)
+        if after_step is not None:
+            after_step()
