@@ -11,27 +11,16 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
-def processes(title: bytes) -> Iterator[int]:
-    """Ids of the processes whose command line holds `title`."""
+def children(parent: int, name: str) -> Iterator[int]:
+    """Ids of the processes that `parent` started and whose program is called so."""
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
                 command = (entry / "cmdline").read_bytes()
+                of = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
             except (FileNotFoundError, ProcessLookupError):
                 continue
-            if title in command:
-                yield int(entry.name)
-
-
-def children(parent: int, name: str) -> Iterator[int]:
-    """Ids of the processes of this name that `parent` started."""
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                rest, _, fields = (entry / "stat").read_text().rpartition(")")
-            except (FileNotFoundError, ProcessLookupError):
-                continue
-            if rest.partition("(")[2] == name and int(fields.split()[1]) == parent:
+            if of == parent and command.partition(b"\0")[0].endswith(name.encode()):
                 yield int(entry.name)
 
 
@@ -49,7 +38,8 @@ def worker_killed_after_a_checkpoint(folder: Path) -> Iterator[None]:
         deadline = time.monotonic() + 120
         while time.monotonic() < deadline and not checkpoints(folder):
             time.sleep(0.05)
-        for pid in list(processes(b"RayTrainWorker"))[:1]:
+        workers = [pid for raylet in children(os.getpid(), "raylet") for pid in children(raylet, "RayTrainWorker")]
+        for pid in workers[:1]:
             os.kill(pid, signal.SIGKILL)
             killed.append(pid)
 

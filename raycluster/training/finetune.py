@@ -3,30 +3,25 @@
 from __future__ import annotations
 
 import copy
-import tempfile
 import time
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import ray
 import ray.train
 import torch
-from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchConfig, TorchTrainer
 from torch import Tensor
 
 from raycluster.config import FinetuneConfig
 from raycluster.distributed import Resources
 from raycluster.encoder.clip import ClipEncoder
 from raycluster.encoder.lora import merge
-from raycluster.errors import ConfigError, RayclusterError
+from raycluster.errors import ConfigError
 from raycluster.methods.base import Method
 from raycluster.storage import Location
-from raycluster.training import checkpoint
+from raycluster.training import trainer
 from raycluster.training.collectives import agreed
-from raycluster.training.heads import log_history
 from raycluster.training.loop import History
 from raycluster.training.pixels import PixelJob, batches
 from raycluster.training.self_enhancement import Progress, SelfEnhancement, train
@@ -105,38 +100,16 @@ def finetune(
     job = FinetuneJob(config, pixels)
     workers = resources.train_workers
     cpus = 1.0 if resources.use_gpu else resources.reserved_cpus(workers)
-    trainer = TorchTrainer(
-        _worker,
-        train_loop_config={
-            "job": job,
-            # References inside a list reach the workers as references.
-            "images": [ray.put(images.combine_chunks())],
-            "method": [ray.put(method.cpu().eval())],
-            # A core that also decodes would hold up all others at the end of every layer.
-            "threads": max(1, int(cpus)),
-            "decode_cpus": max(0.5, resources.cpus - workers * cpus) / workers,
-        },
-        scaling_config=ScalingConfig(
-            # Elastic: with fewer nodes left the training goes on with fewer workers, and the result is the same.
-            num_workers=1 if workers == 1 else (1, workers),
-            use_gpu=resources.use_gpu,
-            resources_per_worker={"CPU": cpus, **({"GPU": 1} if resources.use_gpu else {})},
-        ),
-        torch_config=TorchConfig(backend="nccl" if resources.use_gpu else "gloo"),
-        run_config=RunConfig(
-            name=folder.name,
-            storage_path=folder.parent.path,
-            storage_filesystem=folder.filesystem,
-            failure_config=FailureConfig(max_failures=3),
-            checkpoint_config=CheckpointConfig(num_to_keep=2),
-        ),
-    )
-    result = trainer.fit()
-    if result.checkpoint is None:
-        raise RayclusterError(f"{folder.uri}: fine-tuning ended without a checkpoint; delete the folder and run again")
-    with result.checkpoint.as_directory() as path:
-        state, record = checkpoint.restore(Path(path))
-    log_history("finetune", record["history"])
+    loop = {
+        "job": job,
+        "images": [ray.put(images.combine_chunks())],
+        "method": [ray.put(method.cpu().eval())],
+        # A core that also decodes would hold up all others at the end of every layer.
+        "threads": max(1, int(cpus)),
+        "decode_cpus": max(0.5, resources.cpus - workers * cpus) / workers,
+    }
+    state, record = trainer.fit(_worker, loop, folder, workers, cpus, resources.use_gpu, keep=2)
+    trainer.log_history("finetune", record["history"])
     return _merged(job, method, state, record["history"])
 
 
@@ -163,30 +136,17 @@ def _worker(config: dict[str, Any]) -> None:
         torch.set_num_threads(config["threads"])
     model, _ = job.build(ray.get(config["method"][0]), str(device))
     optimizer, progress = job.optimizer(model), Progress()
-    if (last := ray.train.get_checkpoint()) is not None:
-        with last.as_directory() as path:
-            state, record = checkpoint.restore(Path(path), optimizer)
-        model.load_trained_state(state)
-        progress = Progress(**record)
+    if (last := trainer.resumed(optimizer)) is not None:
+        model.load_trained_state(last[0])
+        progress = Progress(**last[1])
     saved = time.monotonic()
 
     def after_step() -> None:
         nonlocal saved
         if agreed(time.monotonic() - saved >= job.config.checkpoint_seconds) or progress.step == job.steps:
-            _report(rank, model, optimizer, progress)
+            trainer.report({"step": progress.step}, model.trained_state(), optimizer, asdict(progress))
             saved = time.monotonic()
 
     steps = range(progress.step, job.steps)
     views = batches(job.pixels, config["images"][0], steps, rank, world, config["decode_cpus"])
     train(model, optimizer, (share.to(device) for share in views), progress, job.pixels.steps_per_epoch, after_step)
-
-
-def _report(rank: int, model: SelfEnhancement, optimizer: torch.optim.Optimizer, progress: Progress) -> None:
-    """Report to Ray Train (a barrier: every rank calls it); rank 0 brings the checkpoint."""
-    metrics = {"step": progress.step}
-    if rank != 0:
-        ray.train.report(metrics)
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        checkpoint.save(Path(folder), model.trained_state(), optimizer, asdict(progress))
-        ray.train.report(metrics, checkpoint=Checkpoint.from_directory(folder))

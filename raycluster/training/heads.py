@@ -2,38 +2,27 @@
 
 from __future__ import annotations
 
-import logging
-import sys
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import ray
 import ray.train
 import torch
-from ray.train import Checkpoint, FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchConfig, TorchTrainer
 
 from raycluster.config import MethodConfig
 from raycluster.distributed import Resources
-from raycluster.errors import RayclusterError
 from raycluster.methods import registry
 from raycluster.methods.base import FittedMethod, Method, TrainedMethod
 from raycluster.methods.consensus import consensus_clusters
 from raycluster.storage import Location
-from raycluster.training import checkpoint
+from raycluster.training import trainer
 from raycluster.training.loop import History, train
 from raycluster.training.neighbors import as_tensor, find_graphs, spread_search, training_data
 
-log = logging.getLogger(__name__)
-
 CHECKPOINT_STEPS = 500
 """A checkpoint is a barrier that takes Ray Train seconds: a training of a few hundred steps needs none but the last."""
-TERMINAL_EPOCHS = 5
-"""Epochs of a training that a terminal shows; a log file has all."""
 
 
 @dataclass(frozen=True)
@@ -71,38 +60,18 @@ def train_heads(
     if isinstance(method, TrainedMethod) and method.config.init == "consensus":
         clusters = _find_consensus(job, shared, resources)
     cpus = max(1, resources.node_cpus - 1) if workers == 1 and not resources.use_gpu else 1
-    trainer = TorchTrainer(
-        _worker,
+    config = {
+        "job": job,
         # References inside a list reach the workers as references: one copy of the data a node, not one a worker.
-        train_loop_config={
-            "job": job,
-            "data": [shared],
-            "neighbors": [ray.put(neighbors)],
-            "consensus": [ray.put(clusters)],
-            "threads": cpus,
-            "resources": resources,
-        },
-        scaling_config=ScalingConfig(
-            # Elastic: with fewer nodes left the training goes on with fewer workers, and the result is the same.
-            num_workers=1 if workers == 1 else (1, workers),
-            use_gpu=resources.use_gpu,
-            resources_per_worker={"CPU": cpus, **({"GPU": 1} if resources.use_gpu else {})},
-        ),
-        torch_config=TorchConfig(backend="nccl" if resources.use_gpu else "gloo"),
-        run_config=RunConfig(
-            name=folder.name,
-            storage_path=folder.parent.path,
-            storage_filesystem=folder.filesystem,
-            failure_config=FailureConfig(max_failures=3),
-        ),
-    )
-    result = trainer.fit()
-    if result.checkpoint is None:
-        raise RayclusterError(f"{folder.uri}: training ended without a checkpoint; delete the folder and run again")
-    with result.checkpoint.as_directory() as path:
-        state, history = checkpoint.restore(Path(path))
+        "data": [shared],
+        "neighbors": [ray.put(neighbors)],
+        "consensus": [ray.put(clusters)],
+        "threads": cpus,
+        "resources": resources,
+    }
+    state, history = trainer.fit(_worker, config, folder, workers, cpus, resources.use_gpu)
     method.load_state_dict(state)
-    log_history("train", history)
+    trainer.log_history("train", history)
     return method.eval(), history
 
 
@@ -116,14 +85,6 @@ def _find_consensus(job: HeadsJob, data: ray.ObjectRef, resources: Resources) ->
     return ray.get(ray.remote(**resources.heavy_task)(find).remote(data))
 
 
-def log_history(stage: str, history: History) -> None:
-    """A line for each epoch; in a terminal for a few of them."""
-    shown = min(TERMINAL_EPOCHS, len(history)) if sys.stderr.isatty() else len(history)
-    for epoch in sorted({round(i) for i in np.linspace(0, len(history) - 1, shown)}):
-        terms = "  ".join(f"{name} {value:.4f}" for name, value in history[epoch].items())
-        log.info("%-9s epoch %d/%d  %s", stage, epoch + 1, len(history), terms)
-
-
 def _worker(config: dict[str, Any]) -> None:
     """Runs on every worker."""
     context = ray.train.get_context()
@@ -134,34 +95,24 @@ def _worker(config: dict[str, Any]) -> None:
     data = training_data(ray.get(config["data"][0]), device)
     method = config["job"].build().to(device)
     if isinstance(method, FittedMethod):
-        _report(rank, method, None, [method.fit(data, spread_search(config["resources"]))])
+        facts = method.fit(data, spread_search(config["resources"]))
+        trainer.report(facts, method.state_dict(), None, [facts])
         return
     assert isinstance(method, TrainedMethod)
     neighbors = {name: as_tensor(array, device) for name, array in ray.get(config["neighbors"][0]).items()}
     if (clusters := ray.get(config["consensus"][0])) is not None:
         data = replace(data, consensus=as_tensor(clusters, device))
     optimizer, history = method.optimizer(), None
-    if (last := ray.train.get_checkpoint()) is not None:
-        with last.as_directory() as path:
-            state, history = checkpoint.restore(Path(path), optimizer)
-        method.load_state_dict(state)
+    if (last := trainer.resumed(optimizer)) is not None:
+        method.load_state_dict(last[0])
+        history = last[1]
     schedule = method.schedule()
     every = max(1, config["job"].checkpoint_steps // schedule.steps_per_epoch)
 
     def after_epoch(optimizer: torch.optim.Optimizer, history: History) -> None:
         if len(history) % every == 0 or len(history) == schedule.epochs:
-            _report(rank, method, optimizer, history)
+            trainer.report(history[-1], method.state_dict(), optimizer, history)
 
     train(
         method, data, neighbors, optimizer=optimizer, history=history, rank=rank, world=world, after_epoch=after_epoch
     )
-
-
-def _report(rank: int, method: Method, optimizer: torch.optim.Optimizer | None, history: History) -> None:
-    """Report to Ray Train (a barrier: every rank calls it); rank 0 brings the checkpoint."""
-    if rank != 0:
-        ray.train.report(history[-1])
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        checkpoint.save(Path(folder), method.state_dict(), optimizer, history)
-        ray.train.report(history[-1], checkpoint=Checkpoint.from_directory(folder))

@@ -1,0 +1,96 @@
+"""Ray Train at its plainest: run a loop on elastic workers, checkpoint it, resume it."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray.train
+import torch
+from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+from torch import Tensor
+
+from raycluster.errors import RayclusterError
+from raycluster.storage import Location
+from raycluster.training import checkpoint
+from raycluster.training.loop import History
+
+log = logging.getLogger(__name__)
+
+TERMINAL_EPOCHS = 5
+"""Epochs of a training that a terminal shows; a log file has all."""
+
+
+def fit(
+    loop: Callable[[dict[str, Any]], None],
+    config: dict[str, Any],
+    folder: Location,
+    workers: int,
+    cpus: float,
+    use_gpu: bool,
+    keep: int | None = None,
+) -> tuple[dict[str, Tensor], Any]:
+    """Run `loop(config)` on so many workers with so many CPUs each; returns state and record of the last checkpoint.
+
+    `keep`: checkpoints that are kept, the last ones; all by default.
+
+    `config`: references from :func:`ray.put` inside a list reach the workers as references. `folder`: Ray Train's; its name must hold
+    the fingerprint, for Ray returns the old result of a finished run, and resumes an unfinished one at its last checkpoint.
+    """
+    trainer = TorchTrainer(
+        loop,
+        train_loop_config=config,
+        scaling_config=ScalingConfig(
+            # Elastic: with fewer nodes left the training goes on with fewer workers, and the result is the same.
+            num_workers=1 if workers == 1 else (1, workers),
+            use_gpu=use_gpu,
+            resources_per_worker={"CPU": cpus, **({"GPU": 1} if use_gpu else {})},
+        ),
+        torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
+        run_config=RunConfig(
+            name=folder.name,
+            storage_path=folder.parent.path,
+            storage_filesystem=folder.filesystem,
+            failure_config=FailureConfig(max_failures=3),
+            checkpoint_config=CheckpointConfig(num_to_keep=keep),
+        ),
+    )
+    result = trainer.fit()
+    if result.checkpoint is None:
+        raise RayclusterError(f"{folder.uri}: training ended without a checkpoint; delete the folder and run again")
+    with result.checkpoint.as_directory() as path:
+        return checkpoint.restore(Path(path))
+
+
+def resumed(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], Any] | None:
+    """On a worker: state and record of the checkpoint to go on from, the optimizer restored in place; None at the start."""
+    if (last := ray.train.get_checkpoint()) is None:
+        return None
+    with last.as_directory() as path:
+        return checkpoint.restore(Path(path), optimizer)
+
+
+def report(
+    metrics: Mapping[str, float], state: Mapping[str, Tensor], optimizer: torch.optim.Optimizer | None, record: Any
+) -> None:
+    """On a worker: report to Ray Train (a barrier: every worker calls it); the first one brings the checkpoint."""
+    if ray.train.get_context().get_world_rank() != 0:
+        ray.train.report(dict(metrics))
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoint.save(Path(folder), state, optimizer, record)
+        ray.train.report(dict(metrics), checkpoint=Checkpoint.from_directory(folder))
+
+
+def log_history(stage: str, history: History) -> None:
+    """A line for each epoch; in a terminal for a few of them."""
+    shown = min(TERMINAL_EPOCHS, len(history)) if sys.stderr.isatty() else len(history)
+    for epoch in sorted({round(i) for i in np.linspace(0, len(history) - 1, shown)}):
+        terms = "  ".join(f"{name} {value:.4f}" for name, value in history[epoch].items())
+        log.info("%-9s epoch %d/%d  %s", stage, epoch + 1, len(history), terms)
