@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 GUARDED = 10_000
 """Images that the guard of fine-tuning looks at."""
 
+RECOGNIZED = 0.7
+"""Share of strong views in the cluster of the weak one below which fine-tuning has not helped (README)."""
+
 
 class PixelStages(RunTables):
     """The stages of one run that need pictures (or take ready-made embeddings in their place)."""
@@ -88,6 +91,11 @@ class PixelStages(RunTables):
         before = load_model(self.place(self.steps["train"]))
         training = self.folder.root / "training" / step.fingerprint
         tuned = finetune(config, job, before.method, images, training, self.ready.resources)
+        if (agreement := tuned.history[0]["agreement"]) < RECOGNIZED:
+            self.warnings.append(
+                f"fine-tuning: only {agreement:.0%} of the strong views were given the cluster of the weak view at first, so the encoder "
+                "hardly recognizes them; what it learns from them then seldom helps: compare before and after"
+            )
         self._save(step, before, tuned, spec)
         measures = self._guard(step, before, sample)
         return Outcome(

@@ -43,6 +43,8 @@ class RunTables:
     """The checked configuration."""
     steps: dict[str, Step]
     """The plan."""
+    warnings: list[str] = field(default_factory=list)
+    """What the user should know, for result and report."""
 
     @property
     def config(self) -> RunConfig:

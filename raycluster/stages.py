@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -30,11 +30,8 @@ FOLLOWS_ROWS = ("embed", "semantics", "baseline", "reembed", "assign")
 """Stages whose marker says which manifest they cover."""
 
 
-@dataclass
 class Stages(PixelStages):
     """The stages of one run."""
-
-    warnings: list[str] = field(default_factory=list)
 
     def finish(self, step: Step, outcome: Outcome, seconds: float) -> Marker:
         """Write the marker of a stage that ran."""

@@ -96,7 +96,9 @@ class SelfEnhancement(nn.Module):
         return self.method.logits(embeddings.float())
 
     def step(self, optimizer: torch.optim.Optimizer, views: Views) -> dict[str, Tensor]:
-        """One step on a global batch; every worker returns the batch's loss, mean confidence, mean weight and share of readable rows."""
+        """One step on a global batch; every worker returns its terms: loss, mean confidence and weight of the pseudo-labels, share
+        of strong views that are given the cluster of the weak one, share of readable rows.
+        """
         optimizer.zero_grad(set_to_none=True)
         with torch.no_grad():
             confidence, labels = self.logits(views.weak).softmax(dim=1).max(dim=1)
@@ -105,15 +107,17 @@ class SelfEnhancement(nn.Module):
                 raise RayclusterError("finetune: none of a batch's pictures could be read; is the storage still there?")
             self.soft_match.update(gather_rows(confidence, views.total)[readable])
         weights = self.soft_match.weights(confidence).float() * views.readable
-        losses = weights * cross_entropy(self.logits(views.strong), labels, reduction="none")
+        logits = self.logits(views.strong)
+        losses = weights * cross_entropy(logits, labels, reduction="none")
         if losses.requires_grad:
             (losses.sum() / readable.sum()).backward()
         sum_gradients(self)
         optimizer.step()
-        terms = torch.stack([losses.detach(), confidence * views.readable, weights], dim=1)
+        agreement = (logits.detach().argmax(dim=1) == labels).float() * views.readable
+        terms = torch.stack([losses.detach(), confidence * views.readable, weights, agreement], dim=1)
         means = gather_rows(terms, views.total).sum(dim=0) / readable.sum()
         return {
-            **dict(zip(("loss", "confidence", "weight"), means, strict=True)),
+            **dict(zip(("loss", "confidence", "weight", "agreement"), means, strict=True)),
             "readable": readable.float().mean(),
         }
 

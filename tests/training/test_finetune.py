@@ -123,7 +123,9 @@ def clusters(result: Tuned, images: pa.Table) -> torch.Tensor:
 
 def test_training_learns_its_own_labels_and_gives_a_plain_tower(undisturbed: Tuned, images: pa.Table) -> None:
     assert undisturbed.kind == "lora"
-    assert [set(epoch) for epoch in undisturbed.history] == [{"loss", "confidence", "weight", "readable"}] * 3
+    assert [set(epoch) for epoch in undisturbed.history] == [
+        {"loss", "confidence", "weight", "agreement", "readable"}
+    ] * 3
     assert undisturbed.history[-1]["loss"] < undisturbed.history[0]["loss"]
     assert min(epoch["readable"] for epoch in undisturbed.history) < 1
     own = ClipEncoder.load(job().spec, "cpu").model.visual.state_dict()

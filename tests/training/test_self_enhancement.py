@@ -90,9 +90,11 @@ def test_the_loss_is_the_papers() -> None:
         weights = torch.where(confidence >= mean, 1.0, below)
         each = cross_entropy(model.logits(views.strong[keep]), labels, reduction="none")
         expected = (weights * each).mean()
+        agreement = (model.logits(views.strong[keep]).argmax(dim=1) == labels).float().mean()
     terms = model.step(torch.optim.SGD(model.parameters(), lr=0.0), views)
     torch.testing.assert_close(terms["loss"].double(), expected, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(terms["confidence"], confidence.mean())
+    torch.testing.assert_close(terms["agreement"], agreement)
     torch.testing.assert_close(terms["weight"].double(), weights.mean(), rtol=1e-5, atol=1e-6)
 
 
