@@ -113,6 +113,8 @@ class FinetuneConfig(Section):
     """Passes over the training images."""
     momentum: float = Field(default=0.999, ge=0, lt=1)
     """What a step keeps of the mean and the variance of the confidence, by which pseudo-labels are weighted (SoftMatch)."""
+    alignment: bool = True
+    """Align pseudo-labels to the cluster sizes before tuning, or large clusters swallow small ones; false: as SEIC was published."""
     train_sample: int = Field(default=1_000_000, ge=2)
     """With more images than this, the encoder is tuned on a seeded sample of this size; all images are assigned."""
     gradient_checkpointing: bool = False
@@ -129,7 +131,9 @@ class FinetuneConfig(Section):
     @property
     def training(self) -> dict[str, Any]:
         """What the tuned weights depend on."""
-        return self.model_dump(include={"rank", "learning_rate", "batch_size", "epochs", "momentum", "train_sample"})
+        return self.model_dump(
+            include={"rank", "learning_rate", "batch_size", "epochs", "momentum", "alignment", "train_sample"}
+        )
 
 
 class ShardsConfig(Section):

@@ -20,10 +20,7 @@ if TYPE_CHECKING:
     from raycluster.training.finetune import Tuned
 
 GUARDED = 10_000
-"""Images that the guard of fine-tuning looks at."""
-
-RECOGNIZED = 0.7
-"""Share of strong views in the cluster of the weak one below which fine-tuning has not helped (README)."""
+"""Images by which fine-tuning is guarded, and by which the sizes of clusters are known."""
 
 
 class PixelStages(RunTables):
@@ -71,7 +68,7 @@ class PixelStages(RunTables):
 
     def finetune(self, step: Step) -> Outcome:
         """Fine-tune the encoder on its own confident clusters, and see whether the result can be trusted."""
-        from raycluster.model import load_model
+        from raycluster.model import load_model, probabilities
         from raycluster.training.finetune import finetune
         from raycluster.training.pixels import PixelJob
 
@@ -90,12 +87,9 @@ class PixelStages(RunTables):
         )
         before = load_model(self.place(self.steps["train"]))
         training = self.folder.root / "training" / step.fingerprint
-        tuned = finetune(config, job, before.method, images, training, self.ready.resources)
-        if (agreement := tuned.history[0]["agreement"]) < RECOGNIZED:
-            self.warnings.append(
-                f"fine-tuning: only {agreement:.0%} of the strong views were given the cluster of the weak view at first, so the encoder "
-                "hardly recognizes them; what it learns from them then seldom helps: compare before and after"
-            )
+        known = rows.gather(self.parts("embed"), sampled(sample, GUARDED, self.config.seed))
+        sizes = probabilities(before.method, known).mean(dim=0)
+        tuned = finetune(config, job, before.method, sizes, images, training, self.ready.resources)
         self._save(step, before, tuned, spec)
         measures = self._guard(step, before, sample)
         return Outcome(

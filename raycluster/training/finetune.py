@@ -33,6 +33,8 @@ class FinetuneJob:
 
     config: FinetuneConfig
     pixels: PixelJob
+    sizes: Tensor
+    """[C] mean probability of each cluster before, to which pseudo-labels are aligned."""
 
     @property
     def steps(self) -> int:
@@ -48,7 +50,12 @@ class FinetuneJob:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.pixels.seed)
             model = SelfEnhancement(
-                tower, copy.deepcopy(method), encoder.normalized, self.config.rank, self.config.momentum
+                tower,
+                copy.deepcopy(method),
+                encoder.normalized,
+                self.config.rank,
+                self.config.momentum,
+                self.sizes if self.config.alignment else None,
             )
         if self.config.gradient_checkpointing:
             if not hasattr(tower, "set_grad_checkpointing"):
@@ -83,13 +90,14 @@ def finetune(
     config: FinetuneConfig,
     pixels: PixelJob,
     method: Method,
+    sizes: Tensor,
     images: pa.Table,
     folder: Location,
     resources: Resources,
 ) -> Tuned:
     """Fine-tune the encoder of `pixels` and the image head of `method` on these images.
 
-    `images`: row_id, uri, size of the training rows. `folder`: Ray Train's folder; its name must hold the fingerprint, for Ray returns
+    `sizes`: [C] mean probability of each cluster before; `images`: row_id, uri, size of the training rows. `folder`: Ray Train's folder; its name must hold the fingerprint, for Ray returns
     the old result of a finished run.
     """
     if resources.train_workers > pixels.batch_size:
@@ -97,7 +105,7 @@ def finetune(
             f"resources.train_workers: {resources.train_workers} workers, but a batch has {pixels.batch_size} images; "
             "lower it, or raise `finetune.batch_size`"
         )
-    job = FinetuneJob(config, pixels)
+    job = FinetuneJob(config, pixels, sizes)
     workers = resources.train_workers
     cpus = 1.0 if resources.use_gpu else resources.reserved_cpus(workers)
     loop = {

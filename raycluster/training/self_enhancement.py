@@ -1,7 +1,8 @@
 """SEIC, stage 2: the encoder learns its own confident pseudo-labels: the model, a step, the loop. Knows nothing of Ray.
 
 Self-Enhanced Image Clustering with Cross-Modal Semantic Consistency, AAAI 2026, arXiv 2508.01254, as a re-implementation has it: the
-weak view of a picture gives its pseudo-label, the strong view learns it, weighted by SoftMatch. Trained are the tower's adaptation
+weak view of a picture gives its pseudo-label, the strong view learns it, weighted by SoftMatch. Ours is the alignment of pseudo-labels to
+the sizes of before, without which large clusters swallow small ones. Trained are the tower's adaptation
 (:mod:`raycluster.encoder.lora`) and the method's image head; all else is frozen, batch norm included.
 """
 
@@ -17,6 +18,7 @@ from torch.nn.functional import cross_entropy
 from raycluster.encoder.lora import Adaptation, adapt
 from raycluster.errors import ConfigError, RayclusterError
 from raycluster.methods.base import Method
+from raycluster.methods.losses.alignment import DistributionAlignment
 from raycluster.methods.losses.soft_match import SoftMatch
 from raycluster.training.collectives import gather_rows, sum_gradients
 from raycluster.training.loop import History
@@ -66,9 +68,18 @@ class SelfEnhancement(nn.Module):
     adaptation: Adaptation
 
     def __init__(
-        self, tower: nn.Module, method: Method, normalized: Callable[[Tensor], Tensor], rank: int, momentum: float
+        self,
+        tower: nn.Module,
+        method: Method,
+        normalized: Callable[[Tensor], Tensor],
+        rank: int,
+        momentum: float,
+        sizes: Tensor | None = None,
     ) -> None:
-        """`normalized`: uint8 [b, height, width, 3] → what the tower takes. Raises :class:`ConfigError` for a method without a head."""
+        """`normalized`: uint8 [b, height, width, 3] → what the tower takes; `sizes`: [C] mean probabilities that pseudo-labels are aligned to.
+
+        Raises :class:`ConfigError` for a method without a head.
+        """
         super().__init__()
         if not method.image_head:
             raise ConfigError(
@@ -80,6 +91,7 @@ class SelfEnhancement(nn.Module):
         for name in method.image_head:
             method.get_submodule(name).requires_grad_(True)
         self.soft_match = SoftMatch(momentum)
+        self.alignment = None if sizes is None else DistributionAlignment(sizes)
         # Batch norm keeps its statistics; there is no dropout.
         self.eval()
 
@@ -101,10 +113,14 @@ class SelfEnhancement(nn.Module):
         """
         optimizer.zero_grad(set_to_none=True)
         with torch.no_grad():
-            confidence, labels = self.logits(views.weak).softmax(dim=1).max(dim=1)
+            probabilities = self.logits(views.weak).softmax(dim=1)
             readable = gather_rows(views.readable.float(), views.total) > 0
             if not readable.any():
                 raise RayclusterError("finetune: none of a batch's pictures could be read; is the storage still there?")
+            if self.alignment is not None:
+                self.alignment.update(gather_rows(probabilities, views.total)[readable])
+                probabilities = self.alignment(probabilities)
+            confidence, labels = probabilities.max(dim=1)
             self.soft_match.update(gather_rows(confidence, views.total)[readable])
         weights = self.soft_match.weights(confidence).float() * views.readable
         logits = self.logits(views.strong)
@@ -122,9 +138,10 @@ class SelfEnhancement(nn.Module):
         }
 
     def trained_state(self) -> dict[str, Tensor]:
-        """What a checkpoint must hold: all trainable parameters, and SoftMatch's statistics."""
+        """What a checkpoint must hold: all trainable parameters, and the statistics of the pseudo-labels."""
         trained = {name: parameter.detach() for name, parameter in self.named_parameters() if parameter.requires_grad}
-        return {**trained, **{f"soft_match.{name}": value for name, value in self.soft_match.state_dict().items()}}
+        statistics = ("soft_match.", "alignment.")
+        return {**trained, **{name: value for name, value in self.state_dict().items() if name.startswith(statistics)}}
 
     def load_trained_state(self, state: dict[str, Tensor]) -> None:
         """The reverse of :meth:`trained_state`."""

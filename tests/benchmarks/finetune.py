@@ -46,10 +46,8 @@ WARM_UP = 8
 
 def clusters(options: argparse.Namespace) -> None:
     """Before and after, one line a run."""
-    tuning = {
-        "enabled": True,
-        **{key: value for key in ("epochs", "batch_size", "learning_rate") if (value := getattr(options, key))},
-    }
+    given = {key: value for key in ("epochs", "batch_size", "learning_rate") if (value := getattr(options, key))}
+    tuning = {"enabled": True, "alignment": not options.as_published, **given}
     gains: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as scratch:
         for seed in options.seeds:
@@ -107,7 +105,7 @@ def speed(options: argparse.Namespace) -> None:
         resources = distributed.resolve(ResourcesConfig())
         spec = resolve_encoder(encoder, resources.use_gpu)
         pixels = PixelJob(spec, encoder, StorageConfig(), 0, len(files), options.batch)
-        job = FinetuneJob(FinetuneConfig(), pixels)
+        job = FinetuneJob(FinetuneConfig(), pixels, torch.full((20,), 0.05))
         method = registry.build(MethodConfig(name="seic"), spec.dim, 20, len(files), seed=0)
         model, _ = job.build(method, resources.device)
         images = pa.table(
@@ -174,6 +172,7 @@ def main() -> None:
     ours.add_argument("--epochs", type=int)
     ours.add_argument("--batch-size", type=int)
     ours.add_argument("--learning-rate", type=float)
+    ours.add_argument("--as-published", action="store_true", help="without the alignment of cluster sizes")
     commands.choices["speed"].add_argument("--batch", type=int, default=128)
     commands.choices["speed"].add_argument("--steps", type=int, default=40)
     commands.choices["speed"].add_argument("--repeats", type=int, default=3)

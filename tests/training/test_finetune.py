@@ -78,7 +78,9 @@ def resources(workers: int) -> Resources:
 
 def tuned(images: pa.Table, method: Method, folder: Path, workers: int = 1, **config: Any) -> Tuned:
     settings = FinetuneConfig(**{"rank": 8, "learning_rate": 2e-4, "batch_size": BATCH, "epochs": 3, **config})
-    return finetune(settings, job(), method, images, locate(str(folder)), resources(workers))
+    return finetune(
+        settings, job(), method, torch.full((CLUSTERS,), 1 / CLUSTERS), images, locate(str(folder)), resources(workers)
+    )
 
 
 def streamed(images: pa.Table, steps: range, rank: int = 0, world: int = 1) -> list[Views]:
@@ -158,4 +160,12 @@ def test_a_killed_worker_resumes_in_the_middle_of_an_epoch(
 def test_more_workers_than_images_are_refused(images: pa.Table, method: Method, tmp_path: Path) -> None:
     small = job(n_rows=3, batch_size=3)
     with pytest.raises(ConfigError, match=r"resources\.train_workers: 4 workers, but a batch has 3 images"):
-        finetune(FinetuneConfig(), small, method, images.slice(0, 3), locate(str(tmp_path / "f5")), resources(4))
+        finetune(
+            FinetuneConfig(),
+            small,
+            method,
+            torch.ones(CLUSTERS),
+            images.slice(0, 3),
+            locate(str(tmp_path / "f5")),
+            resources(4),
+        )

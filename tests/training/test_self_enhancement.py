@@ -16,6 +16,7 @@ from torch.nn.functional import cross_entropy
 from raycluster.config import MethodConfig
 from raycluster.errors import ConfigError, RayclusterError
 from raycluster.methods import registry
+from raycluster.methods.losses.alignment import ROWS_A_CLUSTER
 from raycluster.training.self_enhancement import Progress, SelfEnhancement, Views, train
 
 SIDE, DIM, CLUSTERS = 32, 16, 5
@@ -32,7 +33,10 @@ def normalized(pixels: Tensor) -> Tensor:
     return pixels.permute(0, 3, 1, 2).float() / 255 - 0.5
 
 
-def enhancement(name: str = "seic", **given: Any) -> SelfEnhancement:
+SIZES = torch.tensor([0.3, 0.25, 0.2, 0.15, 0.1])
+
+
+def enhancement(name: str = "seic", sizes: Tensor | None = None, **given: Any) -> SelfEnhancement:
     config = registry.configure(MethodConfig.model_validate({"name": name, **given}))
     method = registry.build(config, DIM, CLUSTERS, 50, seed=0)
     if name == "consensus":
@@ -43,7 +47,7 @@ def enhancement(name: str = "seic", **given: Any) -> SelfEnhancement:
         torch.nn.init.normal_(
             method.get_submodule("image_clustering").weight, std=0.1, generator=torch.Generator().manual_seed(3)
         )  # type: ignore[arg-type]
-    return SelfEnhancement(tower(), method, normalized, rank=4, momentum=0.9)
+    return SelfEnhancement(tower(), method, normalized, rank=4, momentum=0.9, sizes=sizes)
 
 
 def batch(n: int, rank: int = 0, world: int = 1, unreadable: tuple[int, ...] = ()) -> Views:
@@ -98,12 +102,32 @@ def test_the_loss_is_the_papers() -> None:
     torch.testing.assert_close(terms["weight"].double(), weights.mean(), rtol=1e-5, atol=1e-6)
 
 
+def test_labels_are_taken_from_aligned_probabilities() -> None:
+    model, views = enhancement(sizes=SIZES), batch(12)
+    with torch.no_grad():
+        probabilities = model.logits(views.weak).softmax(dim=1)
+        running = SIZES.lerp(probabilities.mean(dim=0), 12 / (ROWS_A_CLUSTER * CLUSTERS))
+        aligned = probabilities * SIZES / running
+        confidence, labels = (aligned / aligned.sum(dim=1, keepdim=True)).max(dim=1)
+        logits = model.logits(views.strong)
+    terms = model.step(torch.optim.SGD(model.parameters(), lr=0.0), views)
+    weights = model.soft_match.weights(confidence).float()
+    expected = (weights * cross_entropy(logits, labels, reduction="none")).mean()
+    torch.testing.assert_close(terms["loss"], expected)
+    torch.testing.assert_close(terms["confidence"], confidence.mean())
+
+
 def steps_on(rank: int, world: int, n: int) -> Result:
-    model = enhancement()
+    model = enhancement(sizes=SIZES)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3, weight_decay=0)
     losses = [model.step(optimizer, batch(n, rank, world, unreadable=(2,)))["loss"] for _ in range(3)]
     gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-    return {"losses": torch.stack(losses), "mean": model.soft_match.mean, **gradients}
+    return {
+        "losses": torch.stack(losses),
+        "mean": model.soft_match.mean,
+        "sizes": model.get_buffer("alignment.running"),
+        **gradients,
+    }
 
 
 @pytest.mark.parametrize(("world", "n"), [(2, 12), (2, 11), (4, 3)])
@@ -113,7 +137,7 @@ def test_workers_equal_one(world: int, n: int, tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_goes_on_where_it_was() -> None:
-    one, two = enhancement(), enhancement()
+    one, two = enhancement(sizes=SIZES), enhancement(sizes=SIZES)
     one.step(torch.optim.SGD([p for p in one.parameters() if p.requires_grad], lr=0.1), batch(12))
     two.load_trained_state({name: value.clone() for name, value in one.trained_state().items()})
     again = [model.step(torch.optim.SGD(model.parameters(), lr=0.0), batch(12))["loss"] for model in (one, two)]
