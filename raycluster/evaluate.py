@@ -21,6 +21,7 @@ SAMPLE = 10_000
 def evaluate(
     assignments: pa.Table,
     manifest: pa.Table,
+    embedded: np.ndarray,
     embeddings: list[Location],
     counterparts: list[Location] | None,
     n_clusters: int,
@@ -29,13 +30,13 @@ def evaluate(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """All scores of the design's `metrics.json`, and with `advise` and counterparts :func:`text_advice`, else nothing.
 
-    `manifest`: columns row_id, label; `assignments`: columns row_id, cluster, confidence, margin. Rows without a cluster
-    count in `n_rows` only.
+    `manifest`: columns row_id, label; `assignments`: columns row_id, cluster, confidence, margin; `embedded`: ids of the rows that have
+    an embedding. Rows without a cluster count in `n_rows` only, and a picture that only a tuned encoder found counts in no label-free score.
     """
     rows = assignments.filter(pc.is_valid(assignments.column("cluster"))).sort_by("row_id")
     ids, clusters = rows.column("row_id").to_numpy(), rows.column("cluster").to_numpy()
     labels = _labels(manifest, ids)
-    sample = sampled(ids, SAMPLE, seed)
+    sample = sampled(np.intersect1d(ids, embedded), SAMPLE, seed)
     at = np.searchsorted(ids, sample)
     images = gather(embeddings, sample)
     paired = None if counterparts is None else gather(counterparts, sample, "counterpart")

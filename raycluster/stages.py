@@ -169,6 +169,7 @@ class Stages(PixelStages):
         score = partial(
             evaluate,
             manifest=self.ready.listing,
+            embedded=self.embedded[0],
             embeddings=self.parts("embed"),
             counterparts=paired,
             n_clusters=self.config.clusters,

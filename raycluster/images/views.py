@@ -42,6 +42,7 @@ def two_views(
 ) -> np.ndarray:
     """uint8 [2, height, width, 3]: weak, strong. The same `seed` draws the same strong view, wherever it runs."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        # Of torch.manual_seed every call without a GPU would leave a record behind, for the day that there is one.
+        torch.default_generator.manual_seed(seed)
         drawn = np.asarray(strong(image), np.uint8)
     return np.stack([weak(image), drawn])
