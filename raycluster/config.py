@@ -118,7 +118,7 @@ class FinetuneConfig(Section):
     train_sample: int = Field(default=1_000_000, ge=2)
     """With more images than this, the encoder is tuned on a seeded sample of this size; all images are assigned."""
     gradient_checkpointing: bool = False
-    """Compute activations twice instead of keeping them: less memory, about a third more time, the same result."""
+    """Compute activations twice instead of keeping them: less memory, more time, the same result."""
     checkpoint_seconds: float = Field(default=120.0, ge=0)
     """Time between checkpoints: what a kill may cost. Writing one takes seconds."""
     max_lost_clusters: float = Field(default=0.1, ge=0, le=1)
