@@ -4,13 +4,17 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test lint install
+.PHONY: demo test torture lint install
 
 demo: $(INSTALLED)
 	$(BIN)/raycluster demo >/dev/null
 
 test: lint
 	$(BIN)/pytest
+
+# Kills, soaks and fuzzing: minutes each.
+torture: $(INSTALLED)
+	$(BIN)/pytest -m torture --timeout 1800
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
