@@ -31,10 +31,11 @@ FOLDERS = {
     "describe": "clusters",
     "evaluate": "evaluation",
     "report": "report",
+    "drift": "drift",
 }
 """Every stage in order, and the folder below the output that holds what it writes.
 
-With fine-tuning there are three more: `baseline` assigns with the model of before, for comparison; `reembed` embeds with the tuned encoder.
+The last, `drift`, is one of new pictures that are assigned with a finished model (`raycluster assign --model`) and no run has it. With fine-tuning there are three more: `baseline` assigns with the model of before, for comparison; `reembed` embeds with the tuned encoder.
 """
 
 

@@ -31,7 +31,7 @@ def status(output: str, storage: StorageConfig) -> dict[str, Any]:
         log.info("%-9s done   %9d rows  %8.1f s  %s%s", stage, marker.rows, marker.seconds, marker.finished[:16], notes)
         if failed:
             stages[stage]["failed"] = failed
-    manifest, train, embed = markers["manifest"], markers["train"], markers["embed"]
+    manifest, train, embed = (markers.get(stage) for stage in ("manifest", "train", "embed"))
     warnings = []
     if manifest and embed and embed.facts["manifest"] != manifest.fingerprint:
         warnings.append("the manifest has rows that are not embedded yet: run again")
