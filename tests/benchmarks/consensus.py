@@ -3,8 +3,9 @@
     python tests/benchmarks/consensus.py --sizes 10000 100000 1000000 --clusters 100 1000 --threads 1 4
 
 Every figure is from a process of its own: seconds of fitting and of labeling all rows (and of computing on all threads together, which
-other work on the machine hardly changes), and the process' peak memory less what it held before, rows in float16 included. Consensus has as many nouns as clusters, and 2,000 that mean nothing; above its sample (200,000 rows)
-it is fitted on that and assigns the rest. DXMC: finding neighbors and training on at most 100,000 rows. Spectral clustering: 10,000 only.
+other work on the machine hardly changes), and the process' peak memory less what it held before, rows in float16 included. Consensus has
+as many nouns as clusters, and 2,000 that mean nothing; above its sample (200,000 rows) it is fitted on that and assigns the rest. DXMC:
+finding neighbors and training on at most 100,000 rows. Spectral clustering: 10,000 only.
 """
 
 from __future__ import annotations
