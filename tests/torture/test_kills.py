@@ -12,18 +12,15 @@ import os
 import random
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from ray_workers import children
+from run_commands import compare, finish, start, tables
 
 from raycluster.demo.drawing import draw_dataset
 
@@ -80,28 +77,6 @@ def configuration(images: Path, nouns: Path, folder: Path) -> Path:
     file = folder / "run.yaml"
     file.write_text(json.dumps(config))
     return file
-
-
-def start(file: Path, log: Path) -> subprocess.Popen[bytes]:
-    """`raycluster run` with a Ray of its own."""
-    environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
-    command = [str(Path(sys.executable).parent / "raycluster"), "run", "--config", str(file)]
-    with log.open("ab") as stderr:
-        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, env=environment)
-
-
-def finish(run: subprocess.Popen[bytes]) -> dict[str, Any] | None:
-    """The result of a run that ended well; None of another."""
-    printed, _ = run.communicate(timeout=400)
-    return json.loads(printed) if run.returncode == 0 else None
-
-
-def tables(result: dict[str, Any]) -> dict[str, pa.Table]:
-    """Every table of a run, by row id; what a disturbed run may have otherwise (a path, a time) is left out."""
-    found = {
-        name: pq.read_table(result["tables"][name]) for name in ("manifest", "embeddings", "baseline", "assignments")
-    }
-    return {name: table.sort_by("row_id") for name, table in found.items()}
 
 
 @pytest.fixture(scope="module")
@@ -188,24 +163,3 @@ def test_killed_anywhere_the_tables_are_the_same(trial: int, reference: Referenc
     if victim in ("EncodeRows", "RayTrainWorker"):
         assert runs == 1, "Ray should have replaced it"
     compare(tables(result), reference.tables)
-
-
-def compare(found: dict[str, pa.Table], expected: dict[str, pa.Table]) -> None:
-    """No image lost, none twice, every value as undisturbed."""
-    for name, table in expected.items():
-        other = found[name]
-        assert other["row_id"].equals(table["row_id"]), name
-        for column in table.column_names:
-            left, right = other[column].combine_chunks(), table[column].combine_chunks()
-            if pa.types.is_floating(left.type):
-                assert left.is_null().equals(right.is_null()), (name, column)
-                np.testing.assert_allclose(left.drop_null(), right.drop_null(), atol=1e-3, err_msg=f"{name} {column}")
-            elif column == "embedding":
-                values = [np.asarray(side.drop_null().flatten(), np.float32) for side in (left, right)]
-                np.testing.assert_allclose(*values, atol=5e-3, err_msg=name)
-            elif column in ("cluster", "runner_up"):
-                # Sums in another order differ in their last bit, which may decide between two equal clusters.
-                same = np.mean([a == b for a, b in zip(left.to_pylist(), right.to_pylist(), strict=True)])
-                assert same >= 0.99, (name, column)
-            else:
-                assert left.equals(right), (name, column)
