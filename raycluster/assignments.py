@@ -37,9 +37,7 @@ def assign(
     shared = ray.put(rows.sort_by("row_id").combine_chunks())
     known = ray.put((method.cpu().eval(), novelty))
 
-    def assign_parts(
-        files: list[Location], known: tuple[Method, Novelty | None], wanted: pa.Table
-    ) -> Counter[str]:
+    def assign_parts(files: list[Location], known: tuple[Method, Novelty | None], wanted: pa.Table) -> Counter[str]:
         # A part of its own for each embedding part: a row lies in one of those only.
         counts: Counter[str] = Counter()
         for file in files:
@@ -52,9 +50,7 @@ def assign(
     yield from map_tasks(assign_parts, file_groups(embeddings), known, shared)
 
 
-def assign_rows(
-    method: Method, embeddings: pa.Table, wanted: pa.Table, novelty: Novelty | None = None
-) -> pa.Table:
+def assign_rows(method: Method, embeddings: pa.Table, wanted: pa.Table, novelty: Novelty | None = None) -> pa.Table:
     """Assignments (schema ASSIGNMENTS, with `novelty` NEW_ASSIGNMENTS) of those rows of an embeddings table that are in `wanted`.
 
     `wanted`: columns row_id (ascending), image_id, uri. Rows whose status is not `ok` have nulls for the prediction.
@@ -71,4 +67,6 @@ def assign_rows(
         for column, value in zip(columns, values, strict=True):
             column[ok] = value
     given = [source.column(name) for name in ("row_id", "image_id", "uri")]
-    return pa.table([*given, status, *(pa.array(column, mask=~ok) for column in columns)], names=schema.names).cast(schema)
+    return pa.table([*given, status, *(pa.array(column, mask=~ok) for column in columns)], names=schema.names).cast(
+        schema
+    )

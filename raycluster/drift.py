@@ -61,7 +61,8 @@ def drift(then: Snapshot, now: Snapshot, flagged: int, expected: float, names: S
     }
     if n:
         figures |= _movers(then.sizes, now.sizes, names)
-    return {**figures, "verdict": verdict(then, now, figures)}
+    findings = [*_outliers(figures), *_confidence(then, now, figures), *_sizes(then, now, figures)] if n else []
+    return {**figures, "drifted": bool(findings), "verdict": [_summary(n, findings), *findings]}
 
 
 def jensen_shannon(a: np.ndarray, b: np.ndarray) -> float:
@@ -72,14 +73,10 @@ def jensen_shannon(a: np.ndarray, b: np.ndarray) -> float:
     return max(0.0, sum(divergences) / 2)
 
 
-def verdict(then: Snapshot, now: Snapshot, figures: dict[str, Any]) -> list[str]:
-    """The figures in sentences: whether there is drift, then what has changed beyond chance."""
-    if not figures["n"]:
-        return ["no picture could be read, so nothing can be said about drift"]
-    findings = [*_outliers(figures), *_confidence(then, now, figures), *_sizes(then, now, figures)]
-    if not findings:
-        return ["no drift: the pictures are like those the model was trained on"]
-    return ["drift: the pictures are not like those the model was trained on", *findings]
+def _summary(n: int, findings: list[str]) -> str:
+    if not n:
+        return "no picture could be read, so nothing can be said about drift"
+    return f"{'drift' if findings else 'no drift'}: the pictures are {'not ' if findings else ''}like those the model was trained on"
 
 
 def _outliers(figures: dict[str, Any]) -> list[str]:
@@ -108,7 +105,7 @@ def _confidence(then: Snapshot, now: Snapshot, figures: dict[str, Any]) -> list[
 
 def _sizes(then: Snapshot, now: Snapshot, figures: dict[str, Any]) -> list[str]:
     divergence, used = figures["size_divergence"], int(((then.sizes + now.sizes) > 0).sum())
-    # What two samples of the same shares have on average: half their χ² distance, by Taylor's theorem; twice that leaves room.
+    # What two samples of the same shares have on average, an eighth of their χ² distance, in bits; twice that leaves room.
     chance = 2 * (used - 1) * (1 / then.sizes.sum() + 1 / now.sizes.sum()) / (8 * np.log(2))
     if divergence <= NOTABLE_DIVERGENCE + chance:
         return []
@@ -122,9 +119,10 @@ def _movers(then: np.ndarray, now: np.ndarray, names: Sequence[str]) -> dict[str
     before, after = then / then.sum(), now / now.sum()
     order = np.argsort(before - after, kind="stable")
 
-    def told(clusters: np.ndarray) -> list[dict[str, Any]]:
+    def told(clusters: list[int]) -> list[dict[str, Any]]:
         return [
-            {"cluster": int(c), "name": names[c], "training": float(before[c]), "now": float(after[c])} for c in clusters
+            {"cluster": int(c), "name": names[c], "training": float(before[c]), "now": float(after[c])}
+            for c in clusters
         ]
 
     return {

@@ -242,7 +242,9 @@ def save_model(
         **(more or {}),
         "heads.safetensors": save({key: t.detach().cpu().contiguous() for key, t in method.state_dict().items()}),
         "novelty.safetensors": save({"rows": memory.novelty.rows.cpu().half().contiguous()}),
-        "snapshot.safetensors": save({name: torch.from_numpy(array) for name, array in asdict(memory.snapshot).items()}),
+        "snapshot.safetensors": save(
+            {name: torch.from_numpy(array) for name, array in asdict(memory.snapshot).items()}
+        ),
         "clusters.json": (json.dumps(clusters, indent=1, ensure_ascii=False) + "\n").encode(),
     }
     for name, content in files.items():

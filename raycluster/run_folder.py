@@ -39,6 +39,8 @@ The last, `drift`, is one of new pictures that are assigned with a finished mode
 """
 
 
+FIGURES = {"evaluate": "metrics.json", "drift": "drift.json"}
+"""The file of figures that these stages write; what a command has to say for itself."""
 PLAN = "_stages/plan.json"
 
 
