@@ -88,7 +88,7 @@ class NewPictures(Stages):
         table = table.filter(pc.is_valid(table.column("cluster")))
         now = snapshot(_array(table, "cluster"), _array(table, "confidence"), self.known.method.n_clusters)
         flagged, expected = int(_array(table, "outlier").sum()), self.known.novelty.expected
-        figures = drift(self.known.snapshot, now, flagged, expected, self.known.names)
+        figures = drift(self.known.snapshot, now, flagged, expected, self.known.names, self.known.record["dim"])
         figures = {"n_failed": len(self.row_ids) - len(table), **figures}
         (self.place(step) / FIGURES["drift"]).write_json(figures)
         return Outcome(len(table), note=figures["verdict"][0])

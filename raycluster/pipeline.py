@@ -172,13 +172,13 @@ def _do(stages: Stages, step: Step, result: RunResult, dry_run: bool) -> None:
 
 def _point(result: RunResult, folder: RunFolder, stage: str, path: str) -> None:
     place = folder.root / path
+    if stage in FIGURES:
+        result.metrics = (place / FIGURES[stage]).read_json()
     if stage in ("train", "finetune"):
         result.model = place.uri
     elif stage == "report":
         result.report = (place / "index.html").uri
-    elif stage in FIGURES:
-        result.metrics = (place / FIGURES[stage]).read_json()
-    else:
+    elif stage != "evaluate":
         result.tables["baseline" if stage == "baseline" else path.split("/")[0]] = place.uri
 
 
