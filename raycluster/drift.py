@@ -83,7 +83,8 @@ def _summary(n: int, findings: list[str]) -> str:
 
 def _outliers(figures: dict[str, Any]) -> list[str]:
     share, expected = figures["outliers"], figures["outliers_expected"]
-    chance = 3 * (expected * (1 - expected) / figures["n"]) ** 0.5
+    # Both the share and the limit behind it were found from a sample; the latter's error is that of a Beta distribution.
+    chance = 3 * (expected * (1 - expected) * (1 / figures["n"] + 1 / figures["n_training"])) ** 0.5
     if share <= max(2 * expected, expected + chance):
         return []
     return [
@@ -97,8 +98,8 @@ def _confidence(then: Snapshot, now: Snapshot, figures: dict[str, Any], dim: int
     # The statistic that two samples of one distribution exceed once in a thousand times (Smirnov 1939).
     chance = 1.95 * ((a + b) / (a * b)) ** 0.5
     # Of the rows it was fitted to a model is too sure; with few rows for so many dimensions that explains a lot. Measured on held-out
-    # rows of four sets, 48 to 3,500 rows, all methods: at most 0.1 + 0.75 d / N.
-    optimism = dim / int(then.sizes.sum())
+    # rows of four sets, 24 to 3,500 rows, all methods: at most 0.1 + 0.75 d / N, and never more than 0.75.
+    optimism = min(0.7, dim / figures["n_training"])
     if shift <= max(NOTABLE_SHIFT + optimism, chance):
         return []
     before, after = figures["mean_confidence_training"], figures["mean_confidence"]

@@ -22,6 +22,7 @@ from raycluster.prepare import Prepared, list_inputs
 from raycluster.run_folder import FIGURES, PLAN, RunFolder
 from raycluster.run_tables import Outcome
 from raycluster.stages import Stages
+from raycluster.storage import read_table
 
 
 def prepare(settings: AssignConfig, model: Model, folder: RunFolder) -> Prepared:
@@ -84,7 +85,7 @@ class NewPictures(Stages):
 
     def drift(self, step: Step) -> Outcome:
         """Compare with the training set."""
-        table = self.assignments()
+        table = read_table(self.parts("assign"), ["cluster", "confidence", "outlier"])
         table = table.filter(pc.is_valid(table.column("cluster")))
         now = snapshot(_array(table, "cluster"), _array(table, "confidence"), self.known.method.n_clusters)
         flagged, expected = int(_array(table, "outlier").sum()), self.known.novelty.expected
