@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import ray
 
 from raycluster.distributed import file_groups, map_tasks
@@ -38,7 +39,9 @@ def assign(
             part = assign_rows(heads, read_table([file]), wanted)
             if len(part):
                 (folder / part_name(part.column("row_id"))).write_table(part)
-                counts.update(part.column("status").to_pylist())
+                counts.update(
+                    {item["values"]: item["counts"] for item in part.column("status").value_counts().to_pylist()}
+                )
         return counts
 
     yield from map_tasks(assign_parts, file_groups(embeddings), heads, shared)
@@ -52,7 +55,7 @@ def assign_rows(method: Method, embeddings: pa.Table, wanted: pa.Table) -> pa.Ta
     keep, place = among(embeddings.column("row_id").to_numpy(), wanted.column("row_id").to_numpy())
     embeddings, source = embeddings.filter(pa.array(keep)), wanted.take(pa.array(place))
     status = embeddings.column("status")
-    ok = np.asarray(status.to_pylist(), object) == "ok"
+    ok = pc.equal(status, "ok").to_numpy()
     columns = [np.zeros(len(ok), dtype) for dtype in (np.int32, np.float32, np.float32, np.int32)]
     if ok.any():
         for column, values in zip(

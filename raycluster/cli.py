@@ -70,7 +70,8 @@ def _execute(options: argparse.Namespace, overrides: dict[str, Any]) -> dict[str
 
     config = load_config(options.config, overrides)
     until = "report" if options.command == "run" else options.command
-    result = run(config, until=until, retrain=options.retrain, dry_run=options.dry_run, command=options.command)
+    switches = {"retrain": options.retrain, "retry_failed": options.retry_failed, "dry_run": options.dry_run}
+    result = run(config, until=until, command=options.command, **switches)
     return result.as_json()
 
 
@@ -93,11 +94,14 @@ def load_config(path: str | None, overrides: Mapping[str, Any]) -> RunConfig:
     if path is not None:
         from raycluster.storage import locate
 
-        file = locate(path)
+        # What the file says of storage applies to everything but itself.
+        file = locate(path, validate(overrides.get("storage", {}), StorageConfig, "storage"))
         try:
             data = yaml.safe_load(file.read_bytes()) or {}
         except FileNotFoundError:
             raise ConfigError(f"--config: {path} does not exist; give the path of a YAML file") from None
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"--config: {path} cannot be read: {error}") from None
         except yaml.YAMLError as error:
             raise ConfigError(f"--config: {path} is not valid YAML: {' '.join(str(error).split())}") from None
         if not isinstance(data, dict):
@@ -140,6 +144,9 @@ def _parse(arguments: list[str]) -> tuple[argparse.Namespace, dict[str, Any]]:
                 "--dry-run", action="store_true", help="write nothing; say which stages would run, and why"
             )
             command.add_argument("--retrain", action="store_true", help="train again although only rows were added")
+            command.add_argument(
+                "--retry-failed", action="store_true", help="read the images again that could not be read before"
+            )
             _add_fields(command, RunConfig, "")
     options, rest = parser.parse_known_args(arguments)
     given = {key: value for key, value in vars(options).items() if "." in key or key.startswith("=")}

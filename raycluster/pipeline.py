@@ -16,6 +16,7 @@ from raycluster.plan import STAGES, Step
 from raycluster.prepare import prepare
 from raycluster.run_folder import RunFolder, check_failures, now
 from raycluster.run_tables import Outcome
+from raycluster.s3 import from_environment
 from raycluster.stages import Stages
 from raycluster.storage import locate
 
@@ -47,15 +48,18 @@ def run(
     *,
     until: str = "report",
     retrain: bool = False,
+    retry_failed: bool = False,
     dry_run: bool = False,
     command: str = "run",
 ) -> RunResult:
     """Run every stage up to `until` that is not done yet.
 
     `config`: a :class:`RunConfig` or the same as plain data. `retrain`: train again although only rows were added.
-    `dry_run`: write nothing, only say what would run and why. Raises :class:`RayclusterError` and its subclasses.
+    `retry_failed`: read the images again that could not be read. `dry_run`: write nothing, only say what would run and why. Raises :class:`RayclusterError` and its subclasses.
     """
     settings: RunConfig = config if isinstance(config, RunConfig) else validate(config)
+    # Other machines of the cluster may have other variables.
+    settings = settings.model_copy(update={"storage": from_environment(settings.storage)})
     if until not in STAGES:
         raise ConfigError(f"stage {until!r} is unknown; stages are {', '.join(STAGES)}")
     if until == "finetune" and not settings.finetune.enabled:
@@ -66,7 +70,7 @@ def run(
     if not dry_run:
         _check_writable(folder)
     with nullcontext() if dry_run else lock.held(folder.root):
-        ready = prepare(settings, folder, retrain)
+        ready = prepare(settings, folder, retrain, retry_failed)
         stages = Stages(ready, plan.make(folder, ready.inputs), result.warnings)
         if not dry_run:
             folder.set_plan(stages.steps)
