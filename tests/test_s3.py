@@ -1,8 +1,7 @@
-"""A whole run from object storage to object storage; needs a real S3 endpoint (RAYCLUSTER_TEST_S3, keys from the AWS variables)."""
+"""A whole run from object storage to object storage."""
 
 from __future__ import annotations
 
-import os
 import time
 from typing import Any
 
@@ -14,22 +13,13 @@ import raycluster
 from raycluster.config import StorageConfig
 from raycluster.storage import locate
 
-S3 = os.environ.get("RAYCLUSTER_TEST_S3")
-pytestmark = [
-    pytest.mark.ray,
-    pytest.mark.skipif(S3 is None, reason="RAYCLUSTER_TEST_S3 names no S3 endpoint"),
-    pytest.mark.usefixtures("local_ray"),
-]
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
 
 
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize("method", [{"name": "kmeans"}, {"name": "tac", "trained": False}, {"name": "seic"}], ids=str)
-def test_ready_made_embeddings_from_a_bucket_to_a_bucket(method: dict[str, Any]) -> None:
-    from pyarrow import fs
-
-    fs.S3FileSystem(endpoint_override=S3, region="us-east-1", allow_bucket_creation=True).create_dir("raycluster-test")
-    storage = StorageConfig(endpoint_url=S3, region="us-east-1")
-    root = locate(f"s3://raycluster-test/run-{time.time_ns()}", storage)
+def test_ready_made_embeddings_from_a_bucket_to_a_bucket(method: dict[str, Any], s3: StorageConfig) -> None:
+    root = locate(f"s3://raycluster-test/run-{time.time_ns()}", s3)
     rng = np.random.default_rng(0)
     centers, truth = rng.normal(size=(4, 16)).astype(np.float32), np.arange(80) % 4
     rows = centers[truth] + 0.2 * rng.normal(size=(80, 16)).astype(np.float32)
@@ -41,7 +31,7 @@ def test_ready_made_embeddings_from_a_bucket_to_a_bucket(method: dict[str, Any])
         "vocabulary": {"embeddings": (root / "nouns.parquet").uri},
         "output": (root / "out").uri,
         "clusters": 4,
-        "storage": storage.model_dump(),
+        "storage": s3.model_dump(),
         "method": method,
     }
     result = raycluster.run(config)
@@ -49,7 +39,7 @@ def test_ready_made_embeddings_from_a_bucket_to_a_bucket(method: dict[str, Any])
     assert not (root / "out" / "_lock.json").exists()
     again = raycluster.run(config)
     assert {stage["state"] for stage in again.stages.values()} == {"skipped"}
-    predicted = raycluster.load_model(result.output, storage).predict(rows)
+    predicted = raycluster.load_model(result.output, s3).predict(rows)
     assert (
         len({(cluster, label) for cluster, label in zip(predicted.cluster.tolist(), truth.tolist(), strict=True)}) == 4
     )

@@ -153,12 +153,20 @@ def _list_source(
         return walk(location, info, labels, seen)
     files = [location] if info.type == fs.FileType.File else matching(location) if kind else []
     if not files:
-        raise ConfigError(f"images: {source} does not exist; {_WANTED}")
+        raise ConfigError(f"images: {source} does not exist{_bucket_too(location)}; {_WANTED}")
     read = partial(_list_tar if kind == ".tar" else _list_table, labels=labels, seen=seen)
     # In the order of the files, whichever is read first.
     with ThreadPoolExecutor(FILE_THREADS) as pool:
         tables, others = zip(*pool.map(read, files), strict=True)
     return pa.concat_tables(tables), sum(others, Counter())
+
+
+def _bucket_too(location: Location) -> str:
+    if location.scheme == "file":
+        return ""
+    bucket = location.bucket_and_key[0]
+    info = ask(lambda: location.filesystem.get_file_info(bucket), f"s3://{bucket}")
+    return f", nor does the bucket {bucket}" if info.type == fs.FileType.NotFound else ""
 
 
 def _list_tar(file: Location, labels: Labels, seen: Callable[[int], None]) -> tuple[pa.Table, Counter[str]]:
