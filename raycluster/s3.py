@@ -1,4 +1,4 @@
-"""S3 clients for one `storage:` section: Arrow's for nearly everything, botocore's to list, s3fs for what Arrow's lacks.
+"""S3 clients for one `storage:` section: Arrow's for nearly everything, botocore's to list and to lock, s3fs for requester-pays.
 
 Credentials come from the AWS chain of each (environment, profile, container and instance roles); no code here sees a key.
 """
@@ -96,19 +96,24 @@ def filesystem(options: StorageConfig) -> fs.FileSystem:
 
 
 def create(options: StorageConfig, path: str, data: bytes) -> bool:
-    """Write `bucket/key` by a conditional PUT, which Arrow's client cannot; False if it is there already."""
-    from raycluster.s3_python import python_filesystem
+    """Write `bucket/key` by a conditional PUT, which Arrow's client cannot; False if it is there already. Raises :class:`OSError`."""
+    from botocore.exceptions import BotoCoreError, ClientError
 
+    bucket, _, key = path.partition("/")
     try:
-        python_filesystem(options).pipe_file(path, data, mode="create")
-    except FileExistsError:
-        return False
+        python_client(options).put_object(Bucket=bucket, Key=key, Body=data, IfNoneMatch="*", **payer(options))
+    except ClientError as error:
+        if error.response["ResponseMetadata"]["HTTPStatusCode"] in (409, 412):  # 409: another writes it this moment
+            return False
+        raise OSError(f"AWS Error {error.response['Error'].get('Code')}: {error}") from error
+    except BotoCoreError as error:
+        raise OSError(f"AWS Error: {error}") from error
     return True
 
 
 @lru_cache(maxsize=64)
-def list_client(options: StorageConfig) -> Any:
-    """A botocore client for listing: page by page, from any key on, and with ETags; Arrow's has none of the three."""
+def python_client(options: StorageConfig) -> Any:
+    """A botocore client: it lists page by page, from any key on, with ETags, and writes on conditions; Arrow's does none of that."""
     import botocore.session
     from botocore import UNSIGNED
 
@@ -122,6 +127,11 @@ def list_client(options: StorageConfig) -> Any:
     )
     session = botocore.session.Session()
     return session.create_client("s3", region_name=options.region, endpoint_url=options.endpoint_url, config=config)
+
+
+def payer(options: StorageConfig) -> dict[str, str]:
+    """What a botocore request says of who pays for it."""
+    return {"RequestPayer": "requester"} if options.requester_pays else {}
 
 
 def addressing_style(options: StorageConfig) -> str:

@@ -1,11 +1,10 @@
-"""s3fs, for what Arrow's S3 client cannot do: requester-pays and conditional writes. Slow to import; :mod:`raycluster.s3` does when needed."""
+"""s3fs, for what Arrow's S3 client cannot do: requester-pays. Slow to import; :mod:`raycluster.s3` does when it is needed."""
 
 from __future__ import annotations
 
 import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import lru_cache
 from typing import Any
 
 import aiohttp
@@ -21,6 +20,9 @@ _DENIED = ("AccessDenied", "AllAccessDisabled", "InvalidObjectState", "403")
 
 class _S3(s3fs.S3FileSystem):
     """s3fs whose errors keep apart what Arrow's client keeps apart: a refused object, dead credentials, a network that fails."""
+
+    # Whoever reads and writes here tries again himself.
+    retries = 2
 
     async def _call_s3(self, *arguments: Any, **named: Any) -> Any:
         with _plain_errors():
@@ -73,22 +75,22 @@ class _Handler(fs.FSSpecHandler):
         return [self._create_file_info(path, info) for path, info in found.items() if path != selector.base_dir]
 
 
-@lru_cache(maxsize=64)
-def python_filesystem(options: StorageConfig) -> Any:
-    """The s3fs client. `options`: of :func:`raycluster.s3.located`."""
-    return _S3(
+def arrow_filesystem(options: StorageConfig) -> fs.FileSystem:
+    """s3fs as a filesystem of Arrow. `options`: of :func:`raycluster.s3.located`."""
+    client = _S3(
         anon=options.anonymous,
         endpoint_url=options.endpoint_url,
         requester_pays=options.requester_pays,
         client_kwargs={"region_name": options.region},
-        config_kwargs={"s3": {"addressing_style": addressing_style(options)}},
+        config_kwargs={
+            "s3": {"addressing_style": addressing_style(options)},
+            "retries": {"mode": "standard", "max_attempts": 2},
+            "connect_timeout": 10,
+            "read_timeout": 30,
+        },
         use_listings_cache=False,
         # Readers seek: what is read ahead would mostly be thrown away.
         default_fill_cache=False,
         default_cache_type="none",
     )
-
-
-def arrow_filesystem(options: StorageConfig) -> fs.FileSystem:
-    """The same as a filesystem of Arrow."""
-    return fs.PyFileSystem(_Handler(python_filesystem(options)))
+    return fs.PyFileSystem(_Handler(client))

@@ -54,11 +54,13 @@ def list_objects(prefix: Location, ask: Callable[[Callable[[], Page], str], Page
     """
     bucket, key = prefix.bucket_and_key
     start = f"{key}/" if key else ""
-    client = s3.list_client(prefix.located_options)
-    payer = {"RequestPayer": "requester"} if prefix.options.requester_pays else {}
+    client = s3.python_client(prefix.located_options)
 
     def page(after: str) -> Page:
-        return ask(lambda: _request(client, Bucket=bucket, Prefix=start, StartAfter=after, **payer), prefix.uri)
+        return ask(
+            lambda: _request(client, Bucket=bucket, Prefix=start, StartAfter=after, **s3.payer(prefix.options)),
+            prefix.uri,
+        )
 
     for objects in list_ranges(page, start, s3.LIST_THREADS):
         yield [each for each in objects if not each.key.endswith("/")]

@@ -75,7 +75,9 @@ def ask(operation: Callable[[], T], uri: str) -> T:
             raise ConfigError(f"images: {uri}: {error}") from None
         except OSError as error:
             if any(name in str(error) for name in s3.REFUSALS):
-                remedy = "; correct the credentials (AWS variables or profile), `storage`, or what the bucket allows them"
+                remedy = (
+                    "; correct the credentials (AWS variables or profile), `storage`, or what the bucket allows them"
+                )
                 raise ConfigError(f"images: {uri} cannot be read: {error}{remedy}") from None
             if isinstance(error, PermissionError | FileNotFoundError) or damaged(error):
                 raise ConfigError(f"images: {uri} cannot be read: {error}") from None

@@ -110,7 +110,12 @@ def test_an_error_of_one_page_ends_the_listing() -> None:
 
 def test_s3_pages_make_one_listing(s3: StorageConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     root = locate("s3://raycluster-test/pages", s3)
-    names = [*(f"cat/{i:03d}.jpg" for i in range(40)), *(f"dög/ü {i}#?%41.PNG" for i in range(20)), "top.jpg", "note.txt"]
+    names = [
+        *(f"cat/{i:03d}.jpg" for i in range(40)),
+        *(f"dög/ü {i}#?%41.PNG" for i in range(20)),
+        "top.jpg",
+        "note.txt",
+    ]
     for name in names:
         (root / name).write_bytes(name.encode())
     whole = bucket._request
@@ -136,7 +141,9 @@ def test_s3_pages_make_one_listing(s3: StorageConfig, monkeypatch: pytest.Monkey
 
 
 def test_what_a_listing_cannot_reach_is_named(s3: StorageConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ConfigError, match="raycluster-none/photos/ does not exist, nor does the bucket raycluster-none;"):
+    with pytest.raises(
+        ConfigError, match="raycluster-none/photos/ does not exist, nor does the bucket raycluster-none;"
+    ):
         list_images(("s3://raycluster-none/photos/",), s3, None)
     with pytest.raises(ConfigError, match=r"s3://raycluster-test/none/ does not exist; give"):
         list_images(("s3://raycluster-test/none/",), s3, None)
