@@ -69,6 +69,14 @@ def _array(values: tuple[object, ...], kind: pa.DataType) -> pa.Array:
     return pa.array(values, pa.int64()).cast(kind) if pa.types.is_timestamp(kind) else pa.array(values, kind)
 
 
+def in_order(table: pa.Table, column: str) -> pa.Table:
+    """The rows sorted by a column without nulls; no copy where they are already."""
+    values = table[column]
+    if len(values) < 2 or pc.all(pc.less_equal(values[:-1], values[1:])).as_py():
+        return table
+    return table.sort_by(column)
+
+
 def folder_of(path: str) -> str | None:
     """Name of the folder that holds a relative path; None for one at the top."""
     return path.rpartition("/")[0].rpartition("/")[2] or None

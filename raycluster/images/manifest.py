@@ -16,7 +16,7 @@ from pyarrow import fs
 
 from raycluster.config import StorageConfig
 from raycluster.errors import ConfigError
-from raycluster.images.columns import Labels
+from raycluster.images.columns import Labels, in_order
 from raycluster.images.patterns import kind_of, matching
 from raycluster.images.tars import list_tar
 from raycluster.images.uri_list import read_list
@@ -113,7 +113,7 @@ def grown_only(previous: pa.Table, current: pa.Table) -> bool:
 
 def content_digest(table: pa.Table) -> str:
     """SHA-256 (hex) over every value of a manifest; neither row order nor the cut into files and chunks counts."""
-    table = table.select(MANIFEST.names).cast(MANIFEST).sort_by("row_id")
+    table = in_order(table.select(MANIFEST.names).cast(MANIFEST), "row_id")
     digest = hashlib.sha256(str(table.num_rows).encode())
     for column in table.columns:
         for part in _plain_bytes(column):

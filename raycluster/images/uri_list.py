@@ -8,7 +8,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from raycluster.errors import ConfigError
-from raycluster.images.columns import LISTING, Labels, drop_dots, parent_folder, text
+from raycluster.images.columns import LISTING, Labels, drop_dots, in_order, parent_folder, text
 from raycluster.images.image_tables import list_rows
 from raycluster.storage import Location
 
@@ -36,7 +36,7 @@ def read_list(file: Location, labels: Labels) -> pa.Table:
         The file is damaged, or the storage fails; :func:`raycluster.images.walk.ask` tells them apart.
     """
     if file.name.lower().endswith(".csv"):
-        return _listed(_read_csv(file), file, labels)
+        return in_order(_listed(_read_csv(file), file, labels), "image_id")
     with file.filesystem.open_input_file(file.path) as stream:
         size, parquet = stream.size(), pq.ParquetFile(stream)
         names = parquet.schema_arrow.names
@@ -48,7 +48,8 @@ def read_list(file: Location, labels: Labels) -> pa.Table:
             mtime_ns = file.filesystem.get_file_info(file.path).mtime_ns
             return list_rows(parquet, file, size, None if mtime_ns is None else mtime_ns // 1000)
         _require_uri(names, file)
-        return _listed(parquet.read(columns=[name for name in _READ if name in names]), file, labels)
+        rows = parquet.read(columns=[name for name in _READ if name in names])
+        return in_order(_listed(rows, file, labels), "image_id")
 
 
 def _listed(rows: pa.Table, file: Location, labels: Labels) -> pa.Table:
@@ -67,7 +68,7 @@ def _listed(rows: pa.Table, file: Location, labels: Labels) -> pa.Table:
         usable = name in rows.column_names and is_type(rows.schema.field(name).type)
         columns[name] = rows[name] if usable else pa.nulls(rows.num_rows)
     # Unsafe only in that nanoseconds are cut off.
-    return pa.table({name: columns[name] for name in LISTING.names}).cast(LISTING, safe=False).sort_by("image_id")
+    return pa.table({name: columns[name] for name in LISTING.names}).cast(LISTING, safe=False)
 
 
 def _read_csv(file: Location) -> pa.Table:

@@ -13,7 +13,7 @@ from pyarrow import fs
 from raycluster import s3
 from raycluster.errors import ConfigError
 from raycluster.images.bucket import list_objects
-from raycluster.images.columns import Labels, Rows, folder_of
+from raycluster.images.columns import Labels, Rows, folder_of, in_order
 from raycluster.images.fetch import retry
 from raycluster.images.reading import damaged
 from raycluster.storage import Location
@@ -52,7 +52,7 @@ def walk(
                 if is_picture(path, others):
                     label = folder_of(path) if labels else None
                     rows.add(path, f"{base}/{path}", each.size, each.modified_us, label, each.etag or None)
-    return rows.table().sort_by("image_id"), others
+    return in_order(rows.table(), "image_id"), others
 
 
 def is_picture(path: str, others: Counter[str], suffixes: frozenset[str] = PICTURE_SUFFIXES) -> bool:

@@ -56,6 +56,9 @@ def manifest(options: argparse.Namespace) -> None:
     """List images: the same three ways, and again when nothing has changed."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
+        (folder / "few").mkdir()
+        for i in range(2):
+            (folder / "few" / f"{i}.jpg").write_bytes(b"x")
         for name, images in manifest_sources(folder, options):
             command = [sys.executable, "-m", "raycluster.cli", "manifest", "--images", images]
             command += ["--output", str(folder / name), "--clusters", "2", "--encoder.model", "builtin"]
@@ -68,7 +71,8 @@ def manifest(options: argparse.Namespace) -> None:
 
 
 def manifest_sources(folder: Path, options: argparse.Namespace) -> Iterator[tuple[str, str]]:
-    """Name and `images` of each measurement, made when it is its turn."""
+    """Name and `images` of each measurement, made when it is its turn; first two pictures, which show what libraries take."""
+    yield "two", str(folder / "few")
     if options.rows:
         uris = [f"s3://photographs/{i % 1000:03d}/{i:09d}.jpg" for i in range(options.rows)]
         pq.write_table(
