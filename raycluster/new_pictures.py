@@ -24,7 +24,7 @@ from raycluster.run_tables import Outcome
 from raycluster.stages import Stages
 
 
-def prepare(settings: AssignConfig, model: Model, folder: RunFolder) -> Prepared:
+def prepare(settings: AssignConfig, model: Model, folder: RunFolder, retry_failed: bool) -> Prepared:
     """Check all that can be wrong, cheapest first; raises :class:`ConfigError`."""
     config = _as_run(settings, model)
     if config.images is None:
@@ -41,7 +41,7 @@ def prepare(settings: AssignConfig, model: Model, folder: RunFolder) -> Prepared
     distributed.connect()
     resources = distributed.resolve(config.resources)
     spec = model.spec_on(resources.device) if config.images else None
-    listing, facts = list_inputs(config, folder)
+    listing, facts = list_inputs(config, folder, retry_failed)
     # As the model was trained: the precision of today's device is no reason to do everything again.
     encoder = model.spec.fingerprint if spec else "provided"
     inputs = Inputs(config, model.method.config, facts["fingerprint"], facts["lineage"], encoder, {}, None)

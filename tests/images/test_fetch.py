@@ -9,6 +9,7 @@ import pytest
 from raycluster.config import StorageConfig
 from raycluster.images import fetch as module
 from raycluster.images.fetch import Fetched, StorageError, fetch, fetch_batch, retry
+from raycluster.storage import locate
 
 LOCAL = StorageConfig()
 
@@ -164,33 +165,19 @@ def test_overlong_and_malformed_keys_are_failed() -> None:
         assert fetch(f"s3://bucket/{key}", storage, 100, sleep=never).status == "failed"
 
 
-S3 = os.environ.get("RAYCLUSTER_TEST_S3")
-"""URL of an S3 endpoint to test against; the keys come from the usual AWS variables."""
-
-needs_s3 = pytest.mark.skipif(S3 is None, reason="RAYCLUSTER_TEST_S3 names no S3 endpoint")
-
-
 @pytest.fixture(scope="module")
-def storage() -> StorageConfig:
-    from pyarrow import fs
-
-    storage = StorageConfig(endpoint_url=S3, region="us-east-1")
-    client = fs.S3FileSystem(
-        endpoint_override=S3, region="us-east-1", allow_bucket_creation=True, allow_delayed_open=True
-    )
-    client.create_dir("raycluster-test")
+def storage(s3: StorageConfig) -> StorageConfig:
+    root = locate("s3://raycluster-test/fetch", s3)
     for name, data in {
         "a b#%20é.jpg": b"picture",
         "sub/b.PNG": b"x" * 50,
         "empty.jpg": b"",
         "note.txt": b"t",
     }.items():
-        with client.open_output_stream(f"raycluster-test/fetch/{name}") as stream:
-            stream.write(data)
-    return storage
+        (root / name).write_bytes(data)
+    return s3
 
 
-@needs_s3
 def test_s3_fates(storage: StorageConfig) -> None:
     names = ["a b#%20é.jpg", "sub/b.PNG", "empty.jpg", "none.jpg", "sub"]
     uris = [f"s3://raycluster-test/fetch/{name}" for name in names]
@@ -201,13 +188,11 @@ def test_s3_fates(storage: StorageConfig) -> None:
     assert fetch("s3://raycluster-none/a.jpg", storage, 100).status == "missing"
 
 
-@needs_s3
 def test_s3_private_object_is_forbidden(storage: StorageConfig) -> None:
     nobody = storage.model_copy(update={"anonymous": True})
     assert fetch("s3://raycluster-test/fetch/sub/b.PNG", nobody, 100, sleep=never).status == "forbidden"
 
 
-@needs_s3
 def test_s3_wrong_credentials_are_raised(storage: StorageConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
     other = storage.model_copy(update={"region": "us-east-2"})  # another client than the cached one
@@ -215,14 +200,12 @@ def test_s3_wrong_credentials_are_raised(storage: StorageConfig, monkeypatch: py
         fetch("s3://raycluster-test/fetch/sub/b.PNG", other, 100, sleep=lambda seconds: None)
 
 
-@needs_s3
 def test_s3_many_threads(storage: StorageConfig) -> None:
     uris = ["s3://raycluster-test/fetch/sub/b.PNG"] * 200
     assert {item.status for item in fetch_batch(uris, [50] * 200, storage, 100, threads=16)} == {"ok"}
     assert threading.active_count() < 50
 
 
-@needs_s3
 def test_s3_listing(storage: StorageConfig) -> None:
     from raycluster.images.manifest import list_images
 
