@@ -65,7 +65,7 @@ def run(
     if until == "finetune" and not settings.finetune.enabled:
         raise ConfigError("finetune.enabled is false, so there is nothing to fine-tune; set it to true")
     folder = RunFolder(locate(settings.output, settings.storage))
-    result = RunResult(command, "ok", folder.root.uri)
+    result = RunResult(command, "unfinished", folder.root.uri)
     _check_rooms(settings)
     if not dry_run:
         _check_writable(folder)
@@ -74,6 +74,8 @@ def run(
         stages = Stages(ready, plan.make(folder, ready.inputs), result.warnings)
         if not dry_run:
             folder.set_plan(stages.steps)
+            # From the start: who finds the folder sees what it is, and with it tasks can tell dead credentials from a private object.
+            _record(settings, folder, result)
         for stage in STAGES[: STAGES.index(until) + 1]:
             # Looked up anew: what follows fine-tuning depends on what came of it.
             if (step := stages.steps.get(stage)) is None:
@@ -83,6 +85,7 @@ def run(
                 _go_on_with_the_better(stages)
             if stage == "embed" and not dry_run:
                 _gate_failures(stages)
+        result.status = "ok"
         if not dry_run:
             _record(settings, folder, result)
     return result
@@ -176,7 +179,7 @@ def _record(config: RunConfig, folder: RunFolder, result: RunResult) -> None:
         {
             "config": config.model_dump(mode="json"),
             "versions": {package: version(package) for package in packages},
-            "finished": now(),
+            "written": now(),
             "method": train.facts["constants"] if train else None,
             "training": train.facts["training"] if train else None,
             "stages": {stage: marker.path for stage in STAGES if (marker := folder.marker(stage)) is not None},

@@ -83,8 +83,10 @@ def _check_finetune(config: RunConfig, method: MethodConfig) -> None:
             "finetune.enabled: an encoder is tuned on pictures; give `images` instead of `embeddings`, or remove it"
         )
     if not registry.method_class(method.name).variant(method).image_head:
+        untrained = " with `trained: false`" if method.name == "tac" else ""
         raise ConfigError(
-            f"finetune.enabled: method {method.name} has no image head that could be trained along; choose consensus, or a trained method"
+            f"finetune.enabled: method {method.name}{untrained} has no image head that could be trained along; "
+            "choose consensus, or a trained method"
         )
 
 
