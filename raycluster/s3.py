@@ -30,6 +30,10 @@ REFUSALS = (
 )
 """In the text of an error: what the user has to mend, and waiting does not. As Arrow's client and as botocore writes it."""
 
+ATTEMPTS = 7
+"""Tries of a request of Arrow's client, with growing pauses: half a minute, in which a server restarts or a 503 passes."""
+CONNECT_S, REQUEST_S = 10.0, 20.0
+"""Seconds until a request to a silent server is tried again."""
 LIST_THREADS = 16
 """Concurrent requests of a listing."""
 
@@ -92,6 +96,9 @@ def filesystem(options: StorageConfig) -> fs.FileSystem:
         force_virtual_addressing=options.path_style is False,
         # A small file becomes one PUT instead of a multipart upload: a third of the time.
         allow_delayed_open=True,
+        retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=ATTEMPTS),
+        connect_timeout=CONNECT_S,
+        request_timeout=REQUEST_S,
     )
 
 

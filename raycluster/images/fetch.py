@@ -19,7 +19,7 @@ from pyarrow import fs
 
 from raycluster.config import StorageConfig
 from raycluster.errors import ConfigError, RayclusterError
-from raycluster.images import reading
+from raycluster.images import credentials, reading
 from raycluster.images.containers import Part, Unit, part_of, units
 from raycluster.images.reading import Fetched as Fetched
 from raycluster.storage import Location, locate
@@ -36,7 +36,7 @@ T = TypeVar("T")
 
 
 class StorageError(RayclusterError):
-    """The storage did not answer, or the credentials died; retried before it is raised (exit code 1)."""
+    """The storage did not answer; retried before it is raised (exit code 1)."""
 
 
 def fetch(
@@ -118,7 +118,9 @@ def _fetch_unit(
 
     def attempt() -> list[Fetched]:
         try:
-            return _open(location, read)
+            found = _open(location, read)
+            credentials.remember(location)
+            return found
         except (OSError, pa.ArrowInvalid) as error:
             # A file that cannot be opened has one fate for all that is in it.
             fate = _permanent(error, location)
@@ -136,6 +138,11 @@ def retry(operation: Callable[[], T], what: str, sleep: Callable[[float], None] 
         try:
             return operation()
         except OSError as error:
+            if "ACCESS_DENIED" in str(error) or "HTTP status 403" in str(error):
+                raise StorageError(
+                    f"{what}: the storage refuses it ({error}); mend the credentials or their permissions and run the command again, "
+                    "finished work is kept"
+                ) from error
             if attempt >= TRIES or time.monotonic() - start > PATIENCE_S:
                 raise StorageError(
                     f"{what}: the storage failed {attempt} times, at last with: {error}; "
@@ -167,7 +174,7 @@ def _permanent(error: Exception, location: Location) -> Fetched | None:
         return Fetched(None, "missing", "no such file")
     if isinstance(error, PermissionError):
         if location.scheme == "s3":
-            _check_credentials(location)
+            credentials.check(location)
         archived = "archived: restore the object first"
         return Fetched(None, "forbidden", archived if "InvalidObjectState" in str(error) else "permission denied")
     if isinstance(error, OSError) and error.errno == errno.ELOOP:
@@ -182,22 +189,6 @@ def _permanent(error: Exception, location: Location) -> Fetched | None:
     if "INVALID_OBJECT_STATE" in text or "InvalidObjectState" in text:
         return Fetched(None, "forbidden", "archived: restore the object first")
     if "AWS Error ACCESS_DENIED" in text:
-        _check_credentials(location)
+        credentials.check(location)
         return Fetched(None, "forbidden", "access denied")
     return None
-
-
-def _check_credentials(location: Location) -> None:
-    """Raise OSError if it is not this object that is refused but the credentials.
-
-    Arrow asks for an object by HEAD, whose 403 has no body: a dead key reads ACCESS_DENIED like a private object does.
-    A listing (of what is below the key: nothing) has a body, so a dead key gets its true name there, while a listing
-    that is merely not allowed says ACCESS_DENIED again.
-    """
-    try:
-        location.filesystem.get_file_info(fs.FileSelector(location.path, allow_not_found=True))
-    except PermissionError:
-        pass  # s3fs' word for it
-    except OSError as error:
-        if "AWS Error ACCESS_DENIED" not in str(error):
-            raise

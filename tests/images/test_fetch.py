@@ -6,8 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from raycluster import s3
 from raycluster.config import StorageConfig
+from raycluster.images import credentials
 from raycluster.images import fetch as module
+from raycluster.images.credentials import CredentialsError
 from raycluster.images.fetch import Fetched, StorageError, fetch, fetch_batch, retry
 from raycluster.storage import locate
 
@@ -155,6 +158,7 @@ def test_server_that_does_not_answer_is_raised(monkeypatch: pytest.MonkeyPatch) 
             endpoint_url=f"http://127.0.0.1:{held.getsockname()[1]}", region="us-east-1", anonymous=True
         )
         monkeypatch.setattr(module, "TRIES", 1)
+        monkeypatch.setattr(s3, "ATTEMPTS", 1)
         with pytest.raises(StorageError, match="NETWORK_CONNECTION"):
             fetch("s3://bucket/a.jpg", storage, 100, sleep=lambda seconds: None)
 
@@ -196,7 +200,7 @@ def test_s3_private_object_is_forbidden(storage: StorageConfig) -> None:
 def test_s3_wrong_credentials_are_raised(storage: StorageConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
     other = storage.model_copy(update={"region": "us-east-2"})  # another client than the cached one
-    with pytest.raises(StorageError, match="SIGNATURE_DOES_NOT_MATCH"):
+    with pytest.raises(CredentialsError, match="SIGNATURE_DOES_NOT_MATCH"):
         fetch("s3://raycluster-test/fetch/sub/b.PNG", other, 100, sleep=lambda seconds: None)
 
 
@@ -220,3 +224,20 @@ def test_s3_listing(storage: StorageConfig) -> None:
     assert all(row["modified"] is not None for row in rows)
     assert listing.other_files == 1
     assert fetch(rows[0]["uri"], storage, 100, rows[0]["size"]).data == b"picture"
+
+
+@needs_s3
+def test_s3_a_refusal_of_what_could_be_read_before_is_the_end_of_the_credentials(
+    storage: StorageConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(credentials, "PERIOD_S", 0.0)
+    client = s3.list_client(storage)
+    nobody = storage.model_copy(update={"anonymous": True})
+    for name in ("open.jpg", "private.jpg"):
+        client.put_object(Bucket="raycluster-test", Key=name, Body=b"12", ACL="public-read")
+    assert fetch("s3://raycluster-test/open.jpg", nobody, 100, sleep=never).status == "ok"
+    client.put_object_acl(Bucket="raycluster-test", Key="private.jpg", ACL="private")
+    assert fetch("s3://raycluster-test/private.jpg", nobody, 100, sleep=never).status == "forbidden"
+    client.put_object_acl(Bucket="raycluster-test", Key="open.jpg", ACL="private")
+    with pytest.raises(CredentialsError, match=r"refuses the credentials \(AccessDenied\)"):
+        fetch("s3://raycluster-test/private.jpg", nobody, 100, sleep=never)
