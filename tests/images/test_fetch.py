@@ -138,12 +138,12 @@ def test_lasting_error_is_raised_not_turned_into_a_status() -> None:
 
 
 def test_no_new_try_begins_when_patience_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "PATIENCE_S", 0.05)
+    monkeypatch.setattr(module, "PATIENCE_S", 0.8)
     tries: list[float] = []
 
     def operation() -> None:
         tries.append(time.monotonic())
-        time.sleep(0.04)
+        time.sleep(0.5)
         raise OSError("hangs")
 
     with pytest.raises(StorageError):

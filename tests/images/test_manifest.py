@@ -1,7 +1,9 @@
 import datetime
 import os
+import tracemalloc
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -307,3 +309,32 @@ def test_digest_follows_the_content_and_nothing_else(tmp_path: Path) -> None:
     digests |= {content_digest(number_rows(grid(**rows), None, 1)), content_digest(manifest.slice(1)), digest}
     assert len(digests) == len(others) + 3
     assert content_digest(MANIFEST.empty_table()) == content_digest(manifest.slice(0, 0))
+
+
+def test_rows_that_are_to_be_tried_again_get_new_numbers() -> None:
+    first = number_rows(grid(image_id=["a", "b", "c"]), None, 0)
+    again = number_rows(grid(image_id=["a", "b", "c", "d"]), first, 3, np.array([1, 9]))
+    assert again["row_id"].to_pylist() == [0, 3, 2, 4]
+
+
+def test_listing_keeps_no_python_object_for_a_row(tmp_path: Path) -> None:
+    """A hundred thousand rows as Python objects would be tens of megabytes; as Arrow's they are outside of Python's memory."""
+    touch(tmp_path, *(f"{i % 50}/{i}.jpg" for i in range(4000)))
+    uris = [f"s3://bucket/{i}.jpg" for i in range(200_000)]
+    write_list(tmp_path / "list.parquet", {"uri": uris})
+    del uris
+    seen: list[int] = []
+    tracemalloc.start()
+    try:
+        folder = list_images((str(tmp_path / "7"),), LOCAL, "folder", seen.append)
+        before, _ = tracemalloc.get_traced_memory()
+        listing = list_images((str(tmp_path / "list.parquet"), str(tmp_path)), LOCAL, "folder", seen.append)
+        table = number_rows(listing.table, None, 0)
+        content_digest(table)
+        after, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert (folder.table.num_rows, table.num_rows, sum(seen)) == (80, 204_000, 204_080)
+    # What numpy holds are the numbers of the rows.
+    assert after - before < 3e6
+    assert peak - before < 15e6
