@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from raycluster import s3
+from raycluster import s3 as clients
 from raycluster.config import StorageConfig
 from raycluster.images import credentials
 from raycluster.images import fetch as module
@@ -158,7 +158,7 @@ def test_server_that_does_not_answer_is_raised(monkeypatch: pytest.MonkeyPatch) 
             endpoint_url=f"http://127.0.0.1:{held.getsockname()[1]}", region="us-east-1", anonymous=True
         )
         monkeypatch.setattr(module, "TRIES", 1)
-        monkeypatch.setattr(s3, "ATTEMPTS", 1)
+        monkeypatch.setattr(clients, "ATTEMPTS", 1)
         with pytest.raises(StorageError, match="NETWORK_CONNECTION"):
             fetch("s3://bucket/a.jpg", storage, 100, sleep=lambda seconds: None)
 
@@ -226,18 +226,22 @@ def test_s3_listing(storage: StorageConfig) -> None:
     assert fetch(rows[0]["uri"], storage, 100, rows[0]["size"]).data == b"picture"
 
 
-@needs_s3
 def test_s3_a_refusal_of_what_could_be_read_before_is_the_end_of_the_credentials(
     storage: StorageConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(credentials, "PERIOD_S", 0.0)
-    client = s3.list_client(storage)
+    client = clients.python_client(storage)
     nobody = storage.model_copy(update={"anonymous": True})
-    for name in ("open.jpg", "private.jpg"):
-        client.put_object(Bucket="raycluster-test", Key=name, Body=b"12", ACL="public-read")
-    assert fetch("s3://raycluster-test/open.jpg", nobody, 100, sleep=never).status == "ok"
-    client.put_object_acl(Bucket="raycluster-test", Key="private.jpg", ACL="private")
-    assert fetch("s3://raycluster-test/private.jpg", nobody, 100, sleep=never).status == "forbidden"
-    client.put_object_acl(Bucket="raycluster-test", Key="open.jpg", ACL="private")
+
+    def grant(bucket: str, acl: str) -> None:
+        client.put_bucket_acl(Bucket=bucket, ACL=acl)
+        client.put_object(Bucket=bucket, Key="a.jpg", Body=b"12", ACL=acl)
+
+    for bucket, acl in {"raycluster-shown": "public-read", "raycluster-hidden": "private"}.items():
+        client.create_bucket(Bucket=bucket)
+        grant(bucket, acl)
+    assert fetch("s3://raycluster-shown/a.jpg", nobody, 100, sleep=never).status == "ok"
+    assert fetch("s3://raycluster-hidden/a.jpg", nobody, 100, sleep=never).status == "forbidden"
+    grant("raycluster-shown", "private")
     with pytest.raises(CredentialsError, match=r"refuses the credentials \(AccessDenied\)"):
-        fetch("s3://raycluster-test/private.jpg", nobody, 100, sleep=never)
+        fetch("s3://raycluster-hidden/a.jpg", nobody, 100, sleep=never)
