@@ -25,7 +25,7 @@ from raycluster.stages import Stages
 from raycluster.storage import read_table
 
 
-def prepare(settings: AssignConfig, model: Model, folder: RunFolder) -> Prepared:
+def prepare(settings: AssignConfig, model: Model, folder: RunFolder, retry_failed: bool) -> Prepared:
     """Check all that can be wrong, cheapest first; raises :class:`ConfigError`."""
     config = _as_run(settings, model)
     if config.images is None:
@@ -42,7 +42,7 @@ def prepare(settings: AssignConfig, model: Model, folder: RunFolder) -> Prepared
     distributed.connect()
     resources = distributed.resolve(config.resources)
     spec = model.spec_on(resources.device) if config.images else None
-    listing, facts = list_inputs(config, folder)
+    listing, facts = list_inputs(config, folder, retry_failed)
     # As the model was trained: the precision of today's device is no reason to do everything again.
     encoder = model.spec.fingerprint if spec else "provided"
     inputs = Inputs(config, model.method.config, facts["fingerprint"], facts["lineage"], encoder, {}, None)
