@@ -95,11 +95,12 @@ def run(
 def assign(*, retry_failed: bool = False, dry_run: bool = False, **given: Any) -> RunResult:
     """Assign new pictures to the clusters of a finished model, flag those unlike anything it has seen, and report drift.
 
-    `given`: the fields of :class:`AssignConfig`, of which `model`, `output` and one of `images` and `embeddings` are
-    needed. What is done stays done, as in a run: pictures added later are assigned alone; `retry_failed` and `dry_run` as there. The result's `metrics` are those of `drift.json` (:func:`raycluster.drift.drift`). Raises :class:`RayclusterError`
-    and its subclasses.
+    `given`: the fields of :class:`AssignConfig`, of which `model`, `output` and one of `images` and `embeddings` are needed.
+    `retry_failed` and `dry_run` as in :func:`run`, and as there what is done stays done: pictures added later are assigned alone. The
+    result's `metrics` are those of `drift.json` (:func:`raycluster.drift.drift`). Raises :class:`RayclusterError` and its subclasses.
     """
     settings: AssignConfig = validate(given, AssignConfig, "options")
+    settings = settings.model_copy(update={"storage": from_environment(settings.storage)})
     model = load_model(settings.model, settings.storage)
     folder = RunFolder(locate(settings.output, settings.storage))
     new_pictures.check_output(folder, model)

@@ -74,3 +74,9 @@ def test_pictures_from_a_bucket_are_clustered_and_the_encoder_is_tuned(root: Loc
     picture = next(path for path in (root / "photos" / "fish").list())
     predicted = raycluster.load_model(result.output, root.options).predict([picture.uri])
     assert predicted.status == ["ok"]
+    more = {"model": result.model, "images": picture.parent.uri, "output": (root / "new").uri}
+    settings = {key: config[key] for key in ("storage", "resources")}
+    assigned = raycluster.assign(**more, **settings)
+    assert assigned.metrics["n"] == 16
+    assert locate(assigned.tables["drift"], root.options).list(suffix="drift.json")
+    assert {stage["state"] for stage in raycluster.assign(**more, **settings).stages.values()} == {"skipped"}
