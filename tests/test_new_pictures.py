@@ -189,7 +189,7 @@ def test_the_model_alone_is_enough(
     status = json.loads(capfd.readouterr().out)
     assert status["status"] == "ok"
     assert status["metrics"] == finished.metrics
-    # The folder above is as good, and another model is another table.
+    # The folder above names the run's current model.
     assert raycluster.load_model(Path(trained.model or "").parent).folder.uri == trained.model
 
 

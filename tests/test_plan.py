@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
+from raycluster import plan
 from raycluster.config import MethodConfig, RunConfig, validate
-from raycluster.plan import STAGES, TUNING, Inputs, Step, make
+from raycluster.plan import STAGES, TUNING, Inputs, Step, for_model, make
 from raycluster.run_folder import Marker, RunFolder, now
 from raycluster.storage import locate
 
@@ -179,6 +180,27 @@ def test_added_rows_are_embedded_with_both_encoders(folder: RunFolder) -> None:
     steps = make(folder, inputs(config(**TUNED), manifest="m2"))
     assert set(STAGES) - set(to_run(steps)) == {"train", "finetune"}
     assert "finetune" in to_run(make(folder, inputs(config(**TUNED), manifest="m2", retrain=True)))
+
+
+def test_new_pictures_are_assigned_once_for_each_model(folder: RunFolder) -> None:
+    steps = for_model(folder, inputs(), "k1")
+    assert to_run(steps) == ["manifest", "embed", "assign", "drift"]
+    finish(folder, steps)
+    assert to_run(for_model(folder, inputs(), "k1")) == []
+    grown = for_model(folder, inputs(manifest="m2"), "k1")
+    assert to_run(grown) == ["manifest", "embed", "assign", "drift"]
+    assert grown["assign"].fingerprint == steps["assign"].fingerprint
+    other = for_model(folder, inputs(), "k2")
+    assert to_run(other) == ["assign", "drift"]
+    assert other["assign"].reason == "changed: model"
+
+
+def test_a_model_of_an_earlier_format_is_trained_again(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    finish(folder, make(folder, inputs()))
+    monkeypatch.setattr(plan, "FORMAT", 3)
+    steps = make(folder, inputs())
+    assert to_run(steps)[0] == "train"
+    assert steps["train"].reason == "changed: format"
 
 
 def test_another_rank_is_another_training(folder: RunFolder) -> None:
