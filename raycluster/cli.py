@@ -27,6 +27,7 @@ from raycluster.errors import ConfigError, RayclusterError
 COMMANDS = {
     "run": "do every stage that is not done yet, up to the report",
     "manifest": "list the images",
+    "shard": "rewrite many small pictures as few large Parquet files (with `shards.enabled`)",
     "embed": "stream the pictures through the encoder",
     "semantics": "keep the nouns that fit the images and pair each image with them",
     "train": "train the cluster heads and name the clusters",

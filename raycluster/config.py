@@ -145,7 +145,9 @@ class ShardsConfig(Section):
     """Rewriting many small objects into few large Parquet files of checked, resized pictures."""
 
     enabled: bool = False
-    """Write shards before embedding."""
+    """Write shards before embedding, and read them instead of the originals from then on."""
+    size: int | None = Field(default=None, ge=16, le=8192)
+    """Shortest side of a stored picture in pixels; default 1.75 times the encoder's, with which embeddings stay the same within 0.001."""
 
 
 class StorageConfig(Section):

@@ -44,9 +44,9 @@ def prepare(settings: AssignConfig, model: Model, folder: RunFolder, retry_faile
     spec = model.spec_on(resources.device) if config.images else None
     listing, facts = list_inputs(config, folder, retry_failed)
     # As the model was trained: the precision of today's device is no reason to do everything again.
-    encoder = model.spec.fingerprint if spec else "provided"
-    inputs = Inputs(config, model.method.config, facts["fingerprint"], facts["lineage"], encoder, {}, None)
-    return Prepared(config, folder, model.method.config, resources, spec, None, None, listing, facts, inputs)
+    encoder, method = model.spec.fingerprint if spec else "provided", model.method.config
+    inputs = Inputs(config, method, facts["fingerprint"], facts["lineage"], encoder, {}, None)
+    return Prepared(config, folder, method, resources, spec, None, None, None, listing, facts, inputs)
 
 
 def identity(model: Model) -> str:

@@ -65,9 +65,10 @@ def run(
         raise ConfigError(f"stage {until!r} is unknown; stages are {', '.join(STAGES)}")
     if until == "finetune" and not settings.finetune.enabled:
         raise ConfigError("finetune.enabled is false, so there is nothing to fine-tune; set it to true")
+    if until == "shard" and not settings.shards.enabled:
+        raise ConfigError("shards.enabled is false, so there are no shards to write; set it to true")
     folder = RunFolder(locate(settings.output, settings.storage))
     result = RunResult(command, "unfinished", folder.root.uri)
-    _check_rooms(settings)
     if not dry_run:
         _check_writable(folder)
     with nullcontext() if dry_run else lock.held(folder.root):
@@ -84,8 +85,8 @@ def run(
             _do(stages, step, result, dry_run)
             if stage == "finetune" and not dry_run:
                 _go_on_with_the_better(stages)
-            if stage == "embed" and not dry_run:
-                _gate_failures(stages)
+            if stage in ("shard", "embed") and not dry_run:
+                _gate_failures(stages, stage)
         result.status = "ok"
         if not dry_run:
             _record(settings, folder, result)
@@ -117,18 +118,13 @@ def assign(*, retry_failed: bool = False, dry_run: bool = False, **given: Any) -
         for stage, step in steps.items():
             _do(stages, step, result, dry_run)
             if stage == "embed" and not dry_run:
-                _gate_failures(stages)
+                _gate_failures(stages, stage)
         if result.metrics.get("drifted"):
             result.warnings += result.metrics["verdict"]
         result.status = "ok"
         if not dry_run:
             _record(settings, folder, result)
     return result
-
-
-def _check_rooms(config: RunConfig) -> None:
-    if config.shards.enabled:
-        raise ConfigError("shards.enabled: this version of raycluster does not do that yet; remove it")
 
 
 def _check_writable(folder: RunFolder) -> None:
@@ -197,14 +193,17 @@ def _go_on_with_the_better(stages: Stages) -> None:
         stages.warnings.append(marker.facts["refused"])
 
 
-def _gate_failures(stages: Stages) -> None:
-    """After every embed stage, skipped or not: a raised limit must be able to let a finished table pass."""
-    counts, examples = stages.failures()
+def _gate_failures(stages: Stages, stage: str) -> None:
+    """After every stage that reads all pictures, skipped or not: a raised limit must be able to let a finished table pass."""
+    counts, examples = stages.failures(stage)
     check_failures(counts, examples, stages.config.max_failed_fraction)
     failed = sum(n for status, n in counts.items() if status != "ok")
     if failed:
         histogram = ", ".join(f"{status} {n}" for status, n in sorted(counts.items()) if status != "ok")
-        stages.warnings.append(f"{failed} of {sum(counts.values())} images could not be read: {histogram}")
+        warning = f"{failed} of {sum(counts.values())} images could not be read: {histogram}"
+        # Of shards and of embeddings it is the same.
+        if warning not in stages.warnings:
+            stages.warnings.append(warning)
 
 
 def _record(config: Section, folder: RunFolder, result: RunResult) -> None:

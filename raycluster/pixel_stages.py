@@ -1,4 +1,4 @@
-"""The stages that stream pictures: embed, fine-tune, embed again with the tuned encoder."""
+"""The stages that stream pictures: shard, embed, fine-tune, embed again with the tuned encoder."""
 
 from __future__ import annotations
 
@@ -6,11 +6,15 @@ import hashlib
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pyarrow as pa
 
 from raycluster import rows
+from raycluster.distributed import map_tasks
 from raycluster.encoder import provided
 from raycluster.errors import DataQualityError
+from raycluster.images.pictures import COLUMNS
 from raycluster.plan import Step
+from raycluster.row_blocks import Block, find_blocks
 from raycluster.run_folder import Marker, check_rows, parts, relative_path
 from raycluster.run_tables import Outcome, RunTables
 from raycluster.training.counted import sampled
@@ -23,9 +27,27 @@ if TYPE_CHECKING:
 GUARDED = 10_000
 """Images by which fine-tuning is guarded, and by which the sizes of clusters are known."""
 
+THUMBNAILS = 64
+"""Thumbnails made by one task, whose originals are in memory together."""
+
 
 class PixelStages(RunTables):
     """The stages of one run that need pictures (or take ready-made embeddings in their place)."""
+
+    def shard(self, step: Step) -> Outcome:
+        """Store the pictures that are in the manifest and not in the table, checked and made smaller."""
+        from raycluster.shards import ShardJob, shard
+
+        place, size = self.place(step), self.ready.shard_size
+        assert size is not None
+        job = ShardJob(size, self.config.encoder, self.config.storage, place)
+        wanted = np.setdiff1d(self.row_ids, rows.row_ids(parts(place)))
+        with self.progress("shard", len(wanted)) as bar:
+            for counts in shard(job, self.parts("manifest"), wanted, self.ready.resources):
+                bar.update(counts.total())
+        check_rows(place.uri, rows.row_ids(parts(place)), self.row_ids, exact=False)
+        ok, statuses = rows.statuses(parts(place), self.row_ids)
+        return Outcome(len(self.row_ids), statuses, {"size": size}, f"{len(ok)} ok, shortest side {size} pixels")
 
     def embed(self, step: Step) -> Outcome:
         """Embed the images that are in the manifest and not in the table."""
@@ -62,10 +84,24 @@ class PixelStages(RunTables):
         place = self.place(step)
         done = rows.row_ids(parts(place))
         job = EmbedJob(spec, self.config.encoder, self.config.storage, place)
-        left_out = np.union1d(done, np.setdiff1d(self.row_ids, wanted))
-        with self.progress(step.stage, len(np.setdiff1d(wanted, done))) as bar:
-            for counts in embed(job, parts(self.place(self.steps["manifest"])), left_out, self.ready.resources):
+        left = np.setdiff1d(wanted, done)
+        with self.progress(step.stage, len(left)) as bar:
+            for counts in embed(job, self.pictured, left, self.ready.resources):
                 bar.update(sum(counts.column("rows").to_pylist()))
+
+    def thumbnails(self, wanted: np.ndarray) -> dict[int, bytes]:
+        """Row id → small JPEG, of those of the images (ids ascending) that can still be read; without pictures none."""
+        from raycluster.report.thumbnails import thumbnails
+
+        if self.ready.spec is None or not len(wanted):
+            return {}
+        report, encoder, storage = self.config.report, self.config.encoder, self.config.storage
+
+        def make(block: Block) -> dict[int, bytes]:
+            return thumbnails(block.read(COLUMNS), report.thumbnail, encoder, storage)
+
+        blocks = find_blocks(self.pictured, wanted, THUMBNAILS, fair=4 * max(1, int(self.ready.resources.cpus)))
+        return {row: jpeg for made in map_tasks(make, blocks) for row, jpeg in made.items()}
 
     def finetune(self, step: Step) -> Outcome:
         """Fine-tune the encoder on its own confident clusters, and see whether the result can be trusted."""
@@ -76,8 +112,7 @@ class PixelStages(RunTables):
         config, spec = self.config.finetune, self.ready.spec
         assert spec is not None
         sample = sampled(self.embedded[0], config.train_sample, self.config.seed)
-        at = np.isin(self.ready.listing.column("row_id").to_numpy(), sample)
-        images = self.ready.listing.filter(at).select(["row_id", "uri", "size"]).sort_by("row_id")
+        images = self._images(sample)
         job = PixelJob(
             spec,
             self.config.encoder,
@@ -98,6 +133,16 @@ class PixelStages(RunTables):
             facts={"guard": measures, "kind": tuned.kind, "history": tuned.history},
             note=f"{tuned.kind}, {measures['agreement']:.1%} keep their cluster",
         )
+
+    def _images(self, wanted: np.ndarray) -> pa.Table:
+        """Where the pictures of these rows lie, ascending: row_id, and uri and size, or their place in shards."""
+        if "shard" in self.steps:
+            from raycluster.shards import find_rows
+
+            return find_rows(self.pictured, wanted)
+        listing = self.ready.listing
+        at = np.isin(listing.column("row_id").to_numpy(), wanted)
+        return listing.filter(at).select(["row_id", "uri", "size"]).sort_by("row_id")
 
     def _looked_at(self, step: Step, tuned: Tuned, spec: EncoderSpec, sample: np.ndarray) -> np.ndarray:
         """Embeddings [n, d] of some of the images by the tuned encoder: the first rows of the table that `reembed` goes on with."""

@@ -14,6 +14,8 @@ STAGES = tuple(stage for stage in FOLDERS if stage != "drift")
 """The stages of a run."""
 TUNING = ("baseline", "finetune", "reembed")
 """The stages that only a run with fine-tuning has."""
+OPTIONAL = ("shard", *TUNING)
+"""The stages that a run has only if they are enabled."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,8 @@ class Inputs:
     """The semantic space of the method."""
     vocabulary: str | None
     """Key of the noun embeddings; None without nouns."""
+    shard_size: int | None = None
+    """Shortest side of the pictures in shards; None: without shards."""
     retrain: bool = False
 
 
@@ -63,7 +67,11 @@ def make(folder: RunFolder, inputs: Inputs) -> dict[str, Step]:
     config, planner = inputs.config, _Planner(folder, inputs)
     planner.fixed("manifest", manifest_recipe(config), inputs.manifest)
     limits = _limits(config)
-    embed = planner.growing("embed", {"encoder": inputs.encoder, **limits})
+    seen: dict[str, Any] = dict(limits)
+    if inputs.shard_size is not None:
+        planner.growing("shard", {"size": inputs.shard_size, **limits})
+        seen["shards"] = inputs.shard_size
+    embed = planner.growing("embed", {"encoder": inputs.encoder, **seen})
     # The row set stays out of the next two recipes: added rows do not change the nouns or the heads.
     shared = {"source": manifest_recipe(config), "embed": embed, "clusters": config.clusters, "seed": config.seed}
     shared["train_sample"] = inputs.method.train_sample
@@ -83,7 +91,7 @@ def make(folder: RunFolder, inputs: Inputs) -> dict[str, Step]:
         tuned = planner.trained("finetune", {**recipe, "finetune": config.finetune.training})
         tuning = {"finetune": tuned, "refused": planner.refusal()}
         if not tuning["refused"]:
-            again = planner.growing("reembed", {"encoder": {"finetune": tuned}, **limits}, name_of="embed")
+            again = planner.growing("reembed", {"encoder": {"finetune": tuned}, **seen}, name_of="embed")
             assign = {**assign, "model": tuned, "embed": again}
             final["baseline"] = baseline
     final["assign"] = planner.growing("assign", assign)

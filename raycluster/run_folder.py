@@ -21,6 +21,7 @@ from raycluster.storage import Location
 
 FOLDERS = {
     "manifest": "manifest",
+    "shard": "shards",
     "embed": "embeddings",
     "semantics": "semantics",
     "train": "model",
@@ -35,7 +36,9 @@ FOLDERS = {
 }
 """Every stage in order, and the folder below the output that holds what it writes.
 
-The last, `drift`, is one of new pictures that are assigned with a finished model (`raycluster assign --model`) and no run has it. With fine-tuning there are three more: `baseline` assigns with the model of before, for comparison; `reembed` embeds with the tuned encoder.
+With shards `shard` comes before all reading of pictures. With fine-tuning there are three more: `baseline` assigns with the model of
+before, for comparison; `reembed` embeds with the tuned encoder. The last, `drift`, is one of new pictures that are assigned with a
+finished model (`raycluster assign --model`); no run has it.
 """
 
 
@@ -202,5 +205,5 @@ def check_failures(statuses: Mapping[str, int], examples: Mapping[str, list[tupl
     ]
     raise DataQualityError(
         f"{failed} of {total} images ({failed / total:.1%}) could not be read; max_failed_fraction allows {allowed:.1%}. "
-        "Mend or remove them, or raise max_failed_fraction; what was embedded is kept.\n" + "\n".join(lines)
+        "Mend or remove them, or raise max_failed_fraction; what was read is kept.\n" + "\n".join(lines)
     )

@@ -66,10 +66,15 @@ class RunTables:
         """Ids of the manifest's rows whose status is `ok`, ascending, and the status histogram of all of them."""
         return rows.statuses(self.parts("embed"), self.row_ids)
 
-    def failures(self) -> tuple[dict[str, int], dict[str, list[tuple[str, str]]]]:
-        """Status histogram of the embedded images, and for each status but `ok` up to three (uri, reason)."""
-        counts = self.embedded[1]
-        return counts, rows.failures(self.parts("embed"), self.ready.listing) if set(counts) - {"ok"} else {}
+    def failures(self, stage: str = "embed") -> tuple[dict[str, int], dict[str, list[tuple[str, str]]]]:
+        """Status histogram of the images embedded (or, `shard`, stored), and for each status but `ok` up to three (uri, reason)."""
+        counts = self.embedded[1] if stage == "embed" else rows.statuses(self.parts(stage), self.row_ids)[1]
+        return counts, rows.failures(self.parts(stage), self.ready.listing) if set(counts) - {"ok"} else {}
+
+    @property
+    def pictured(self) -> list[Location]:
+        """The part files by which pictures are read: of the shards, or of the manifest, which names the originals."""
+        return self.parts("shard" if "shard" in self.steps else "manifest")
 
     def place(self, step: Step) -> Location:
         """The folder of a stage."""

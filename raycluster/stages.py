@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 MANIFEST_PART = 65_536
 MANIFEST_ROW_GROUP = 4_096
 """Small row groups: an embed task reads one of them to find its few rows."""
-FOLLOWS_ROWS = ("embed", "semantics", "baseline", "reembed", "assign")
+FOLLOWS_ROWS = ("shard", "embed", "semantics", "baseline", "reembed", "assign")
 """Stages whose marker says which manifest they cover."""
 
 
@@ -198,7 +198,8 @@ class Stages(PixelStages):
         counts, failed = self.failures()
         markers = {stage: self.folder.marker(stage) for stage in self.steps}
         known = {stage: marker.facts for stage, marker in markers.items() if marker is not None}
-        points, clusters = build.sample_map(self.seen, self.assignments(), config.report.map_sample, config.seed)
+        clusters = read_table(self.parts("describe"))
+        points, colors = build.sample_map(self.seen, self.assignments(), config.report.map_sample, config.seed)
         page = render(
             ReportData(
                 title=self.folder.root.uri,
@@ -212,13 +213,7 @@ class Stages(PixelStages):
                 statuses=counts,
                 failures=failed,
                 n_images=len(self.row_ids),
-                cards=build.cards(
-                    read_table(self.parts("describe")),
-                    config.report,
-                    config.encoder,
-                    config.storage,
-                    pixels=self.ready.spec is not None,
-                ),
+                cards=build.cards(clusters, self.thumbnails(build.shown(clusters))),
                 metrics=(self.place(self.steps["evaluate"]) / "metrics.json").read_json(),
                 stages={stage: marker.seconds for stage, marker in markers.items() if marker is not None},
                 advice=known["evaluate"].get("text_advice", ""),
@@ -226,7 +221,7 @@ class Stages(PixelStages):
                 fit=method.explain(history[0]) if isinstance(method, FittedMethod) else "",
                 training=history,
                 map_points=points,
-                map_clusters=clusters,
+                map_clusters=colors,
                 warnings=self.warnings,
             )
         )

@@ -21,6 +21,19 @@ MANIFEST = pa.schema(
     ]
 )
 
+SHARDS = pa.schema(
+    [
+        pa.field("row_id", pa.int64(), nullable=False),
+        pa.field("image_id", pa.string(), nullable=False),
+        pa.field("status", pa.string(), nullable=False),
+        pa.field("error", pa.string()),
+        pa.field("width", pa.int32()),
+        pa.field("height", pa.int32()),
+        pa.field("image", pa.binary()),
+    ]
+)
+"""Width and height are those of the original, after its orientation is applied; `image` is a picture file, null unless the status is `ok`."""
+
 ASSIGNMENTS = pa.schema(
     [
         pa.field("row_id", pa.int64(), nullable=False),

@@ -18,12 +18,12 @@ from raycluster.cli import main
 from raycluster.demo.drawing import draw_dataset
 from raycluster.errors import ConfigError, DataQualityError
 from raycluster.pipeline import RunResult
-from raycluster.plan import STAGES, TUNING
+from raycluster.plan import OPTIONAL, STAGES
 from raycluster.tables import ASSIGNMENTS, CLUSTERS, MANIFEST, embeddings_schema
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
 
-PLAIN = tuple(stage for stage in STAGES if stage not in TUNING)
+PLAIN = tuple(stage for stage in STAGES if stage not in OPTIONAL)
 KINDS = ("house", "fish", "tree", "star")
 NOUNS = ("house", "fish", "tree", "star", "car", "cup", "bird", "flower", "animal", "building", "plant", "vehicle")
 UGLY = {"empty.jpg": "empty", "text.jpg": "undecodable", "cut.png": "undecodable", "gone.jpg": "missing"}

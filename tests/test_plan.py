@@ -8,11 +8,11 @@ import pytest
 
 from raycluster import plan
 from raycluster.config import MethodConfig, RunConfig, validate
-from raycluster.plan import STAGES, TUNING, Inputs, Step, for_model, make
+from raycluster.plan import OPTIONAL, STAGES, Inputs, Step, for_model, make
 from raycluster.run_folder import Marker, RunFolder, now
 from raycluster.storage import locate
 
-PLAIN = tuple(stage for stage in STAGES if stage not in TUNING)
+PLAIN = tuple(stage for stage in STAGES if stage not in OPTIONAL)
 GOOD = {"agreement": 0.9, "clusters_before": 9.0, "clusters_after": 9.0, "consistency_before": 0.8,
         "consistency_after": 0.79, "imbalance_before": 0.1, "imbalance_after": 0.1}  # fmt: skip
 TUNED = {"finetune": {"enabled": True}}
@@ -145,7 +145,7 @@ def test_nouns_are_kept_for_a_method_that_chooses_them_alike(folder: RunFolder) 
 def test_fine_tuning_comes_between_a_baseline_and_a_second_embedding(folder: RunFolder) -> None:
     finish(folder, make(folder, inputs()))
     steps = make(folder, inputs(config(**TUNED)))
-    assert list(steps) == list(STAGES)
+    assert list(steps) == [stage for stage in STAGES if stage != "shard"]
     assert to_run(steps) == ["baseline", "finetune", "reembed", "assign", "describe", "evaluate", "report"]
     # The baseline is the table that a run without fine-tuning has made.
     assert steps["baseline"].fingerprint == make(folder, inputs())["assign"].fingerprint
@@ -178,7 +178,7 @@ def test_what_the_weights_do_not_depend_on_trains_nothing(folder: RunFolder, cha
 def test_added_rows_are_embedded_with_both_encoders(folder: RunFolder) -> None:
     finish(folder, make(folder, inputs(config(**TUNED))))
     steps = make(folder, inputs(config(**TUNED), manifest="m2"))
-    assert set(STAGES) - set(to_run(steps)) == {"train", "finetune"}
+    assert set(STAGES) - set(to_run(steps)) == {"shard", "train", "finetune"}
     assert "finetune" in to_run(make(folder, inputs(config(**TUNED), manifest="m2", retrain=True)))
 
 
@@ -208,3 +208,38 @@ def test_another_rank_is_another_training(folder: RunFolder) -> None:
     steps = make(folder, inputs(config(finetune={"enabled": True, "rank": 4})))
     assert to_run(steps)[0] == "finetune"
     assert steps["finetune"].reason == "changed: finetune"
+
+
+def test_shards_come_before_embeddings_of_their_own(folder: RunFolder) -> None:
+    without = make(folder, inputs())
+    finish(folder, without)
+    steps = make(folder, inputs(config(**TUNED), shard_size=392))
+    assert list(steps) == list(STAGES)
+    assert steps["embed"].reason == "changed: shards"
+    assert steps["embed"].fingerprint != without["embed"].fingerprint
+    finish(folder, steps)
+    assert to_run(make(folder, inputs(config(**TUNED), shard_size=392))) == []
+    # Another encoder reads the same shards; the table without shards is found again.
+    other = make(folder, inputs(config(**TUNED), shard_size=392, encoder="e2"))
+    assert not other["shard"].run
+    assert other["embed"].run
+    assert to_run(make(folder, inputs())) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "size"), [({}, 448), ({"encoder": {"model": "builtin", "max_pixels": 9}}, 392)], ids=["size", "limits"]
+)
+def test_another_size_or_limit_makes_other_shards(folder: RunFolder, change: dict[str, Any], size: int) -> None:
+    first = make(folder, inputs(shard_size=392))
+    finish(folder, first)
+    steps = make(folder, inputs(config(**change), shard_size=size))
+    assert to_run(steps)[:2] == ["shard", "embed"]
+    assert steps["shard"].fingerprint != first["shard"].fingerprint
+
+
+def test_added_rows_are_sharded_into_the_same_folder(folder: RunFolder) -> None:
+    first = make(folder, inputs(shard_size=392))
+    finish(folder, first)
+    steps = make(folder, inputs(manifest="m2", shard_size=392))
+    assert to_run(steps)[:3] == ["manifest", "shard", "embed"]
+    assert steps["shard"].fingerprint == first["shard"].fingerprint

@@ -8,14 +8,13 @@ does not survive added rows.)
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import ray
 import ray.data
 from ray.data import ActorPoolStrategy, TaskPoolStrategy
@@ -25,9 +24,10 @@ from ray.data.datasource import Datasource, ReadTask
 from raycluster.config import EncoderConfig, StorageConfig
 from raycluster.distributed import Resources, streaming
 from raycluster.encoder.clip import ClipEncoder, EncoderSpec, pil_transform
-from raycluster.images import credentials
 from raycluster.images.decode import decode_batch
-from raycluster.images.fetch import fetch_batch, retry
+from raycluster.images.fetch import retry
+from raycluster.images.pictures import COLUMNS, pictures
+from raycluster.row_blocks import Block, find_blocks
 from raycluster.rows import binary_rows, vector_column
 from raycluster.run_folder import part_name
 from raycluster.storage import Location
@@ -48,24 +48,16 @@ class EmbedJob:
     folder: Location
 
 
-class ManifestRows(Datasource):
-    """The manifest's rows that are not embedded yet, in blocks, by position in its files."""
+class BlockRows(Datasource):
+    """Rows of a manifest or of shards, block by block."""
 
-    def __init__(self, files: list[Location], done: np.ndarray, largest_block: int, actors: int) -> None:
+    def __init__(self, blocks: list[Block]) -> None:
         super().__init__()
-        groups = list(_open_rows(files, np.sort(done)))
-        # Few images: smaller blocks, so that every actor gets some and the last one does not work alone.
-        fair = -(-sum(len(rows) for *_, rows in groups) // (4 * actors))
-        size = max(SMALLEST_BLOCK, min(largest_block, fair))
-        self.blocks = [
-            (file, group, rows[start : start + size])
-            for file, group, rows in groups
-            for start in range(0, len(rows), size)
-        ]
+        self.blocks = blocks
 
     def estimate_inmemory_data_size(self) -> int:
-        """Bytes of all rows; a row is an id and a URI."""
-        return 200 * sum(len(wanted) for *_, wanted in self.blocks)
+        """Bytes of all rows, were they ids and URIs: a block is decoded in the task that reads it."""
+        return 200 * sum(len(block) for block in self.blocks)
 
     def get_read_tasks(
         self, parallelism: int, per_task_row_limit: int | None = None, data_context: Any = None
@@ -73,34 +65,18 @@ class ManifestRows(Datasource):
         """One task a block, whatever parallelism Ray would prefer."""
         return [
             ReadTask(
-                lambda file=file, group=group, wanted=wanted: [_read_block(file, group, wanted)],
-                BlockMetadata(num_rows=len(wanted), size_bytes=200 * len(wanted), input_files=None, exec_stats=None),
+                lambda block=block: [block.read(COLUMNS)],
+                BlockMetadata(num_rows=len(block), size_bytes=200 * len(block), input_files=None, exec_stats=None),
             )
-            for file, group, wanted in self.blocks
+            for block in self.blocks
         ]
 
 
-def _open_rows(files: list[Location], done: np.ndarray) -> Iterator[tuple[Location, int, np.ndarray]]:
-    for file in files:
-        parquet = pq.ParquetFile(file.path, filesystem=file.filesystem)
-        for group in range(parquet.num_row_groups):
-            ids = parquet.read_row_group(group, columns=["row_id"]).column("row_id").to_numpy()
-            yield file, group, np.flatnonzero(~np.isin(ids, done, assume_unique=True)).astype(np.int32)
-
-
-def _read_block(file: Location, group: int, wanted: np.ndarray) -> pa.Table:
-    parquet = pq.ParquetFile(file.path, filesystem=file.filesystem)
-    found = parquet.read_row_group(group, columns=["row_id", "image_id", "uri", "size"]).take(wanted)
-    credentials.remember(file)
-    return found
-
-
 def decode_rows(block: pa.Table, job: EmbedJob) -> pa.Table:
-    """Fetch and decode the pictures of a block. Adds status, error, width, height and pixels (uint8 at model size)."""
-    uris, sizes = block.column("uri").to_pylist(), block.column("size").to_pylist()
-    fetched = fetch_batch(uris, sizes, job.storage, job.limits.max_bytes)
+    """Decode the pictures of a block of rows (:func:`pictures`): row_id, image_id, status, error, width, height, pixels (uint8 at model size)."""
+    found = pictures(block, job.storage, job.limits.max_bytes)
     side = min(job.spec.image_size)
-    decoded = decode_batch(fetched, pil_transform(job.spec), job.limits.max_pixels, min_side=side)
+    decoded = decode_batch(found, pil_transform(job.spec), job.limits.max_pixels, min_side=side)
     bytes_each = int(np.prod(job.spec.pixel_shape))
     return pa.table(
         {
@@ -108,11 +84,17 @@ def decode_rows(block: pa.Table, job: EmbedJob) -> pa.Table:
             "image_id": block.column("image_id"),
             "status": pa.array(decoded.status, pa.string()),
             "error": pa.array(decoded.error, pa.string()),
-            "width": pa.array(decoded.width, pa.int32()),
-            "height": pa.array(decoded.height, pa.int32()),
+            "width": _of_original(block, "width", decoded.width),
+            "height": _of_original(block, "height", decoded.height),
             "pixels": pa.array(decoded.pixels, pa.binary(bytes_each)),
         }
     )
+
+
+def _of_original(block: pa.Table, name: str, seen: list[int | None]) -> pa.Array:
+    """A shard knows the size of the original; the picture in it is smaller."""
+    known = block.column(name).to_pylist() if name in block.column_names else seen
+    return pa.array([None if here is None else size for here, size in zip(seen, known, strict=True)], pa.int32())
 
 
 class EncodeRows:
@@ -151,18 +133,20 @@ def write_rows(block: pa.Table, job: EmbedJob) -> pa.Table:
     return pa.table({"status": counts.field("values"), "rows": counts.field("counts")})
 
 
-def embed(job: EmbedJob, manifest: list[Location], done: np.ndarray, resources: Resources) -> Iterable[pa.Table]:
-    """Embed the manifest's rows that are not in `done` (row ids); yields status counts as parts are written."""
+def embed(job: EmbedJob, files: list[Location], wanted: np.ndarray, resources: Resources) -> Iterable[pa.Table]:
+    """Embed the rows of a manifest or of shards whose id is in `wanted` (ascending); yields status counts as parts are written."""
     device = resources.device
     actors = resources.encoder_actors
-    source = ManifestRows(manifest, done, BLOCK_ROWS[device], actors)
-    if not source.blocks:
+    # Few images: smaller blocks, so that every actor gets some and the last one does not work alone.
+    blocks = find_blocks(files, wanted, BLOCK_ROWS[device], fair=4 * actors, multiple=SMALLEST_BLOCK)
+    if not blocks:
         return
+    source = BlockRows(blocks)
     # Decoding is faster than encoding on CPUs: without a limit it would fill the object store with pixels.
-    block_bytes = int(np.prod(job.spec.pixel_shape)) * max(len(wanted) for *_, wanted in source.blocks)
+    block_bytes = int(np.prod(job.spec.pixel_shape)) * max(map(len, blocks))
     with streaming(max(2**27, 6 * actors * block_bytes)):
         # Both with the same demand, or Ray would not fuse them into one task.
-        rows = ray.data.read_datasource(source, override_num_blocks=len(source.blocks), num_cpus=resources.task_cpus)
+        rows = ray.data.read_datasource(source, override_num_blocks=len(blocks), num_cpus=resources.task_cpus)
         stream = (
             rows.map_batches(
                 decode_rows,

@@ -61,7 +61,7 @@ class DecodedBatch:
     """The uint8 array that `to_pixels` gave, in C order; None unless the status is `ok`."""
 
 
-def decode(data: bytes, max_pixels: int, min_side: int | None = None) -> Decoded:
+def decode(data: bytes, max_pixels: int, min_side: int | None = None, enlarges: bool = True) -> Decoded:
     """Decode one picture.
 
     Parameters
@@ -74,6 +74,8 @@ def decode(data: bytes, max_pixels: int, min_side: int | None = None) -> Decoded
     min_side
         Side in pixels of the square that the picture will be resized to. A JPEG is then decoded at the smallest of
         libjpeg's scales that divides both sides and leaves them at least twice as long. None: at full size.
+    enlarges
+        Whether that resizing also makes smaller pictures larger; else a narrow one needs no more room than it has.
 
     Raises
     ------
@@ -83,7 +85,7 @@ def decode(data: bytes, max_pixels: int, min_side: int | None = None) -> Decoded
     if not data:
         raise Rejected("empty", "zero bytes")
     try:
-        return _decode(Image.open(io.BytesIO(data), formats=FORMATS), max_pixels, min_side)
+        return _decode(Image.open(io.BytesIO(data), formats=FORMATS), max_pixels, min_side, enlarges)
     except Image.DecompressionBombError as error:
         raise Rejected("too_large", str(error)) from None
     except UnidentifiedImageError:
@@ -103,6 +105,7 @@ def decode_batch(
     to_pixels: Callable[[Image.Image], np.ndarray],
     max_pixels: int,
     min_side: int | None = None,
+    enlarges: bool = True,
 ) -> DecodedBatch:
     """Decode and preprocess what was fetched; what was not keeps its status and error.
 
@@ -113,7 +116,7 @@ def decode_batch(
         # Pillow warns of odd metadata and of large pictures; the former do no harm, the latter are judged here.
         warnings.filterwarnings("ignore", module="PIL")
         for item in fetched:
-            row = _decode_row(item, to_pixels, max_pixels, min_side)
+            row = _decode_row(item, to_pixels, max_pixels, min_side, enlarges)
             batch.status.append(row[0])
             batch.error.append(row[1])
             batch.width.append(row[2])
@@ -126,12 +129,16 @@ _Row = tuple[Status, str | None, int | None, int | None, bytes | None]
 
 
 def _decode_row(
-    item: Fetched, to_pixels: Callable[[Image.Image], np.ndarray], max_pixels: int, min_side: int | None
+    item: Fetched,
+    to_pixels: Callable[[Image.Image], np.ndarray],
+    max_pixels: int,
+    min_side: int | None,
+    enlarges: bool,
 ) -> _Row:
     if item.data is None:
         return item.status, item.error, None, None, None
     try:
-        decoded = decode(item.data, max_pixels, min_side)
+        decoded = decode(item.data, max_pixels, min_side, enlarges)
     except Rejected as rejected:
         return rejected.status, rejected.reason, None, None, None
     size = decoded.width, decoded.height
@@ -144,12 +151,12 @@ def _decode_row(
     return "ok", None, *size, pixels.tobytes()
 
 
-def _decode(image: Image.Image, max_pixels: int, min_side: int | None) -> Decoded:
+def _decode(image: Image.Image, max_pixels: int, min_side: int | None, enlarges: bool) -> Decoded:
     width, height = image.size
     if width * height > max_pixels:
         raise Rejected("too_large", f"{width} × {height} pixels, more than max_pixels = {max_pixels}")
     if min_side:
-        if max(width, height) * min_side**2 > max_pixels * min(width, height):
+        if enlarges and max(width, height) * min_side**2 > max_pixels * min(width, height):
             raise Rejected("too_large", f"{width} × {height} pixels: too narrow to be resized to {min_side} pixels")
         _reduce_scale(image, min_side)
     image.load()

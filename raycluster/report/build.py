@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Any
 
@@ -10,57 +10,38 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from raycluster.config import EncoderConfig, ReportConfig, RunConfig, StorageConfig
-from raycluster.images.decode import Rejected, decode
-from raycluster.images.fetch import fetch
+from raycluster.config import RunConfig
 from raycluster.report.page import Card, Thumb, Tuning
 from raycluster.report.projection import project
-from raycluster.report.thumbnails import thumbnail
 from raycluster.rows import gather
 from raycluster.storage import Location
 from raycluster.training.counted import sampled
 
-THREADS = 16
-"""Pictures are few, but each may wait for object storage."""
 
+def cards(clusters: pa.Table, thumbnails: Mapping[int, bytes]) -> tuple[Card, ...]:
+    """A card for each row of the clusters table. `thumbnails`: of a picture without one (by row id) the page shows the name only."""
 
-def cards(
-    clusters: pa.Table, report: ReportConfig, encoder: EncoderConfig, storage: StorageConfig, pixels: bool
-) -> tuple[Card, ...]:
-    """A card for each row of the clusters table. Without `pixels` (ready-made embeddings) thumbnails stay empty."""
+    def thumbs(images: list[dict[str, Any]]) -> tuple[Thumb, ...]:
+        return tuple(Thumb(image["image_id"], image["confidence"], thumbnails.get(image["row_id"])) for image in images)
 
-    def thumb(image: dict[str, Any]) -> Thumb:
-        jpeg = _thumbnail(image["uri"], report.thumbnail, encoder, storage) if pixels else None
-        return Thumb(image["image_id"], image["confidence"], jpeg)
-
-    with ThreadPoolExecutor(THREADS) as pool:
-        rows = [
-            (row, pool.map(thumb, row["exemplars"]), pool.map(thumb, row["least_typical"]))
-            for row in clusters.to_pylist()
-        ]
-        return tuple(
-            Card(
-                row["cluster"],
-                row["name"],
-                tuple(row["nouns"]),
-                row["size"],
-                row["mean_confidence"],
-                tuple(most),
-                tuple(least),
-            )
-            for row, most, least in rows
+    return tuple(
+        Card(
+            row["cluster"],
+            row["name"],
+            tuple(row["nouns"]),
+            row["size"],
+            row["mean_confidence"],
+            thumbs(row["exemplars"]),
+            thumbs(row["least_typical"]),
         )
+        for row in clusters.to_pylist()
+    )
 
 
-def _thumbnail(uri: str, side: int, encoder: EncoderConfig, storage: StorageConfig) -> bytes | None:
-    """None if the picture is gone since it was embedded: the page then shows its name only."""
-    fetched = fetch(uri, storage, encoder.max_bytes)
-    if fetched.data is None:
-        return None
-    try:
-        return thumbnail(decode(fetched.data, encoder.max_pixels, min_side=side).image, side)
-    except Rejected:
-        return None
+def shown(clusters: pa.Table) -> np.ndarray:
+    """Row ids of the images that the cards show, ascending."""
+    columns = (clusters.column(name).to_pylist() for name in ("exemplars", "least_typical"))
+    return np.array(sorted({image["row_id"] for column in columns for row in column for image in row}), np.int64)
 
 
 def sample_map(

@@ -6,6 +6,7 @@ to run; here row, order and views follow from (seed, epoch, row id), and a resum
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -16,6 +17,7 @@ import pyarrow as pa
 import ray
 import ray.data
 import torch
+from ray.data import ActorPoolStrategy
 from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
 
@@ -23,15 +25,20 @@ from raycluster.config import EncoderConfig, StorageConfig
 from raycluster.distributed import streaming
 from raycluster.encoder.clip import EncoderSpec, pil_transform
 from raycluster.images.decode import decode_batch
-from raycluster.images.fetch import fetch_batch
+from raycluster.images.pictures import pictures
 from raycluster.images.views import strong_view, two_views
 from raycluster.rows import binary_rows
-from raycluster.training.counted import epoch_order, integers
+from raycluster.shards import GroupReader, group_ids
+from raycluster.training.counted import epoch_order, grouped_order, integers, lane_count
 from raycluster.training.self_enhancement import Views
 
 BLOCK_ROWS = 128
 BLOCK_BYTES = 2**26
 """Most rows and bytes of a block, the work of one decode task."""
+OPEN_GROUPS = 80
+"""Row groups of shards that a worker keeps, of which :func:`grouped_order` needs about 50 at a time: 250 MB at the default size for 224 pixels."""
+READER_CPUS = 0.25
+"""CPUs that the reader of shards reserves; it mostly waits."""
 BLOCKS_AHEAD = 2000
 """Blocks that Ray plans at once: of a long training it would hold all."""
 VIEW_STREAM = 8
@@ -64,29 +71,60 @@ class PixelJob:
 def batches(job: PixelJob, images: ray.ObjectRef, steps: range, rank: int, world: int, cpus: float) -> Iterator[Views]:
     """This worker's share of the batches of these steps, counted from the first step of the first epoch.
 
-    `images`: Arrow table row_id, uri, size of the training rows; `cpus`: cores that this worker's decode tasks may take.
+    `images`: Arrow table of the training rows, ascending: row_id, and uri and size, or uri, group and place in shards
+    (:func:`raycluster.shards.find_rows`); `cpus`: cores that this worker's reading and decoding may take.
     """
     share = len(range(rank, job.batch_size, world))
     ahead = max(1, BLOCKS_AHEAD * job.block_rows // share)
+    table = ray.get(images)
+    groups = group_ids(table) if "group" in table.column_names else None
+    reader_cpus = READER_CPUS if groups is not None else 0.0
+    task_cpus = min(1.0, cpus) - reader_cpus
     for start in range(steps.start, steps.stop, ahead):
-        parts = list(_shares(job, range(start, min(start + ahead, steps.stop)), rank, world))
+        parts = list(_shares(job, groups, range(start, min(start + ahead, steps.stop)), rank, world))
         rows = _Rows(job, images, np.concatenate([p for p, _ in parts]), np.concatenate([e for _, e in parts]))
-        task_cpus = min(1.0, cpus)
         in_flight = 4 * max(1, int(cpus)) * job.block_rows + 2 * share
         memory = max(2**27, 2 * in_flight * int(np.prod(job.spec.pixel_shape)))
         with streaming(memory, cpus=max(cpus, task_cpus), ordered=True):
-            stream = ray.data.read_datasource(rows, override_num_blocks=len(rows.blocks), num_cpus=task_cpus)
+            stream = _rows_with_pictures(rows, groups, job, world, reader_cpus or task_cpus)
+            stream = stream.map_batches(
+                view_rows, fn_kwargs={"job": job}, batch_size=None, batch_format="pyarrow", num_cpus=task_cpus
+            )
             for block in stream.iter_batches(batch_size=share, batch_format="pyarrow", prefetch_batches=2):
                 yield _views(block, job)
 
 
-def _shares(job: PixelJob, steps: range, rank: int, world: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def _rows_with_pictures(
+    rows: _Rows, groups: np.ndarray | None, job: PixelJob, world: int, cpus: float
+) -> ray.data.Dataset:
+    """The rows block by block; of shards with the pictures, of originals with what they are fetched by."""
+    stream = ray.data.read_datasource(rows, override_num_blocks=len(rows.blocks), num_cpus=cpus)
+    if groups is None:
+        return stream
+    # A worker that takes every second row of a batch reads every second lane.
+    apart = math.gcd(lane_count(len(np.unique(groups))), world) if job.batch_size % world == 0 else 1
+    return stream.map_batches(
+        GroupReader,
+        fn_constructor_args=(job.storage, OPEN_GROUPS // apart),
+        compute=ActorPoolStrategy(size=1),
+        batch_size=None,
+        batch_format="pyarrow",
+        num_cpus=cpus,
+    )
+
+
+def _shares(
+    job: PixelJob, groups: np.ndarray | None, steps: range, rank: int, world: int
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """For each step the positions of this worker's rows, and their epoch."""
     order, of = np.empty(0, np.int64), -1
     for step in steps:
         epoch, index = divmod(step, job.steps_per_epoch)
         if epoch != of:
-            order, of = epoch_order(job.n_rows, job.seed, epoch).numpy(), epoch
+            visit = (
+                epoch_order(job.n_rows, job.seed, epoch) if groups is None else grouped_order(groups, job.seed, epoch)
+            )
+            order, of = visit.numpy(), epoch
         share = order[index * job.batch_size : (index + 1) * job.batch_size][rank::world]
         yield share, np.full(len(share), epoch)
 
@@ -111,35 +149,42 @@ class _Rows(Datasource):
         self, parallelism: int, per_task_row_limit: int | None = None, data_context: Any = None
     ) -> list[ReadTask]:
         """One task a block, whatever parallelism Ray would prefer."""
-        job, images = self.job, self.images
+        seed, images = self.job.seed, self.images
         return [
             ReadTask(
-                lambda positions=positions, epochs=epochs: [view_rows(ray.get(images), positions, epochs, job)],
+                lambda positions=positions, epochs=epochs: [training_rows(ray.get(images), positions, epochs, seed)],
                 BlockMetadata(len(positions), self._size(len(positions)), input_files=None, exec_stats=None),
             )
             for positions, epochs in self.blocks
         ]
 
 
-def view_rows(images: pa.Table, positions: np.ndarray, epochs: np.ndarray, job: PixelJob) -> pa.Table:
-    """Fetch the pictures at these positions and draw both views of each: columns status, views (uint8 [2, height, width, 3])."""
+def training_rows(images: pa.Table, positions: np.ndarray, epochs: np.ndarray, seed: int) -> pa.Table:
+    """The rows at these positions, with `draw`, the seed of each one's strong view in its epoch."""
     rows = images.take(pa.array(positions))
-    uris, sizes = rows.column("uri").to_pylist(), rows.column("size").to_pylist()
-    fetched = fetch_batch(uris, sizes, job.storage, job.limits.max_bytes)
-    seeds = np.empty(len(rows), np.int64)
+    draws = np.empty(len(rows), np.int64)
     ids = torch.from_numpy(rows.column("row_id").to_numpy().copy())
     for epoch in np.unique(epochs):
         at = epochs == epoch
-        seeds[at] = integers(job.seed, int(epoch), ids[torch.from_numpy(at)], VIEW_STREAM, 2**31).numpy()
+        draws[at] = integers(seed, int(epoch), ids[torch.from_numpy(at)], VIEW_STREAM, 2**31).numpy()
+    # As plain text: a dictionary would bring the names of all shards along.
+    uri = rows.column("uri").cast(pa.string())
+    return rows.set_column(rows.column_names.index("uri"), "uri", uri).append_column("draw", pa.array(draws))
+
+
+def view_rows(rows: pa.Table, job: PixelJob) -> pa.Table:
+    """Both views of each picture, as drawn: columns status, views (uint8 [2, height, width, 3])."""
     weak, strong = pil_transform(job.spec), strong_view(job.spec.image_size)
     decoded = [
         decode_batch(
             [item],
-            partial(two_views, weak=weak, strong=strong, seed=int(seed)),
+            partial(two_views, weak=weak, strong=strong, seed=draw),
             job.limits.max_pixels,
             min_side=min(job.spec.image_size),
         )
-        for item, seed in zip(fetched, seeds, strict=True)
+        for item, draw in zip(
+            pictures(rows, job.storage, job.limits.max_bytes), rows.column("draw").to_pylist(), strict=True
+        )
     ]
     size = 2 * int(np.prod(job.spec.pixel_shape))
     return pa.table(

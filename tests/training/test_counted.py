@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import numpy as np
+import pytest
 import torch
 
-from raycluster.training.counted import epoch_order, integers, uniform
+from raycluster.training.counted import LANE_GROUPS, LANES, epoch_order, grouped_order, integers, uniform
 
 
 def test_a_row_draws_the_same_whoever_asks() -> None:
@@ -69,3 +71,66 @@ def test_an_order_depends_on_the_seed_and_puts_a_row_anywhere() -> None:
     counts = torch.bincount(places, minlength=10).double()
     # 9 degrees of freedom: above 27.9 once in a thousand.
     assert float(((counts - 400) ** 2 / 400).sum()) < 27.9
+
+
+def grouped(sizes: list[int]) -> np.ndarray:
+    """Which group each position lies in, by ids with gaps."""
+    return np.repeat(1000 + 64 * np.arange(len(sizes)), sizes)
+
+
+@pytest.mark.parametrize("sizes", [[64] * 200, [5], [1] * 7, [64] * 33 + [17], [60 + i % 5 for i in range(500)]])
+def test_an_order_over_row_groups_is_a_permutation_of_its_own(sizes: list[int]) -> None:
+    groups = grouped(sizes)
+    orders = [grouped_order(groups, seed, epoch) for seed, epoch in ((0, 0), (0, 1), (1, 0), (0, 0))]
+    for order in orders:
+        assert torch.equal(order.sort().values, torch.arange(len(groups)))
+    if len(groups) > 10:
+        assert not torch.equal(orders[0], orders[1])
+        assert not torch.equal(orders[0], orders[2])
+    assert torch.equal(orders[0], orders[3])
+
+
+def open_groups(visited: np.ndarray) -> int:
+    """The most groups that are begun and not finished at any time."""
+    _, first = np.unique(visited, return_index=True)
+    _, last = np.unique(visited[::-1], return_index=True)
+    begun, ended = np.zeros(len(visited) + 1, int), np.zeros(len(visited) + 1, int)
+    np.add.at(begun, first, 1)
+    np.add.at(ended, len(visited) - last, 1)
+    return int((begun.cumsum() - ended.cumsum()).max())
+
+
+@pytest.mark.parametrize("sizes", [[64] * 1000, [56 + i % 9 for i in range(1000)]], ids=["equal", "unequal"])
+@pytest.mark.parametrize("workers", [1, 2, 4, 8, 16])
+def test_a_worker_reads_groups_of_its_own_one_after_the_other(sizes: list[int], workers: int) -> None:
+    groups = grouped(sizes)
+    visited = groups[grouped_order(groups, 3, 1).numpy()]
+    shares = [visited[rank::workers] for rank in range(workers)]
+    limit = LANES // workers * (LANE_GROUPS + 1) + LANES
+    assert max(open_groups(share) for share in shares) <= limit
+    # At the end of the epoch the longest lanes are shared.
+    reads = sum(len(np.unique(share)) for share in shares)
+    assert reads <= len(sizes) + 2 * workers * LANES
+
+
+def test_a_batch_has_rows_of_many_groups() -> None:
+    groups = grouped([64] * 1000)
+    visited = groups[grouped_order(groups, 0, 0).numpy()]
+    of_a_batch = [len(np.unique(visited[start : start + 128])) for start in range(0, 63_000, 128)]
+    assert min(of_a_batch) >= 24
+    # Groups come in no order of their own.
+    first = groups[0] + 64 * np.arange(1000)
+    when = np.array([np.flatnonzero(visited == group).mean() for group in first])
+    assert abs(np.corrcoef(np.arange(1000), when)[0, 1]) < 0.1
+
+
+def test_groups_that_are_added_leave_the_others_in_their_order() -> None:
+    """The order of groups hangs on their ids, not on their number."""
+
+    def visit(groups: np.ndarray) -> list[int]:
+        return list(dict.fromkeys(groups[grouped_order(groups, 0, 0).numpy()].tolist()))
+
+    few, more = visit(grouped([1] * 30)), visit(grouped([1] * 31))
+    place = {group: i for i, group in enumerate(more)}
+    moved = np.corrcoef(np.arange(30), [place[group] for group in few])[0, 1]
+    assert moved > 0.7

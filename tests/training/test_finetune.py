@@ -22,11 +22,15 @@ from raycluster.demo.drawing import draw_dataset
 from raycluster.distributed import Resources
 from raycluster.encoder.clip import ClipEncoder, pil_transform, resolve_encoder
 from raycluster.errors import ConfigError
+from raycluster.images.pictures import pictures
+from raycluster.images.shard_rows import shard_rows
 from raycluster.images.views import strong_view, two_views
 from raycluster.methods import registry
 from raycluster.methods.base import FittedMethod, Method, TrainingData
+from raycluster.run_folder import parts
+from raycluster.shards import find_rows, group_ids, write_groups
 from raycluster.storage import locate
-from raycluster.training.counted import epoch_order, integers
+from raycluster.training.counted import epoch_order, grouped_order, integers
 from raycluster.training.finetune import Tuned, finetune
 from raycluster.training.pixels import VIEW_STREAM, PixelJob, batches
 from raycluster.training.self_enhancement import Views
@@ -155,6 +159,45 @@ def test_a_killed_worker_resumes_in_the_middle_of_an_epoch(
         assert two == pytest.approx(one, abs=1e-5)
     for name, value in undisturbed.tower.items():
         torch.testing.assert_close(again.tower[name], value, rtol=1e-4, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def stored(images: pa.Table, tmp_path_factory: pytest.TempPathFactory) -> pa.Table:
+    """Where the same pictures lie in shards: row groups of four in two files."""
+    folder = locate(str(tmp_path_factory.mktemp("shards")))
+    rows = images.append_column("image_id", images["uri"])
+    for start in (0, 24):
+        part = rows.slice(start, 24 if start == 0 else N)
+        groups = (part.slice(first, 4) for first in range(0, len(part), 4))
+        held = (shard_rows(group, pictures(group, StorageConfig(), 2**20), 96, 10**8) for group in groups)
+        write_groups(folder / f"part-{start:012d}.parquet", held)
+    return find_rows(parts(folder), images["row_id"].to_numpy())
+
+
+def test_shards_are_read_in_the_order_of_their_row_groups(stored: pa.Table, images: pa.Table) -> None:
+    found = streamed(stored, range(1, 5))
+    groups = group_ids(stored)
+    assert sorted(set(groups.tolist())) == [*range(0, 72, 12), *range(72, 150, 12)]
+    spec = job().spec
+    weak, strong = pil_transform(spec), strong_view(spec.image_size)
+    for step, views in zip(range(1, 5), found, strict=True):
+        epoch, index = divmod(step, N // BATCH)
+        positions = grouped_order(groups, 2, epoch)[index * BATCH : (index + 1) * BATCH]
+        seeds = integers(2, epoch, positions * 3, VIEW_STREAM, 2**31)
+        for i, position in enumerate(positions.tolist()):
+            assert bool(views.readable[i]) == (position != 7)
+            if position != 7:
+                # These drawings are small: their shard holds the originals.
+                picture = Image.open(images["uri"][position].as_py()).convert("RGB")
+                expected = two_views(picture, weak, strong, int(seeds[i]))
+                np.testing.assert_array_equal(views.weak[i], expected[0])
+                np.testing.assert_array_equal(views.strong[i], expected[1])
+
+
+def test_on_shards_two_workers_are_one(stored: pa.Table, method: Method, tmp_path: Path) -> None:
+    one, two = (tuned(stored, method, tmp_path / f"s{workers}", workers, epochs=2) for workers in (1, 2))
+    for alone, both in zip(one.history, two.history, strict=True):
+        assert both == pytest.approx(alone, abs=1e-4)
 
 
 def test_more_workers_than_images_are_refused(images: pa.Table, method: Method, tmp_path: Path) -> None:

@@ -1,0 +1,175 @@
+"""The shard stage: many small objects once into few large Parquet files of checked, resized pictures; and the way back to one of them.
+
+A part holds up to `PART_ROWS` pictures, which is what a kill costs each task at most. Readers take it by row groups of `GROUP_ROWS`: one
+is one request to object storage, and all that is in memory at a time.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, OrderedDict
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from raycluster.config import EncoderConfig, StorageConfig
+from raycluster.distributed import Resources, map_tasks
+from raycluster.images.fetch import Fetched, retry
+from raycluster.images.pictures import ORIGINAL, ROW, pictures
+from raycluster.images.shard_rows import shard_rows
+from raycluster.row_blocks import THREADS, Block, check_found, find_blocks
+from raycluster.rows import among
+from raycluster.run_folder import part_name
+from raycluster.storage import Location, locate
+from raycluster.tables import SHARDS
+
+PART_ROWS = 2048
+"""Pictures of a part file: about 100 MB of photographs at the default size for encoders of 224 pixels."""
+GROUP_ROWS = 64
+"""Pictures of a row group: 3 MB of the same."""
+
+
+@dataclass(frozen=True)
+class ShardJob:
+    """What every task of the stage needs to know."""
+
+    size: int
+    """Shortest side of a stored picture in pixels."""
+    limits: EncoderConfig
+    storage: StorageConfig
+    folder: Location
+
+
+def shard(job: ShardJob, manifest: list[Location], wanted: np.ndarray, resources: Resources) -> Iterator[Counter[str]]:
+    """Write the manifest's rows whose id is in `wanted` (ascending); yields the status counts of each part."""
+    _remove_drafts(job.folder)
+    # Whole row groups, and few images still keep every core busy.
+    blocks = find_blocks(manifest, wanted, PART_ROWS, fair=4 * max(1, int(resources.cpus)), multiple=GROUP_ROWS)
+
+    def write_part(block: Block) -> Counter[str]:
+        rows = block.read((*ROW, *ORIGINAL))
+        return write_groups(job.folder / part_name(rows.column("row_id")), _groups(rows, job))
+
+    yield from map_tasks(write_part, blocks)
+
+
+def _remove_drafts(folder: Location) -> None:
+    """What a killed run left half-written, as large as parts are; the run lock keeps others from writing here."""
+    for file in folder.list(suffix=".tmp"):
+        file.delete()
+
+
+def _groups(rows: pa.Table, job: ShardJob) -> Iterator[pa.Table]:
+    """The row groups of a part. While one is made the originals of the next are fetched; no more is in memory."""
+    parts = [rows.slice(start, GROUP_ROWS) for start in range(0, len(rows), GROUP_ROWS)]
+
+    def fetched(part: pa.Table) -> list[Fetched]:
+        return pictures(part, job.storage, job.limits.max_bytes)
+
+    with ThreadPoolExecutor(1) as pool:
+        coming = pool.submit(fetched, parts[0])
+        for index, part in enumerate(parts):
+            here = coming.result()
+            if index + 1 < len(parts):
+                coming = pool.submit(fetched, parts[index + 1])
+            yield shard_rows(part, here, job.size, job.limits.max_pixels)
+
+
+def write_groups(part: Location, groups: Iterable[pa.Table]) -> Counter[str]:
+    """Write a part group by group, and give its status counts."""
+    counts: Counter[str] = Counter()
+    with (
+        part._replacing() as (filesystem, path),
+        pq.ParquetWriter(
+            path,
+            SHARDS,
+            filesystem=filesystem,
+            # Picture files are compressed already, and no two are the same.
+            compression={name: "NONE" if name == "image" else "ZSTD" for name in SHARDS.names},
+            use_dictionary=["status", "error"],
+            write_statistics=["row_id"],
+        ) as writer,
+    ):
+        for group in groups:
+            writer.write_table(group)
+            counts.update(group.column("status").to_pylist())
+    return counts
+
+
+def find_rows(shards: Sequence[Location], wanted: np.ndarray) -> pa.Table:
+    """Where pictures lie: row_id (those in `wanted`, ascending), uri of the part, group (number of its row group), place (row in that)."""
+    with ThreadPoolExecutor(THREADS) as pool:
+        found = list(pool.map(lambda file: _find_in(file, wanted), shards))
+    check_found(shards, sum(map(len, found)), len(wanted))
+    return pa.concat_tables(found).unify_dictionaries().sort_by("row_id")
+
+
+def _find_in(file: Location, wanted: np.ndarray) -> pa.Table:
+    with pq.ParquetFile(file.path, filesystem=file.filesystem) as parquet:
+        ids = parquet.read(columns=["row_id"]).column("row_id").to_numpy()
+        sizes = [parquet.metadata.row_group(group).num_rows for group in range(parquet.num_row_groups)]
+    keep = among(ids, wanted)[0]
+    groups = np.repeat(np.arange(len(sizes), dtype=np.int32), sizes)
+    places = np.arange(len(ids), dtype=np.int32) - np.repeat(np.cumsum([0, *sizes[:-1]]), sizes)
+    uri = pa.DictionaryArray.from_arrays(np.zeros(int(keep.sum()), np.int32), [file.uri])
+    return pa.table({"row_id": ids[keep], "uri": uri, "group": groups[keep], "place": places[keep].astype(np.int32)})
+
+
+def group_ids(rows: pa.Table) -> np.ndarray:
+    """For each of the rows (:func:`find_rows`) the smallest row id that lies in its row group, int64 [n]: stays when parts are added."""
+    ids, groups = rows.column("row_id").to_numpy(), rows.column("group").to_numpy()
+    codes = rows.column("uri").combine_chunks().indices.to_numpy().astype(np.int64)
+    _, first, of = np.unique(codes << 32 | groups, return_index=True, return_inverse=True)
+    return ids[first][of]
+
+
+class GroupReader:
+    """Reads pictures in an order in which a row group is needed by many batches: keeps the groups in use, so that each is read once.
+
+    Whatever was lost – a restart, groups beyond `capacity` – is read again.
+    """
+
+    def __init__(self, storage: StorageConfig, capacity: int) -> None:
+        """`capacity`: row groups kept in memory."""
+        self.storage, self.capacity = storage, capacity
+        self.kept: OrderedDict[tuple[str, int], pa.Table] = OrderedDict()
+        self.reads = 0
+
+    def __call__(self, rows: pa.Table) -> pa.Table:
+        """Rows with uri, group, place (:func:`find_rows`) → status, error, image instead of these; other columns stay."""
+        keys = list(zip(rows.column("uri").to_pylist(), rows.column("group").to_pylist(), strict=True))
+        places = rows.column("place").to_numpy()
+        at: dict[tuple[str, int], list[int]] = {}
+        for index, key in enumerate(keys):
+            at.setdefault(key, []).append(index)
+        self._open(list(at))
+        parts = pa.concat_tables(self.kept[key].take(places[indices]) for key, indices in at.items())
+        found = parts.take(np.argsort(np.concatenate(list(at.values()))))
+        self._forget()
+        for name in found.column_names:
+            rows = rows.append_column(name, found.column(name))
+        return rows.drop_columns(["uri", "group", "place"])
+
+    def _open(self, keys: list[tuple[str, int]]) -> None:
+        new = [key for key in keys if key not in self.kept]
+        with ThreadPoolExecutor(THREADS) as pool:
+            self.kept.update(zip(new, pool.map(self._read, new), strict=True))
+        self.reads += len(new)
+        for key in keys:
+            self.kept.move_to_end(key)
+
+    def _read(self, key: tuple[str, int]) -> pa.Table:
+        file = locate(key[0], self.storage)
+
+        def read() -> pa.Table:
+            with pq.ParquetFile(file.path, filesystem=file.filesystem, pre_buffer=True) as parquet:
+                return parquet.read_row_group(key[1], columns=["status", "error", "image"])
+
+        return retry(read, file.uri)
+
+    def _forget(self) -> None:
+        while len(self.kept) > self.capacity:
+            self.kept.popitem(last=False)
