@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,16 +25,19 @@ from raycluster.demo.drawing import draw_picture
 from raycluster.distributed import Resources
 from raycluster.errors import ConfigError, DataQualityError
 from raycluster.images.manifest import list_images, number_rows
+from raycluster.images.pictures import pictures
+from raycluster.images.shard_rows import shard_rows
 from raycluster.pipeline import RunResult
 from raycluster.rows import row_ids, unit
 from raycluster.run_folder import parts
-from raycluster.shards import GROUP_ROWS, GroupReader, ShardJob, find_rows, group_ids, shard
+from raycluster.shards import GROUP_ROWS, GroupReader, ShardJob, find_rows, group_ids, shard, write_groups
 from raycluster.storage import Location, locate
 from raycluster.tables import SHARDS
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
 
 KINDS = ("house", "fish", "tree", "star")
+S3 = os.environ.get("RAYCLUSTER_TEST_S3")
 BAD = {"empty.jpg": "empty", "text.jpg": "undecodable", "gone.jpg": "missing"}
 
 
@@ -275,3 +279,34 @@ def test_killed_while_it_writes_shards_it_goes_on(tmp_path: Path) -> None:
     ids = row_ids(parts(locate(result["tables"]["shards"])))
     assert np.array_equal(np.sort(ids), np.arange(20_000))
     assert not list((tmp_path / "out" / "shards").glob("*/*.tmp"))
+
+
+@pytest.mark.skipif(S3 is None, reason="RAYCLUSTER_TEST_S3 names no S3 endpoint")
+def test_in_a_bucket_a_part_that_was_broken_off_is_completed(photos: Path) -> None:
+    from pyarrow import fs
+
+    fs.S3FileSystem(endpoint_override=S3, region="us-east-1", allow_bucket_creation=True).create_dir("raycluster-test")
+    storage = StorageConfig(endpoint_url=S3, region="us-east-1")
+    root = locate(f"s3://raycluster-test/shards-{time.time_ns()}", storage)
+    for file in sorted(photos.glob("*-*.jpg")):
+        (root / "photos" / file.name).write_bytes(file.read_bytes())
+    listing = number_rows(list_images(((root / "photos").uri,), storage, None).table, None, 0)
+    (root / "manifest" / "part-000000000000.parquet").write_table(listing)
+    job = ShardJob(64, EncoderConfig(model="builtin"), storage, root / "shards")
+
+    def broken() -> Iterator[pa.Table]:
+        rows = listing.slice(0, 10)
+        yield shard_rows(rows, pictures(rows, storage, 2**20), 64, 10**8)
+        raise OSError("the network is gone")
+
+    with pytest.raises(OSError, match="the network is gone"):
+        write_groups(job.folder / "part-000000000000.parquet", broken())
+    done = row_ids(parts(job.folder))
+    assert set(done.tolist()) <= set(range(10))
+    left = np.setdiff1d(np.arange(48), done)
+    counts = list(shard(job, parts(root / "manifest"), left, Resources(1, 1, 0, encoder_actors=1, train_workers=1)))
+    assert sum(count["ok"] for count in counts) == len(left)
+    assert np.array_equal(np.sort(row_ids(parts(job.folder))), np.arange(48))
+    where = find_rows(parts(job.folder), np.arange(48))
+    where = where.set_column(1, "uri", where["uri"].cast(pa.string()))
+    assert GroupReader(storage, capacity=1)(where)["status"].to_pylist() == ["ok"] * 48
