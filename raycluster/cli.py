@@ -36,6 +36,7 @@ COMMANDS = {
     "evaluate": "score the clusters",
     "report": "write the HTML page",
     "status": "say what is done, what is left and how many images failed and why",
+    "doctor": "try storage, credentials, Ray and its nodes, and say how to mend what is wrong",
     "demo": "draw a few hundred pictures and cluster them, without network",
 }
 
@@ -50,7 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             # One line a stage is ours; of other libraries only warnings are worth a line between them.
             handler.addFilter(lambda record: record.name.startswith("raycluster") or record.levelno >= logging.WARNING)
         try:
-            result, code = _execute(options, overrides), 0
+            result = _execute(options, overrides)
+            code = 2 if result["status"] == "failed" else 0
         except Exception as error:  # noqa: BLE001 - the last line of defense: what is not ours leaves its traceback on stderr
             result, code = _failure(options.command, error)
         print(json.dumps(result, ensure_ascii=False), file=stdout, flush=True)
@@ -62,6 +64,10 @@ def _execute(options: argparse.Namespace, overrides: dict[str, Any]) -> dict[str
         from raycluster.status import status
 
         return status(options.output, validate(overrides.get("storage", {}), StorageConfig, "storage"))
+    if options.command == "doctor":
+        from raycluster.doctor import doctor
+
+        return doctor(load_config(options.config, overrides) if options.config or overrides else None)
     if options.command == "demo":
         from raycluster.demo.main import demo
 
@@ -136,6 +142,9 @@ def _parse(arguments: list[str]) -> tuple[argparse.Namespace, dict[str, Any]]:
             command.add_argument(
                 "--config", metavar="FILE", help="YAML file, local or s3://; options given here override it"
             )
+            if name == "doctor":
+                _add_fields(command, RunConfig, "")
+                continue
             command.add_argument(
                 "--dry-run", action="store_true", help="write nothing; say which stages would run, and why"
             )

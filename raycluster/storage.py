@@ -111,8 +111,10 @@ class Location:
             return True
         try:
             _s3fs(self.options).pipe_file(self.path, data, mode="create")
-        except FileExistsError:
-            return False
+        except OSError as error:
+            if isinstance(error, FileExistsError) or _lost_the_race(error):
+                return False
+            raise
         return True
 
     def read_json(self) -> Any:
@@ -181,13 +183,36 @@ def locate(uri: str, options: StorageConfig | None = None) -> Location:
 def _filesystem(scheme: str, options: StorageConfig) -> fs.FileSystem:
     if scheme == "file":
         return fs.LocalFileSystem()
+    return _s3_filesystem(options)
+
+
+def _s3_filesystem(options: StorageConfig, **timeouts: Any) -> fs.FileSystem:
     return fs.S3FileSystem(
         anonymous=options.anonymous,
         region=options.region or os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION"),
         endpoint_override=options.endpoint_url or os.environ.get("AWS_ENDPOINT_URL"),
         # A small file becomes one PUT instead of a multipart upload: a third of the time.
         allow_delayed_open=True,
+        **timeouts,
     )
+
+
+def impatient_filesystem(place: Location) -> fs.FileSystem:
+    """The client for `place` that gives up within ten seconds: for asking whether a storage answers, not for work."""
+    if place.scheme == "file":
+        return place.filesystem
+    return _s3_filesystem(
+        place.options,
+        connect_timeout=3,
+        request_timeout=4,
+        retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=2),
+    )
+
+
+def _lost_the_race(error: OSError) -> bool:
+    """Whether another writer was first. s3fs knows this answer only with the message that AWS gives it; others give none."""
+    response = getattr(error.__cause__, "response", {})
+    return response.get("Error", {}).get("Code") in ("PreconditionFailed", "ConditionalRequestConflict")
 
 
 def _s3fs(options: StorageConfig) -> Any:

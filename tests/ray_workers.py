@@ -11,8 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
-def children(parent: int, name: str) -> Iterator[int]:
-    """Ids of the processes that `parent` started and whose program is called so."""
+def children(parent: int, name: str = "") -> Iterator[int]:
+    """Ids of the processes that `parent` started and whose program's name ends so."""
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
