@@ -54,6 +54,8 @@ class Resources:
         if self.node_cpus == 1:
             return 0.5
         share = self.threads(processes) * (self.node_cpus - 1) / self.node_cpus
+        # The same for the cluster as a whole: a submitted job's driver may hold cores of its only node.
+        share = min(share, max(self.cpus - 1, self.cpus / 4) / processes)
         return share if share < 1 else float(int(share))  # Ray takes fractions below one only
 
     @property
@@ -227,6 +229,9 @@ def resolve(config: ResourcesConfig) -> Resources:
         _wait_for_nodes(config)
     cluster = ray.cluster_resources()
     cpus, gpus = cluster.get("CPU", 0.0), cluster.get("GPU", 0.0)
+    if os.environ.get("RAY_ADDRESS"):
+        # What others hold, such as the driver of this job its --entrypoint-num-cpus, nothing of ours would ever get.
+        cpus = ray.available_resources().get("CPU", 0.0) or cpus
     if config.use_gpu and not gpus:
         raise ConfigError(
             "resources.use_gpu is true, but this Ray cluster has no GPU: remove it, or join a cluster with GPUs"
@@ -238,7 +243,7 @@ def resolve(config: ResourcesConfig) -> Resources:
             "resources: this Ray cluster has no CPU to compute on yet; start worker nodes, or set resources.wait_seconds, "
             "encoder_actors and use_gpu to what its autoscaler is to be asked for"
         )
-    limit = int(gpus) if gpus else int(cpus)
+    limit = int(gpus) if gpus else int(cluster.get("CPU", 0.0))
     for field, wanted in (("encoder_actors", config.encoder_actors), ("train_workers", config.train_workers)):
         if wanted and wanted > limit:
             kind = "GPUs" if gpus else "CPUs"
@@ -247,7 +252,7 @@ def resolve(config: ResourcesConfig) -> Resources:
         cpus,
         _smallest_node_cpus(),
         gpus,
-        config.encoder_actors or max(1, limit),
+        config.encoder_actors or max(1, int(gpus or cpus)),
         config.train_workers or max(1, int(gpus)),
     )
 

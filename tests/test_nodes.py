@@ -77,10 +77,10 @@ def upload(root: Location, pictures: int, scratch: Path, **changes: Any) -> str:
 def check(root: Location, pictures: int) -> np.ndarray:
     """Every picture has a fate, once, in every table; returns the clusters by row id."""
     result = (root / "out" / "run.json").read_json()["result"]
-    found = {name: read_table(locate(uri, root.options).list(".parquet")) for name, uri in result["tables"].items()}
     for name in ("manifest", "embeddings", "assignments"):
-        np.testing.assert_array_equal(np.sort(found[name]["row_id"].to_numpy()), np.arange(pictures), err_msg=name)
-    assigned = found["assignments"].sort_by("row_id")
+        table = read_table(locate(result["tables"][name], root.options).list(".parquet"))
+        np.testing.assert_array_equal(np.sort(table["row_id"].to_numpy()), np.arange(pictures), err_msg=name)
+    assigned = table.sort_by("row_id")
     assert set(assigned["status"].to_pylist()) == {"ok"}
     assert result["metrics"]["acc"] > 0.5
     return assigned["cluster"].to_numpy()
