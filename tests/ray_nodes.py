@@ -39,12 +39,12 @@ class Nodes:
                     "dashboard_port": self.dashboard,
                     "dashboard_agent_listen_port": agent,
                     "ray_client_server_port": client,
-                    "temp_dir": self._own_folder(),
+                    "temp_dir": self.own_folder(),
                 },
             )
         write_ray_address(self.cluster.gcs_address, self.cluster.head_node.temp_dir)
 
-    def _own_folder(self) -> str:
+    def own_folder(self) -> str:
         """A temporary folder for one node: sharing one, nodes would delete each other's working directories."""
         self.folders.append(tempfile.mkdtemp(prefix="rn"))  # short: it holds sockets
         return self.folders[-1]
@@ -63,7 +63,7 @@ class Nodes:
 
     def add(self, **resources: float) -> Any:
         """Another worker node."""
-        folder = self._own_folder()
+        folder = self.own_folder()
         # Without this file a job whose driver comes to this node would join whichever Ray it finds on this machine.
         write_ray_address(self.cluster.gcs_address, folder)
         with self._environment():
@@ -105,6 +105,11 @@ class Nodes:
             assert time.monotonic() < deadline, done.stdout + done.stderr
             time.sleep(1)
 
+    @property
+    def address(self) -> str:
+        """For RAY_ADDRESS."""
+        return str(self.cluster.gcs_address)
+
     def stop(self) -> None:
         """End all processes of this cluster."""
         self.cluster.shutdown()
@@ -141,6 +146,14 @@ def wait_until(condition: Callable[[], Any], job: subprocess.Popen[str], timeout
         assert time.monotonic() < deadline, "waited in vain"
         time.sleep(pause)
     return found
+
+
+def wait_for(condition: Callable[[], Any], timeout: float) -> None:
+    """Until it is true."""
+    deadline = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.2)
 
 
 def free_ports(count: int) -> list[int]:

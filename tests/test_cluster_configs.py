@@ -29,7 +29,8 @@ def manifests() -> list[Path]:
 
 
 def read(file: Path) -> Any:
-    return yaml.safe_load(file.read_text())
+    # A definition of KubeRay's has a megabyte: seconds in Python.
+    return yaml.load(file.read_text(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
 
 
 def strict(schema: Any) -> Any:
@@ -55,12 +56,12 @@ def test_kuberay_would_take_the_manifest(file: Path, shared: Path) -> None:
     schema = strict(schema)
     schema["properties"].pop("metadata")
     schema["properties"]["metadata"] = {"type": "object"}
-    jsonschema.Draft202012Validator.check_schema(schema)
-    jsonschema.validate(manifest, schema)
+    validator = jsonschema.Draft202012Validator(schema)
+    assert [error.message for error in validator.iter_errors(manifest)] == []
     # The validator sees what is wrong: a field too many, deep inside.
     cluster_of(manifest)["headGroupSpec"]["template"]["spec"]["containers"][0]["imagePullPolice"] = "Always"
-    with pytest.raises(jsonschema.ValidationError, match="imagePullPolice"):
-        jsonschema.validate(manifest, schema)
+    (error,) = validator.iter_errors(manifest)
+    assert "imagePullPolice" in error.message
 
 
 def cluster_of(manifest: dict[str, Any]) -> dict[str, Any]:
