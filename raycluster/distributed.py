@@ -112,16 +112,16 @@ def join() -> bool:
     logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
     # Ray's own usage banner and worker logs would drown the one line a stage prints; errors travel as exceptions.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    address = os.environ.get("RAY_ADDRESS")
+    address = os.environ.get("RAY_ADDRESS") or "local"
     options = {"log_to_driver": False, "logging_level": logging.WARNING}
-    if address is None or address == "local":
+    if address == "local":
         ray.init(address="local", include_dashboard=False, **options)
         log.info("ray: started on this machine")
         return False
     _check_answers(address)
     try:
         ray.init(address=address, **options)
-    except (ConnectionError, RuntimeError) as error:
+    except (ConnectionError, RuntimeError, ValueError) as error:
         raise _not_joined(address, error) from error
     log.info("ray: joined %s", address)
     return True

@@ -17,7 +17,7 @@ from typing import Any
 
 from ray._private.utils import write_ray_address
 from ray.cluster_utils import Cluster
-from ray_workers import children
+from ray_workers import descendants
 
 ROOT = Path(__file__).resolve().parents[1]
 RAY = Path(sys.executable).parent / "ray"
@@ -71,9 +71,9 @@ class Nodes:
             return self.cluster.add_node(temp_dir=folder, dashboard_agent_listen_port=agent, **resources)
 
     def kill(self, node: Any) -> None:
-        """Every process of the node at once, raylet and workers alike."""
+        """Every process of the node at once: raylet, workers, and the driver of a job that came here."""
         raylet = node.all_processes["raylet"][0].process.pid
-        for pid in [*children(raylet), raylet]:
+        for pid in [*descendants(raylet), raylet]:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         self.cluster.remove_node(node, allow_graceful=False)

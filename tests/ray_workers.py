@@ -24,6 +24,12 @@ def children(parent: int, name: str = "") -> Iterator[int]:
                 yield int(entry.name)
 
 
+def descendants(parent: int) -> list[int]:
+    """Ids of the processes that `parent` started, and those that these started, and so on."""
+    found = list(children(parent))
+    return found + [below for each in found for below in descendants(each)]
+
+
 def checkpoints(folder: Path) -> list[Path]:
     """The checkpoints below `folder`."""
     return list(folder.glob("**/state.safetensors"))

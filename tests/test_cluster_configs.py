@@ -190,6 +190,15 @@ def test_what_the_dockerfile_copies_is_there_and_what_it_calls_exists() -> None:
         assert hasattr(importlib.import_module(module), names)
 
 
+def test_files_that_the_readme_names_are_there() -> None:
+    named = re.findall(r"(?:cluster_configs|tests|jobs)/[\w./-]*\w", (ROOT / "README.md").read_text())
+    assert len(named) > 15
+    for path in {*named}:
+        assert (ROOT / path).exists(), path
+    for file in (CONFIGS / "aws").glob("*.json"):
+        assert read(file)["Version"] == "2012-10-17"
+
+
 def test_data_and_environments_stay_at_home() -> None:
     ignored = (ROOT / ".rayignore").read_text().split()
     assert {".venv/", ".git/", "raycluster-demo/", "/runs/"} <= set(ignored)

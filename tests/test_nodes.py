@@ -138,8 +138,8 @@ def test_the_drivers_node_dies_and_the_job_is_submitted_again(tmp_path: Path) ->
         before = {file: modified(file) for file in kept}
         nodes.kill(only)
         nodes.add(num_cpus=2)
-        assert finished(job, 200)[0] != 0
-        # The dead driver's lock is another host's in the eyes of the new one, unless both were on one machine, as here.
+        # Without its driver's node `ray job submit` loses the log, says that the job is running, and exits 0.
+        finished(job, 200)
         code, output = finished(nodes.submit(*command, options=("--entrypoint-num-cpus", "0.5")), 300)
     assert code == 0, output
     check(root, pictures)
