@@ -37,6 +37,7 @@ COMMANDS = {
     "evaluate": "score the clusters",
     "report": "write the HTML page",
     "status": "say what is done, what is left and how many images failed and why",
+    "doctor": "try storage, credentials, Ray and its nodes, and say how to mend what is wrong",
     "demo": "draw a few hundred pictures and cluster them, without network",
 }
 
@@ -51,7 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             # One line a stage is ours; of other libraries only warnings are worth a line between them.
             handler.addFilter(lambda record: record.name.startswith("raycluster") or record.levelno >= logging.WARNING)
         try:
-            result, code = _execute(options, overrides), 0
+            result = _execute(options, overrides)
+            code = 2 if result["status"] == "failed" else 0
         except Exception as error:  # noqa: BLE001 - the last line of defense: what is not ours leaves its traceback on stderr
             result, code = _failure(options.command, error)
         print(json.dumps(result, ensure_ascii=False), file=stdout, flush=True)
@@ -63,6 +65,10 @@ def _execute(options: argparse.Namespace, overrides: dict[str, Any]) -> dict[str
         from raycluster.status import status
 
         return status(options.output, validate(overrides.get("storage", {}), StorageConfig, "storage"))
+    if options.command == "doctor":
+        from raycluster.doctor import doctor
+
+        return doctor(load_config(options.config, overrides) if options.config or overrides else None)
     if options.command == "demo":
         from raycluster.demo.main import demo
 
@@ -74,7 +80,7 @@ def _execute(options: argparse.Namespace, overrides: dict[str, Any]) -> dict[str
         if options.retrain:
             raise ConfigError("--retrain: with --model nothing is trained; leave one of them out")
         return assign(retry_failed=options.retry_failed, dry_run=options.dry_run, **settings).as_json()
-    config = validate(settings, where=options.config or "options")
+    config = load_config(options.config, overrides)
     until = "report" if options.command == "run" else options.command
     switches = {"retrain": options.retrain, "retry_failed": options.retry_failed, "dry_run": options.dry_run}
     result = run(config, until=until, command=options.command, **switches)
@@ -92,6 +98,11 @@ def _failure(command: str, error: Exception) -> tuple[dict[str, Any], int]:
         return {"command": command, "status": "failed", "error": f"{type(error).__name__}: {error}"}, 1
     print(f"raycluster {command}: {ours}", file=sys.stderr)
     return {"command": command, "status": "failed", "error": str(ours)}, ours.exit_code
+
+
+def load_config(path: str | None, overrides: Mapping[str, Any]) -> RunConfig:
+    """The configuration of a run, from :func:`read_settings`; raises :class:`ConfigError`."""
+    return validate(read_settings(path, overrides), where=path or "options")
 
 
 def read_settings(path: str | None, overrides: Mapping[str, Any]) -> dict[str, Any]:
@@ -146,6 +157,9 @@ def _parse(arguments: list[str]) -> tuple[argparse.Namespace, dict[str, Any]]:
             command.add_argument(
                 "--config", metavar="FILE", help="YAML file, local or s3://; options given here override it"
             )
+            if name == "doctor":
+                _add_fields(command, RunConfig, "")
+                continue
             command.add_argument(
                 "--dry-run", action="store_true", help="write nothing; say which stages would run, and why"
             )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from typing import Any
 
 import ray
 
+from raycluster import nodes
 from raycluster.config import ResourcesConfig
 from raycluster.errors import ConfigError, RayclusterError
 from raycluster.storage import Location
@@ -20,6 +22,8 @@ log = logging.getLogger(__name__)
 
 FILES_A_TASK = 16
 """Part files read by one task: enough work to be worth starting it."""
+CONNECT_S = 10.0
+"""Seconds within which a cluster must take a connection."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,8 @@ class Resources:
         if self.node_cpus == 1:
             return 0.5
         share = self.threads(processes) * (self.node_cpus - 1) / self.node_cpus
+        # The same for the cluster as a whole: a submitted job's driver may hold cores of its only node.
+        share = min(share, max(self.cpus - 1, self.cpus / 4) / processes)
         return share if share < 1 else float(int(share))  # Ray takes fractions below one only
 
     @property
@@ -90,21 +96,63 @@ class Resources:
 
 
 def connect() -> None:
-    """Join the Ray cluster that `RAY_ADDRESS` names, or start Ray on this machine; a Ray already joined is kept."""
+    """:func:`join`, and see that the nodes of a joined cluster have this process's versions; raises :class:`ConfigError`."""
+    if not ray.is_initialized() and join():
+        nodes.check_versions()
+
+
+def join() -> bool:
+    """Join the Ray cluster that `RAY_ADDRESS` names, or start Ray on this machine; True if a cluster was joined.
+
+    A Ray already joined is kept. Raises :class:`RayclusterError` if no Ray answers there or it cannot be joined.
+    """
     if ray.is_initialized():
-        return
+        return False
     # Ray switches its tokens on by default and says so at every start.
     logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
     # Ray's own usage banner and worker logs would drown the one line a stage prints; errors travel as exceptions.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    address = os.environ.get("RAY_ADDRESS")
-    ray.init(
-        address=address or "local",
-        log_to_driver=False,
-        logging_level=logging.WARNING,
-        include_dashboard=None if address else False,
+    address = os.environ.get("RAY_ADDRESS") or "local"
+    options = {"log_to_driver": False, "logging_level": logging.WARNING}
+    if address == "local":
+        ray.init(address="local", include_dashboard=False, **options)
+        log.info("ray: started on this machine")
+        return False
+    _check_answers(address)
+    try:
+        ray.init(address=address, **options)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise _not_joined(address, error) from error
+    log.info("ray: joined %s", address)
+    return True
+
+
+def _check_answers(address: str) -> None:
+    """Knock at the door: where nobody listens Ray itself would try for minutes."""
+    host, _, port = address.rpartition(":")
+    if "://" in address or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_S).close()
+    except OSError as error:
+        raise RayclusterError(
+            f"RAY_ADDRESS: nothing answers at {address} ({error}); give the address of a running cluster's head (`ray status`), "
+            "or unset RAY_ADDRESS to start Ray on this machine"
+        ) from None
+
+
+def _not_joined(address: str, error: Exception) -> RayclusterError:
+    reasons = " ".join(str(each) for each in (error, error.__cause__) if each is not None)
+    if "Version mismatch" in reasons:
+        return ConfigError(f"ray: {' '.join(str(error).split())}; {nodes.SAME_VERSIONS}")
+    if "AuthToken" in reasons:
+        return ConfigError(
+            f"RAY_ADDRESS: the cluster at {address} wants its token; put it into ~/.ray/auth_token or RAY_AUTH_TOKEN, "
+            "and set RAY_AUTH_MODE=token"
+        )
+    return RayclusterError(
+        f"RAY_ADDRESS: {address} could not be joined ({' '.join(str(error).split())[:300]}); see `ray status`"
     )
-    log.info("ray: %s", f"joined {address}" if address else "started on this machine")
 
 
 @contextmanager
@@ -185,17 +233,48 @@ def _smallest_node_cpus() -> int:
     return max(1, min((n for n in cpus if n > 0), default=1))
 
 
+def _wait_for_nodes(config: ResourcesConfig) -> None:
+    """Ask the autoscaler for the nodes that `resources:` wants, and wait for them; nothing stays reserved.
+
+    A placement group is the request that ends with this process: one made by `request_resources` would outlive a kill and keep
+    GPUs up that nobody uses.
+    """
+    wanted = max(config.encoder_actors or 1, config.train_workers or 1)
+    kind = "GPU" if config.use_gpu else "CPU"
+    if ray.cluster_resources().get(kind, 0) >= wanted:
+        return
+    log.info("ray: waiting up to %.0f s for %d %ss", config.wait_seconds, wanted, kind)
+    group = ray.util.placement_group([{kind: 1}] * wanted)
+    came = group.wait(config.wait_seconds)
+    ray.util.remove_placement_group(group)
+    if not came:
+        raise ConfigError(
+            f"resources.wait_seconds: in {config.wait_seconds:.0f} s the cluster has grown to {ray.cluster_resources().get(kind, 0):.0f} of "
+            f"{wanted} {kind}s; see `ray status` for what its autoscaler says, wait longer, or lower resources.encoder_actors and train_workers"
+        )
+
+
 def resolve(config: ResourcesConfig) -> Resources:
     """Fill the gaps of `resources:` from the cluster; raises :class:`ConfigError` for what it cannot give."""
+    if config.wait_seconds:
+        _wait_for_nodes(config)
     cluster = ray.cluster_resources()
     cpus, gpus = cluster.get("CPU", 0.0), cluster.get("GPU", 0.0)
+    if os.environ.get("RAY_ADDRESS"):
+        # What others hold, such as the driver of this job its --entrypoint-num-cpus, nothing of ours would ever get.
+        cpus = ray.available_resources().get("CPU", 0.0) or cpus
     if config.use_gpu and not gpus:
         raise ConfigError(
             "resources.use_gpu is true, but this Ray cluster has no GPU: remove it, or join a cluster with GPUs"
         )
     if config.use_gpu is False:
         gpus = 0.0
-    limit = int(gpus) if gpus else int(cpus)
+    if not cpus:
+        raise ConfigError(
+            "resources: this Ray cluster has no CPU to compute on yet; start worker nodes, or set resources.wait_seconds, "
+            "encoder_actors and use_gpu to what its autoscaler is to be asked for"
+        )
+    limit = int(gpus) if gpus else int(cluster.get("CPU", 0.0))
     for field, wanted in (("encoder_actors", config.encoder_actors), ("train_workers", config.train_workers)):
         if wanted and wanted > limit:
             kind = "GPUs" if gpus else "CPUs"
@@ -204,7 +283,7 @@ def resolve(config: ResourcesConfig) -> Resources:
         cpus,
         _smallest_node_cpus(),
         gpus,
-        config.encoder_actors or max(1, limit),
+        config.encoder_actors or max(1, int(gpus or cpus)),
         config.train_workers or max(1, int(gpus)),
     )
 

@@ -17,6 +17,7 @@ from raycluster.storage import Location
 
 log = logging.getLogger(__name__)
 
+LOCK_FILE = "_lock.json"
 HEARTBEAT = 10.0
 """Seconds between two signs of life."""
 DEAD_AFTER = 60.0
@@ -26,7 +27,7 @@ DEAD_AFTER = 60.0
 @contextmanager
 def held(folder: Location) -> Iterator[None]:
     """Hold the lock of a run folder; raises :class:`RayclusterError` naming a live holder."""
-    file = folder / "_lock.json"
+    file = folder / LOCK_FILE
     token = {
         "host": socket.gethostname(),
         "pid": os.getpid(),

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from raycluster import distributed, rows
+from raycluster import distributed, nodes, rows
 from raycluster.config import MethodConfig, RunConfig, fingerprint
 from raycluster.distributed import Resources
 from raycluster.encoder import provided
@@ -76,6 +76,7 @@ def prepare(config: RunConfig, folder: RunFolder, retrain: bool, retry_failed: b
     if noun_embeddings is not None:
         _check_dimensions(config, spec, noun_embeddings.shape[1])
     listing, facts = list_inputs(config, folder, retry_failed)
+    nodes.check_places(config, folder.root, listing.column("uri"), spec)
     if len(listing) < config.clusters:
         raise ConfigError(
             f"clusters: {config.clusters} clusters, but only {len(listing)} images were found; lower `clusters`"

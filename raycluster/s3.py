@@ -83,8 +83,10 @@ def _usual_region() -> str | None:
 
 
 @lru_cache(maxsize=64)
-def filesystem(options: StorageConfig) -> fs.FileSystem:
-    """Arrow's client, or s3fs in its clothes where the requester pays. `options`: of :func:`located`."""
+def filesystem(options: StorageConfig, patient: bool = True) -> fs.FileSystem:
+    """Arrow's client, or s3fs in its clothes where the requester pays. `options`: of :func:`located`; `patient`: False gives up within
+    ten seconds, for asking whether a storage answers.
+    """
     if options.requester_pays:
         from raycluster.s3_python import arrow_filesystem
 
@@ -96,9 +98,9 @@ def filesystem(options: StorageConfig) -> fs.FileSystem:
         force_virtual_addressing=options.path_style is False,
         # A small file becomes one PUT instead of a multipart upload: a third of the time.
         allow_delayed_open=True,
-        retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=ATTEMPTS),
-        connect_timeout=CONNECT_S,
-        request_timeout=REQUEST_S,
+        retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=ATTEMPTS if patient else 2),
+        connect_timeout=CONNECT_S if patient else 3,
+        request_timeout=REQUEST_S if patient else 4,
     )
 
 

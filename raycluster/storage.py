@@ -183,6 +183,11 @@ def locate(uri: str, options: StorageConfig | None = None) -> Location:
     return Location(rest.rstrip("/"), "s3", s3.from_environment(options or StorageConfig()))
 
 
+def impatient_filesystem(place: Location) -> fs.FileSystem:
+    """The client for `place` that gives up within ten seconds: for asking whether a storage answers, not for work."""
+    return place.filesystem if place.scheme == "file" else s3.filesystem(place.located_options, patient=False)
+
+
 def read_table(files: list[Location], columns: list[str] | None = None) -> pa.Table:
     """The rows of several Parquet files of one storage, in the order given."""
     tables = [pq.read_table(f.path, filesystem=f.filesystem, columns=columns, partitioning=None) for f in files]

@@ -11,8 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
-def children(parent: int, name: str) -> Iterator[int]:
-    """Ids of the processes that `parent` started and whose program is called so."""
+def children(parent: int, name: str = "") -> Iterator[int]:
+    """Ids of the processes that `parent` started and whose program's name ends so."""
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
@@ -22,6 +22,12 @@ def children(parent: int, name: str) -> Iterator[int]:
                 continue
             if of == parent and command.partition(b"\0")[0].endswith(name.encode()):
                 yield int(entry.name)
+
+
+def descendants(parent: int) -> list[int]:
+    """Ids of the processes that `parent` started, and those that these started, and so on."""
+    found = list(children(parent))
+    return found + [below for each in found for below in descendants(each)]
 
 
 def checkpoints(folder: Path) -> list[Path]:

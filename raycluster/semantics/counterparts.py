@@ -54,7 +54,8 @@ def _encode(
             return vocabulary.embed_nouns(chunk, prompts, self.encoder.encode_texts)
 
     chunks = [nouns[start : start + NOUNS_A_TASK] for start in range(0, len(nouns), NOUNS_A_TASK)]
-    actor = ray.remote(**resources.encoder_actor)(TextEncoder)
+    # Nodes die, spot instances above all; the actor is started elsewhere and does its last chunk again.
+    actor = ray.remote(max_restarts=-1, max_task_retries=-1, **resources.encoder_actor)(TextEncoder)
     pool = ray.util.ActorPool([actor.remote() for _ in range(min(resources.encoder_actors, len(chunks)))])
     yield from pool.map(lambda actor, chunk: actor.encode.remote(chunk), chunks)
 

@@ -1,0 +1,165 @@
+"""A Ray cluster of several nodes on this machine, whose nodes can be killed as machines die: without a word."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from ray._private.utils import write_ray_address
+from ray.cluster_utils import Cluster
+from ray_workers import descendants
+
+ROOT = Path(__file__).resolve().parents[1]
+RAY = Path(sys.executable).parent / "ray"
+
+
+class Nodes:
+    """A head that computes nothing, as on a real cluster, and worker nodes."""
+
+    def __init__(self, environment: dict[str, str]) -> None:
+        self.environment = environment
+        self.dashboard, agent, client = free_ports(3)
+        self.folders: list[str] = []
+        with self._environment():
+            self.cluster = Cluster(
+                initialize_head=True,
+                head_node_args={
+                    "num_cpus": 0,
+                    "include_dashboard": True,
+                    "dashboard_port": self.dashboard,
+                    "dashboard_agent_listen_port": agent,
+                    "ray_client_server_port": client,
+                    "temp_dir": self.own_folder(),
+                },
+            )
+        write_ray_address(self.cluster.gcs_address, self.cluster.head_node.temp_dir)
+
+    def own_folder(self) -> str:
+        """A temporary folder for one node: sharing one, nodes would delete each other's working directories."""
+        self.folders.append(tempfile.mkdtemp(prefix="rn"))  # short: it holds sockets
+        return self.folders[-1]
+
+    @contextlib.contextmanager
+    def _environment(self) -> Iterator[None]:
+        """Ray's processes inherit the environment of the moment they start in."""
+        before = dict(os.environ)
+        os.environ.update(self.environment)
+        os.environ.pop("RAY_ADDRESS", None)
+        try:
+            yield
+        finally:
+            os.environ.clear()
+            os.environ.update(before)
+
+    def add(self, **resources: float) -> Any:
+        """Another worker node."""
+        folder = self.own_folder()
+        # Without this file a job whose driver comes to this node would join whichever Ray it finds on this machine.
+        write_ray_address(self.cluster.gcs_address, folder)
+        with self._environment():
+            (agent,) = free_ports(1)
+            return self.cluster.add_node(temp_dir=folder, dashboard_agent_listen_port=agent, **resources)
+
+    def kill(self, node: Any) -> None:
+        """Every process of the node at once: raylet, workers, and the driver of a job that came here."""
+        raylet = node.all_processes["raylet"][0].process.pid
+        for pid in [*descendants(raylet), raylet]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self.cluster.remove_node(node, allow_graceful=False)
+
+    def submit(self, *entrypoint: str, options: tuple[str, ...] = (), timeout: float = 300) -> subprocess.Popen[str]:
+        """`ray job submit` of the working tree; its output is piped."""
+        address = ("--address", f"http://127.0.0.1:{self.dashboard}")
+        command = [str(RAY), "job", "submit", *address, "--working-dir", str(ROOT), *options, "--", *entrypoint]
+        self._wait_for_agents(address, timeout)
+        return subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**os.environ, **self.environment}
+        )
+
+    def _wait_for_agents(self, address: tuple[str, ...], timeout: float) -> None:
+        """The head answers before it can take jobs."""
+        deadline = time.monotonic() + timeout
+        while True:
+            probe = [str(RAY), "job", "submit", *address, "--", "true"]
+            done = subprocess.run(
+                probe,
+                capture_output=True,
+                text=True,
+                timeout=timeout,
+                env={**os.environ, **self.environment},
+                check=False,
+            )
+            if done.returncode == 0:
+                return
+            assert time.monotonic() < deadline, done.stdout + done.stderr
+            time.sleep(1)
+
+    @property
+    def address(self) -> str:
+        """For RAY_ADDRESS."""
+        return str(self.cluster.gcs_address)
+
+    def stop(self) -> None:
+        """End all processes of this cluster."""
+        self.cluster.shutdown()
+        for folder in self.folders:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def cluster_of(*cpus: float, environment: dict[str, str] | None = None) -> Iterator[tuple[Nodes, list[Any]]]:
+    """A head and a worker node for each number of CPUs."""
+    nodes = Nodes({"RAY_AUTH_MODE": "disabled", **(environment or {})})
+    try:
+        yield nodes, [nodes.add(num_cpus=count) for count in cpus]
+    finally:
+        nodes.stop()
+
+
+def finished(job: subprocess.Popen[str], timeout: float) -> tuple[int, str]:
+    """Exit code and output of a submitted job. Nodes of one machine: the log of a driver on a worker node is not in it."""
+    try:
+        output, _ = job.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        job.kill()
+        output, _ = job.communicate()
+        raise AssertionError(f"the job did not end in {timeout} s:\n{output}") from None
+    return job.returncode, output
+
+
+def wait_until(condition: Callable[[], Any], job: subprocess.Popen[str], timeout: float, pause: float = 0.1) -> Any:
+    """What `condition` gives once it is true; fails when the job ends before."""
+    deadline = time.monotonic() + timeout
+    while not (found := condition()):
+        assert job.poll() is None, f"the job ended too early:\n{job.communicate()[0]}"
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(pause)
+    return found
+
+
+def wait_for(condition: Callable[[], Any], timeout: float) -> None:
+    """Until it is true."""
+    deadline = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.2)
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that nobody listens on."""
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
