@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from safetensors.torch import load, save
 
+from raycluster.clustering.novelty import Novelty
 from raycluster.config import EncoderConfig, StorageConfig, validate
 from raycluster.errors import ArtifactError, ConfigError
 from raycluster.methods import registry
@@ -32,9 +33,9 @@ if TYPE_CHECKING:
 
     from raycluster.encoder.clip import ClipEncoder, EncoderSpec
 
-FORMAT = 1
+FORMAT = 2
 ENCODER_FILE = "encoder.safetensors"
-_FILES = ("heads.safetensors", "clusters.json")
+_FILES = ("heads.safetensors", "novelty.safetensors", "clusters.json")
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,8 @@ class Predictions:
     """float32 [n], largest minus second largest probability."""
     runner_up: np.ndarray
     """int32 [n], the second most probable cluster."""
+    outlier: np.ndarray
+    """bool [n], whether the picture is unlike anything the model was trained on; False where the status is not `ok`."""
     status: list[str]
     """`ok`, or why there is no prediction (the statuses of the manifest)."""
     error: list[str | None]
@@ -62,9 +65,17 @@ def probabilities(method: Method, embeddings: np.ndarray) -> torch.Tensor:
 
     The one place where embeddings meet the heads, for batch and serving alike: float16 first, as the table stores them.
     """
+    return method.predict(_rounded(embeddings).to(next(iter(method.state_dict().values())).device)).cpu()
+
+
+def outliers(novelty: Novelty, embeddings: np.ndarray) -> np.ndarray:
+    """[n, d] embeddings as the encoder gives them → bool [n]: unlike anything the model was trained on. Rounded like those of the heads."""
+    return novelty.flags(_rounded(embeddings)).cpu().numpy()
+
+
+def _rounded(embeddings: np.ndarray) -> torch.Tensor:
     # A copy: tables hand out read-only arrays, of which torch would warn.
-    rounded = torch.from_numpy(np.array(embeddings, dtype=np.float16, order="C")).float()
-    return method.predict(rounded.to(next(iter(method.state_dict().values())).device)).cpu()
+    return torch.from_numpy(np.array(embeddings, dtype=np.float16, order="C")).float()
 
 
 def top_two(p: torch.Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -79,6 +90,7 @@ class Model:
     """A trained method, the record it was saved with, and the names of its clusters."""
 
     method: Method
+    novelty: Novelty
     record: dict[str, Any]
     clusters: list[dict[str, Any]]
     folder: Location
@@ -167,11 +179,13 @@ class Model:
         n, rows = len(status), np.flatnonzero([s == "ok" for s in status])
         cluster, runner_up = np.full(n, -1, np.int32), np.full(n, -1, np.int32)
         confidence, margin = np.full(n, np.nan, np.float32), np.full(n, np.nan, np.float32)
+        outlier = np.zeros(n, bool)
         if len(rows):
             p = probabilities(self.method, embeddings[rows])
             cluster[rows], confidence[rows], margin[rows], runner_up[rows] = top_two(p)
+            outlier[rows] = outliers(self.novelty, embeddings[rows])
         names = [self.names[c] if c >= 0 else None for c in cluster]
-        return Predictions(cluster, names, confidence, margin, runner_up, list(status), list(error))
+        return Predictions(cluster, names, confidence, margin, runner_up, outlier, list(status), list(error))
 
 
 def _png(image: Image) -> bytes:
@@ -185,6 +199,7 @@ def _png(image: Image) -> bytes:
 def save_model(
     folder: Location,
     method: Method,
+    novelty: Novelty,
     encoder: dict[str, Any],
     clusters: list[dict[str, Any]],
     facts: dict[str, Any],
@@ -198,6 +213,7 @@ def save_model(
     files = {
         **(more or {}),
         "heads.safetensors": save({key: t.detach().cpu().contiguous() for key, t in method.state_dict().items()}),
+        "novelty.safetensors": save({"rows": novelty.rows.cpu().contiguous()}),
         "clusters.json": (json.dumps(clusters, indent=1, ensure_ascii=False) + "\n").encode(),
     }
     for name, content in files.items():
@@ -211,6 +227,7 @@ def save_model(
             "n_clusters": method.n_clusters,
             "n_rows": method.n_rows,
             "scale": method.input_scale,
+            "novelty": {"limit": novelty.limit},
             "encoder": encoder,
             **facts,
             "versions": {package: version(package) for package in ("raycluster", "torch", "open_clip_torch")},
@@ -235,8 +252,9 @@ def load_model(path: str | Path | Location, storage: StorageConfig | None = None
         record["n_rows"],
         load(contents["heads.safetensors"]),
     )
+    novelty = Novelty(load(contents["novelty.safetensors"])["rows"], **record["novelty"])
     names = json.loads(contents["clusters.json"])
-    return Model(method.to(device).eval(), record, names, folder, storage or StorageConfig(), device)
+    return Model(method.to(device).eval(), novelty, record, names, folder, storage or StorageConfig(), device)
 
 
 def _read_record(folder: Location) -> dict[str, Any]:

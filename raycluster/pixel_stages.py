@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -90,7 +91,7 @@ class PixelStages(RunTables):
         known = rows.gather(self.parts("embed"), sampled(sample, GUARDED, self.config.seed))
         sizes = probabilities(before.method, known).mean(dim=0)
         tuned = finetune(config, job, before.method, sizes, images, training, self.ready.resources)
-        self._save(step, before, tuned, spec)
+        self._save(step, before, tuned, self._looked_at(step, tuned, spec, sample))
         measures = self._guard(step, before, sample)
         return Outcome(
             len(images),
@@ -98,9 +99,30 @@ class PixelStages(RunTables):
             note=f"{tuned.kind}, {measures['agreement']:.1%} keep their cluster",
         )
 
-    def _save(self, step: Step, before: Model, tuned: Tuned, spec: EncoderSpec) -> None:
+    def _looked_at(self, step: Step, tuned: Tuned, spec: EncoderSpec, sample: np.ndarray) -> np.ndarray:
+        """Embeddings [n, d] of some of the images by the tuned encoder: the first rows of the table that `reembed` goes on with."""
         from safetensors.torch import save
 
+        from raycluster.encoder.clip import TunedTower
+        from raycluster.model import ENCODER_FILE
+
+        file, content = self.place(step) / ENCODER_FILE, save(tuned.tower)
+        file.write_bytes(content)
+        again, chosen = self.steps["reembed"], sampled(sample, GUARDED, self.config.seed)
+        self._stream(again, spec.tuned(TunedTower(file, hashlib.sha256(content).hexdigest())), chosen)
+        chosen = rows.statuses(parts(self.place(again)), chosen)[0]
+        if not len(chosen):
+            raise DataQualityError(
+                "finetune: none of the images could be read again for a look at the result; mend the storage and run again"
+            )
+        return rows.gather(self.parts("reembed"), chosen)
+
+    def _save(self, step: Step, before: Model, tuned: Tuned, embeddings: np.ndarray) -> None:
+        """`embeddings` [n, d]: of training rows, by the tuned encoder."""
+        import torch
+        from safetensors.torch import save
+
+        from raycluster.clustering.novelty import fit_novelty
         from raycluster.model import ENCODER_FILE, save_model
 
         facts = {
@@ -108,21 +130,17 @@ class PixelStages(RunTables):
             "finetune": {**self.config.finetune.training, "kind": tuned.kind, "history": tuned.history},
         }
         files = {ENCODER_FILE: save(tuned.tower), "adapter.safetensors": save(tuned.adapter)}
-        save_model(self.place(step), tuned.method, before.record["encoder"], before.clusters, facts, files)
+        novelty = fit_novelty(torch.from_numpy(embeddings))
+        save_model(self.place(step), tuned.method, novelty, before.record["encoder"], before.clusters, facts, files)
 
     def _guard(self, step: Step, before: Model, sample: np.ndarray) -> dict[str, float]:
-        """Measures on a sample, whose rows are the first of the table that `reembed` goes on with."""
+        """Measures on a sample, which `reembed` has begun with."""
         from raycluster.model import load_model, probabilities
         from raycluster.training import guard
 
-        after, again = load_model(self.place(step)), self.steps["reembed"]
         chosen = sampled(sample, GUARDED, self.config.seed)
-        self._stream(again, after.spec, chosen)
-        chosen = rows.statuses(parts(self.place(again)), chosen)[0]
-        if not len(chosen):
-            raise DataQualityError(
-                "finetune: none of the images could be read again for a look at the result; mend the storage and run again"
-            )
+        chosen = rows.statuses(self.parts("reembed"), chosen)[0]
+        after = load_model(self.place(step))
         images = rows.gather(self.parts("embed"), chosen)
         own = probabilities(before.method, images).argmax(dim=1).numpy()
         tuned = probabilities(after.method, rows.gather(self.parts("reembed"), chosen)).argmax(dim=1).numpy()

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from raycluster.config import MethodConfig, RunConfig, fingerprint
+from raycluster.model import FORMAT
 from raycluster.run_folder import FOLDERS, Marker, RunFolder
 from raycluster.training.guard import refusal
 
@@ -64,7 +65,9 @@ def make(folder: RunFolder, inputs: Inputs) -> dict[str, Step]:
     nouns = None
     if inputs.vocabulary is not None:
         nouns = planner.trained("semantics", {**shared, "vocabulary": inputs.vocabulary, "space": inputs.space})
-    model = planner.trained("train", {**shared, "semantics": nouns, "method": inputs.method.model_dump(mode="json")})
+    # A model of an earlier format is made again: this version could not read it.
+    heads = {**shared, "semantics": nouns, "method": inputs.method.model_dump(mode="json"), "format": FORMAT}
+    model = planner.trained("train", heads)
     assign = {"model": model, "embed": embed, "lineage": inputs.lineage}
     final: dict[str, Any] = {"manifest": inputs.manifest}
     tuning: dict[str, Any] = {}

@@ -97,6 +97,9 @@ class Stages(PixelStages):
 
     def train(self, step: Step) -> Outcome:
         """Train the heads, name the clusters, write the model."""
+        import torch
+
+        from raycluster.clustering.novelty import fit_novelty
         from raycluster.methods.base import TrainedMethod
         from raycluster.model import probabilities, save_model
         from raycluster.training.heads import HeadsJob, train_heads
@@ -122,7 +125,8 @@ class Stages(PixelStages):
         }
         schedule = asdict(method.schedule()) if isinstance(method, TrainedMethod) else {}
         facts = {"seed": self.config.seed, "training": {**schedule, "history": history}}
-        save_model(self.place(step), method, encoder, names, facts)
+        novelty = fit_novelty(torch.from_numpy(data["images"]))
+        save_model(self.place(step), method, novelty, encoder, names, facts)
         facts["constants"] = method.constants
         used = len(np.unique(assigned))
         if used < self.config.clusters:
