@@ -27,7 +27,11 @@ Observer = Callable[[str, int, float, list[str]], None]
 def create_app(service: Service, metrics: Callable[[], Awaitable[str]], observe: Observer) -> FastAPI:
     """The whole API. `metrics`: gives the Prometheus text of `/metrics`."""
     app = FastAPI(
-        title="raycluster", version="1", docs_url=None, redoc_url=None, description="Assigns pictures to the clusters of a run."
+        title="raycluster",
+        version="1",
+        docs_url=None,
+        redoc_url=None,
+        description="Assigns pictures to the clusters of a run.",
     )
     _add_assign(app, service, observe)
     _add_clusters(app, service)
@@ -186,5 +190,3 @@ def _refusal(service: Service, refused: Refused) -> JSONResponse:
         error=wire.Problem(code=refused.code, message=refused.message),
     ).model_dump()
     return JSONResponse(body, refused.status, headers=refused.headers)
-
-

@@ -34,7 +34,7 @@ def read_gallery(place: Location, model: Model) -> Gallery:
     rows = _described(RunFolder(place), model)
     if rows is not None:
         return Gallery(rows, True)
-    plain = {"size": None, "mean_confidence": None, "exemplars": []}
+    plain: dict[str, Any] = {"size": None, "mean_confidence": None, "exemplars": []}
     return Gallery([{"cluster": i, **cluster, **plain} for i, cluster in enumerate(model.clusters)], False)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -38,6 +37,7 @@ class Guard:
         self._app, self._tokens, self._hosts, self._version, self._refuse = app, tokens, hosts, version, refuse
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on, or answer it here."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -56,7 +56,7 @@ class Guard:
         app = self._app if refusal is None else self._refuse(refusal)
         await app(scope, receive, send_with_headers)
 
-    def _judge(self, scope: dict[str, Any]) -> Refused | None:
+    def _judge(self, scope: Scope) -> Refused | None:
         headers = Headers(scope=scope)
         # A web page elsewhere can have its own name resolve to this machine, and then read what loopback answers.
         if self._hosts and _name(headers.get("host", "")) not in self._hosts:

@@ -152,7 +152,7 @@ def pictures_of(request: AssignRequest, max_image_bytes: int) -> list[Picture]:
     """The pictures of a JSON request. Base64 that is none becomes the fault of its item."""
     return [
         _decoded(item.id if item.id is not None else str(index), item.image_base64, max_image_bytes)
-        if item.image_base64 is not None
+        if "image_base64" in item.model_fields_set
         else Picture(item.id if item.id is not None else str(index), uri=item.uri)
         for index, item in enumerate(request.items)
     ]

@@ -14,7 +14,7 @@ import torch
 from raycluster.config import EncoderConfig, StorageConfig, fingerprint, validate
 from raycluster.encoder.clip import EncoderSpec
 from raycluster.errors import ArtifactError, ConfigError, RayclusterError
-from raycluster.model import Model, load_model, model_folder, probabilities, top_two
+from raycluster.model import Model, load_model, model_folder, outliers, probabilities, top_two
 from raycluster.run_folder import now
 from raycluster.serving.gallery import Gallery, read_gallery
 from raycluster.storage import locate
@@ -58,8 +58,8 @@ class Answer:
     """float32 [n]."""
     margin: np.ndarray
     """float32 [n]."""
-    outlier: np.ndarray | None
-    """bool [n]; None where the model cannot tell."""
+    outlier: np.ndarray
+    """bool [n]."""
     top: np.ndarray
     """int32 [n, k], most probable cluster first."""
     top_confidence: np.ndarray
@@ -114,9 +114,7 @@ class Loaded:
         p = probabilities(model.method, rows)
         clusters = model.record["n_clusters"]
         if p.shape != (1, clusters) or not torch.isfinite(p).all() or len(model.clusters) != clusters:
-            raise ArtifactError(
-                f"{model.folder.uri}: the model does not give {clusters} probabilities; train it again"
-            )
+            raise ArtifactError(f"{model.folder.uri}: the model does not give {clusters} probabilities; train it again")
         card = Card(
             version=fingerprint(model.record),
             folder=model.folder.uri,
@@ -124,7 +122,7 @@ class Loaded:
             n_clusters=clusters,
             dim=model.record["dim"],
             spec=spec,
-            pixels=spec and fingerprint([spec.image_size, spec.interpolation, spec.resize_mode, spec.fill_color]),
+            pixels=None if spec is None else preprocessing(spec),
             max_bytes=limits.max_bytes,
             max_pixels=limits.max_pixels,
             device=device,
@@ -135,7 +133,8 @@ class Loaded:
     def answer(self, jobs: Sequence[Job], max_batch: int) -> list[Answer]:
         """Assign the rows of several requests of one kind in one go."""
         rows = np.concatenate([job.rows for job in jobs])
-        p = probabilities(self.model.method, self.model.encode(rows, max_batch) if jobs[0].pixels else rows)
+        embeddings = self.model.encode(rows, max_batch) if jobs[0].pixels else rows
+        p, outlier = probabilities(self.model.method, embeddings), outliers(self.model.novelty, embeddings)
         cluster, confidence, margin, _ = top_two(p)
         values, indices = p.topk(min(max(job.top_k for job in jobs), p.shape[1]), dim=1)
         answers, start = [], 0
@@ -149,7 +148,7 @@ class Loaded:
                     cluster[here],
                     confidence[here],
                     margin[here],
-                    None,
+                    outlier[here],
                     top,
                     values[here, : job.top_k].numpy(),
                     names,
@@ -157,6 +156,11 @@ class Loaded:
             )
             start += len(job)
         return answers
+
+
+def preprocessing(spec: EncoderSpec) -> str:
+    """Name of what :func:`~raycluster.encoder.clip.pil_transform` does for this encoder."""
+    return fingerprint([spec.image_size, spec.interpolation, spec.resize_mode, spec.fill_color])
 
 
 class LiveModel:
@@ -253,5 +257,10 @@ def describe_encoder(card: Card) -> dict[str, Any] | None:
     spec = card.spec
     if spec is None:
         return None
-    facts = {"model": spec.model, "pretrained": spec.pretrained, "precision": spec.precision, "tuned": spec.tower is not None}
+    facts = {
+        "model": spec.model,
+        "pretrained": spec.pretrained,
+        "precision": spec.precision,
+        "tuned": spec.tower is not None,
+    }
     return {**facts, "image_size": list(spec.image_size), "fingerprint": spec.fingerprint}

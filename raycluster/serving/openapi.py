@@ -50,11 +50,7 @@ def describe(app: FastAPI, limits: Limits, tokens: bool) -> None:
     _bound(schemas["EmbeddingsRequest"], limits.max_embeddings, limits.max_top_k)
     # Exactly one of the two, which Pydantic checks but cannot describe.
     schemas["PictureItem"]["oneOf"] = [{"required": ["image_base64"]}, {"required": ["uri"]}]
-    for name in ("image_base64", "uri"):
-        _without_null(schemas["PictureItem"]["properties"], name)
-    operations = {
-        operation["operationId"]: operation for path in made["paths"].values() for operation in path.values()
-    }
+    operations = {operation["operationId"]: operation for path in made["paths"].values() for operation in path.values()}
     operations["assign"]["requestBody"] = _body({"multipart/form-data": _form(limits), **_json("AssignRequest")})
     operations["assign_embeddings"]["requestBody"] = _body(_json("EmbeddingsRequest"))
     for name, operation in operations.items():
@@ -69,14 +65,6 @@ def describe(app: FastAPI, limits: Limits, tokens: bool) -> None:
 def _bound(schema: dict[str, Any], max_items: int, max_top_k: int) -> None:
     schema["properties"]["items"]["maxItems"] = max_items
     schema["properties"]["top_k"]["maximum"] = max_top_k
-
-
-def _without_null(properties: dict[str, Any], name: str) -> None:
-    """A field that may be left out, but where null is no value."""
-    field = properties[name]
-    kind = next(option for option in field.pop("anyOf") if option != {"type": "null"})
-    field.pop("default", None)
-    field.update(kind)
 
 
 def _form(limits: Limits) -> dict[str, Any]:

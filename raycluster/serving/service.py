@@ -231,9 +231,7 @@ def _embedding_fault(embedding: list[float], dim: int) -> ItemError | None:
     return None
 
 
-def _assignments(
-    ids: Sequence[str], faults: Sequence[ItemError | None], answer: Answer | None
-) -> Iterator[Assignment]:
+def _assignments(ids: Sequence[str], faults: Sequence[ItemError | None], answer: Answer | None) -> Iterator[Assignment]:
     """One for each id, in order; the rows of `answer` are those without a fault."""
     row = 0
     for name, fault in zip(ids, faults, strict=True):
@@ -249,7 +247,7 @@ def _assignments(
             name=answer.names[cluster],
             confidence=float(answer.confidence[row]),
             margin=float(answer.margin[row]),
-            outlier=None if answer.outlier is None else bool(answer.outlier[row]),
+            outlier=bool(answer.outlier[row]),
             top=[
                 Candidate(cluster=int(c), name=answer.names[int(c)], confidence=float(p))
                 for c, p in zip(answer.top[row], answer.top_confidence[row], strict=True)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from typing import Any
+
+from pydantic import Field, field_validator
 
 from raycluster.config import Section, StorageConfig
 
@@ -61,8 +63,15 @@ class ServeSettings(Section):
     """File of bearer tokens, one a line, on every node; with neither it nor `$RAYCLUSTER_TOKENS` (separated by blanks) none is asked for."""
     allowed_prefixes: tuple[str, ...] = ()
     """Folders and `s3://` prefixes below which a request may name pictures by URI; none by default."""
-    watch_seconds: float = Field(default=0.0, ge=0)
-    """How often to look whether the run has a new model, which then replaces the old one; 0: never."""
+    allowed_hosts: tuple[str, ...] = ()
+    """Host names under which the endpoint may be addressed, without port; none: any. `raycluster serve` on loopback sets it."""
+    watch_seconds: float | None = Field(default=None, gt=0)
+    """How often to look whether the run has a new model, which then replaces the old one. Default: never; `raycluster serve`: 10."""
     limits: Limits = Limits()
     ingress: Replicas = Replicas(max_replicas=4)
     model: ModelReplicas = ModelReplicas()
+
+    @field_validator("allowed_prefixes", "allowed_hosts", mode="before")
+    @classmethod
+    def _one_or_several(cls, given: Any) -> Any:
+        return (given,) if isinstance(given, str) else given

@@ -29,16 +29,17 @@ class Strict(BaseModel):
 class PictureItem(Strict):
     """One picture: its bytes in base64, or where it lies."""
 
-    image_base64: str | None = None
+    # Either may be left out, but null is not a value.
+    image_base64: str = Field(default_factory=str)
     """The encoded picture (JPEG, PNG, WebP, GIF, BMP, TIFF) in standard base64."""
-    uri: Annotated[str, Field(max_length=4096)] | None = None
+    uri: str = Field(default_factory=str, max_length=4096)
     """`s3://…` or an absolute path, below a prefix that the server allows."""
     id: ItemId | None = None
     """Comes back with the answer; default: the item's position."""
 
     @model_validator(mode="after")
     def _one_source(self) -> PictureItem:
-        if (self.image_base64 is None) == (self.uri is None):
+        if len(self.model_fields_set & {"image_base64", "uri"}) != 1:
             raise ValueError("give exactly one of `image_base64` and `uri`")
         return self
 
@@ -105,7 +106,7 @@ class Assignment(Reply):
     margin: float | None
     """Largest minus second largest probability."""
     outlier: bool | None
-    """Whether it is unlike anything the model was trained on; null also where the model cannot tell."""
+    """Whether it is unlike anything the model was trained on."""
     top: list[Candidate]
     """The `top_k` most probable clusters; empty where there is an error."""
     error: ItemError | None
