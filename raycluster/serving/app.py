@@ -74,7 +74,7 @@ class ModelReplica:
                 await asyncio.to_thread(self._offer, user_config)
         self._metrics.use(self._live.card.version)
         if self._settings.watch_seconds and self._watcher is None:
-            self._watcher = asyncio.create_task(self._watch())
+            self._watcher = asyncio.create_task(self._watch(self._settings.watch_seconds))
 
     def _start(self, run: str) -> LiveModel:
         settings = self._settings
@@ -99,10 +99,10 @@ class ModelReplica:
         if not self._live.offer(str(run)):
             self._metrics.refuse()
 
-    async def _watch(self) -> None:
+    async def _watch(self, seconds: float) -> None:
         """Take over what the run folder has new."""
         while True:
-            await asyncio.sleep(self._settings.watch_seconds)
+            await asyncio.sleep(seconds)
             async with self._changing:
                 live = self._live
                 assert live is not None
