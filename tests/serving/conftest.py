@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from serving_kit import KINDS, configuration, free_port
+from serving_kit import KINDS, LocalEndpoint, configuration, free_port
 
 import raycluster
 from raycluster.config import StorageConfig
@@ -37,6 +37,13 @@ def files(photos: Path) -> list[Path]:
 @pytest.fixture(scope="session")
 def live(run: RunResult) -> LiveModel:
     return LiveModel(run.output, StorageConfig(), "cpu", 32)
+
+
+@pytest.fixture(scope="session")
+def local(live: LiveModel) -> Iterator[LocalEndpoint]:
+    """The API without Ray."""
+    with LocalEndpoint(live, limits={"max_items": 8, "max_body_bytes": 2**20, "body_seconds": 1.0}) as endpoint:
+        yield endpoint
 
 
 @pytest.fixture(scope="session")
