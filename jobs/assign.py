@@ -1,4 +1,4 @@
-"""`ray job submit --working-dir . -- python jobs/assign.py --config run.yaml`: the same call as `raycluster assign`."""
+"""`ray job submit --working-dir . -- python jobs/assign.py …`: the same call as `raycluster assign`, with `--model` or without."""
 
 import sys
 

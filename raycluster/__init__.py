@@ -3,6 +3,7 @@
 >>> import raycluster
 >>> result = raycluster.run({"images": "photos/", "output": "runs/photos", "clusters": 20})
 >>> raycluster.load_model("runs/photos").predict(["cat.jpg"]).name
+>>> raycluster.assign(model="runs/photos", images="new/", output="runs/new").metrics["verdict"]
 """
 
 from __future__ import annotations
@@ -11,17 +12,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from raycluster.model import load_model
-    from raycluster.pipeline import run
+    from raycluster.pipeline import assign, run
 
-__all__ = ["load_model", "run"]
+__all__ = ["assign", "load_model", "run"]
 
 
 def __getattr__(name: str) -> Any:
     # Imported when first used: `raycluster --help` must not wait for torch and Ray.
-    if name == "run":
-        from raycluster.pipeline import run
+    if name in ("assign", "run"):
+        from raycluster import pipeline
 
-        return run
+        return getattr(pipeline, name)
     if name == "load_model":
         from raycluster.model import load_model
 

@@ -21,7 +21,7 @@ from typing import Any, TextIO
 import yaml
 from pydantic import BaseModel
 
-from raycluster.config import RunConfig, StorageConfig, validate
+from raycluster.config import AssignConfig, RunConfig, StorageConfig, validate
 from raycluster.errors import ConfigError, RayclusterError
 
 COMMANDS = {
@@ -31,7 +31,7 @@ COMMANDS = {
     "semantics": "keep the nouns that fit the images and pair each image with them",
     "train": "train the cluster heads and name the clusters",
     "finetune": "fine-tune the encoder on its own confident clusters (with `finetune.enabled`)",
-    "assign": "give every image its cluster",
+    "assign": "give every image its cluster; with --model, new images those of a finished model",
     "describe": "sum up each cluster: name, size, typical images",
     "evaluate": "score the clusters",
     "report": "write the HTML page",
@@ -76,9 +76,14 @@ def _execute(options: argparse.Namespace, overrides: dict[str, Any]) -> dict[str
         from raycluster.demo.main import demo
 
         return demo(options.output, options.seed, options.method)
-    from raycluster.pipeline import run
+    from raycluster.pipeline import assign, run
 
-    config = load_config(options.config, overrides)
+    settings = read_settings(options.config, overrides)
+    if options.command == "assign" and "model" in settings:
+        if options.retrain:
+            raise ConfigError("--retrain: with --model nothing is trained; leave one of them out")
+        return assign(dry_run=options.dry_run, **settings).as_json()
+    config = validate(settings, where=options.config or "options")
     until = "report" if options.command == "run" else options.command
     result = run(config, until=until, retrain=options.retrain, dry_run=options.dry_run, command=options.command)
     return result.as_json()
@@ -97,8 +102,8 @@ def _failure(command: str, error: Exception) -> tuple[dict[str, Any], int]:
     return {"command": command, "status": "failed", "error": str(ours)}, ours.exit_code
 
 
-def load_config(path: str | None, overrides: Mapping[str, Any]) -> RunConfig:
-    """The configuration of a YAML file (local or `s3://`; None: empty) with nested `overrides` on top."""
+def read_settings(path: str | None, overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """What a YAML file (local or `s3://`; None: empty) says, with nested `overrides` on top; not checked yet."""
     data: Any = {}
     if path is not None:
         from raycluster.storage import locate
@@ -112,7 +117,7 @@ def load_config(path: str | None, overrides: Mapping[str, Any]) -> RunConfig:
             raise ConfigError(f"--config: {path} is not valid YAML: {' '.join(str(error).split())}") from None
         if not isinstance(data, dict):
             raise ConfigError(f"--config: {path} must hold `key: value` lines, such as `images: photos/`")
-    return validate(_merge(data, overrides), where=path or "options")
+    return _merge(data, overrides)
 
 
 def _merge(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -152,6 +157,9 @@ def _parse(arguments: list[str]) -> tuple[argparse.Namespace, dict[str, Any]]:
                 "--dry-run", action="store_true", help="write nothing; say which stages would run, and why"
             )
             command.add_argument("--retrain", action="store_true", help="train again although only rows were added")
+            if name == "assign":
+                text = f"{_plain(AssignConfig.model_fields['model'].description)} Of the options below only images, embeddings, output, max_failed_fraction, storage and resources are for it"
+                command.add_argument("--model", dest="=model", default=argparse.SUPPRESS, metavar="…", help=text)
             _add_fields(command, RunConfig, "")
     options, rest = parser.parse_known_args(arguments)
     given = {key: value for key, value in vars(options).items() if "." in key or key.startswith("=")}

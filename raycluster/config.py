@@ -221,6 +221,23 @@ class RunConfig(Section):
         return _as_tuple(self.embeddings)
 
 
+class AssignConfig(Section):
+    """New pictures for the clusters of a finished model: `raycluster assign --model`."""
+
+    model: str
+    """A run folder (its current model), its `model` folder or one model folder, local or `s3://`."""
+    images: str | tuple[str, ...] | None = None
+    """The new pictures, given as in a run."""
+    embeddings: str | tuple[str, ...] | None = None
+    """Ready-made embeddings instead of images, of the encoder that the model was trained behind."""
+    output: str
+    """The folder for the tables, local or `s3://`; not that of a run."""
+    max_failed_fraction: float = Field(default=0.05, ge=0, le=1)
+    """Exit 3 when a larger share of the images could not be read."""
+    storage: StorageConfig = StorageConfig()
+    resources: ResourcesConfig = ResourcesConfig()
+
+
 def _as_tuple(value: str | tuple[str, ...] | None) -> tuple[str, ...]:
     return () if value is None else (value,) if isinstance(value, str) else tuple(value)
 

@@ -128,7 +128,37 @@ def streaming(object_store_bytes: int, cpus: float | None = None, ordered: bool 
 
 
 def raised_in_task(error: BaseException) -> RayclusterError | None:
-    """The error of ours that a Ray task, a Ray Data stage or a Train worker raised and Ray wrapped; None if it is none."""
+    """What to tell the user of an error that came through Ray: ours, if a task, a Ray Data stage or a Train worker raised one, or that
+    Ray lost a process; None if it is neither.
+    """
+    causes = list(_causes(error))
+    # What Ray makes of an error is an instance of its class too; only the original has the plain message.
+    for one in causes:
+        if isinstance(one, RayclusterError) and not isinstance(one, ray.exceptions.RayTaskError):
+            return one
+    for one in causes:
+        # An actor that could not be made has its reason in a traceback.
+        if isinstance(one, _LOST) and not getattr(one, "actor_init_failed", False):
+            reason = " ".join(str(one).split())
+            return RayclusterError(
+                f"Ray lost a process or a node ({type(one).__name__}: {reason:.200}); run the command again: what is finished is kept"
+            )
+    return None
+
+
+_LOST = (
+    ray.exceptions.WorkerCrashedError,
+    ray.exceptions.ActorDiedError,
+    ray.exceptions.ActorUnavailableError,
+    ray.exceptions.NodeDiedError,
+    ray.exceptions.LocalRayletDiedError,
+    ray.exceptions.OutOfMemoryError,
+    ray.exceptions.ObjectLostError,
+)
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """The error and all that led to it, whatever way Ray keeps them."""
     todo: list[Any] = [error]
     seen: set[int] = set()
     while todo:
@@ -136,16 +166,13 @@ def raised_in_task(error: BaseException) -> RayclusterError | None:
         if one is None or id(one) in seen:
             continue
         seen.add(id(one))
-        # What Ray makes of an error is an instance of its class too; only the original has the plain message.
-        if isinstance(one, RayclusterError) and not isinstance(one, ray.exceptions.RayTaskError):
-            return one
+        yield one
         todo += [
             getattr(one, "cause", None),
             one.__cause__,
             one.__context__,
             *getattr(one, "worker_failures", {}).values(),
         ]
-    return None
 
 
 def _smallest_node_cpus() -> int:

@@ -49,17 +49,37 @@ def held(folder: Location) -> Iterator[None]:
 def _take(file: Location, token: dict[str, Any]) -> None:
     if file.create(_record(token)):
         return
-    holder = _read(file)
+    holder = _refuse_live(file)
     if holder is not None:
-        if not _dead(holder):
-            raise RayclusterError(
-                f"{file.parent.uri} is in use by process {holder['pid']} on {holder['host']} (last sign of life "
-                f"{time.time() - holder['heartbeat']:.0f} s ago); wait for it, stop it, or choose another `output`"
-            )
-        log.warning("taking over %s from process %s on %s, which is gone", file.uri, holder["pid"], holder["host"])
-        file.delete()
+        _take_over(file, holder)
     if not file.create(_record(token)):
         raise RayclusterError(f"{file.parent.uri} was taken by another run this moment; wait for it")
+
+
+def _refuse_live(file: Location) -> dict[str, Any] | None:
+    """The dead holder of the lock, None if it is free by now; raises for a live one."""
+    holder = _read(file)
+    if holder is not None and not _dead(holder):
+        raise RayclusterError(
+            f"{file.parent.uri} is in use by process {holder['pid']} on {holder['host']} (last sign of life "
+            f"{time.time() - holder['heartbeat']:.0f} s ago); wait for it, stop it, or choose another `output`"
+        )
+    return holder
+
+
+def _take_over(file: Location, holder: dict[str, Any]) -> None:
+    """Remove a dead holder's lock; of several runs that find it, one does: the others would remove the first one's new lock."""
+    claim = file.parent / "_lock_claim.json"
+    if not claim.create(json.dumps({"at": time.time()}).encode()):
+        if (other := _read(claim)) is not None and time.time() - other["at"] > DEAD_AFTER:
+            claim.delete()
+        raise RayclusterError(f"{file.parent.uri} is being taken over by another run; try again in a minute")
+    try:
+        if _refuse_live(file) is not None:
+            log.warning("taking over %s from process %s on %s, which is gone", file.uri, holder["pid"], holder["host"])
+            file.delete()
+    finally:
+        claim.delete()
 
 
 def _dead(holder: dict[str, Any]) -> bool:
@@ -80,10 +100,14 @@ def _alive(pid: int) -> bool:
 
 def _beat(file: Location, token: dict[str, Any], stop: threading.Event) -> None:
     while not stop.wait(HEARTBEAT):
-        if not _mine(_read(file), token):
-            log.error("%s was taken by another run while this one was silent; stop one of them", file.uri)
-            return
-        file.write_bytes(_record(token))
+        try:
+            if not _mine(_read(file), token):
+                log.error("%s was taken by another run while this one was silent; stop one of them", file.uri)
+                return
+            file.write_bytes(_record(token))
+        except OSError as error:
+            # The storage may be back at the next beat; whether the run can go on without it, its stages find out.
+            log.warning("no sign of life written to %s: %s", file.uri, error)
 
 
 def _record(token: dict[str, Any]) -> bytes:

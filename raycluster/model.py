@@ -1,8 +1,9 @@
 """The servable model: save, load, verify, predict.
 
 A model folder holds `model.json` (written last, with the sha256 of every other file), `heads.safetensors` (all that the
-method needs to predict) and `clusters.json` (a name for each cluster); after fine-tuning also `encoder.safetensors`, the state of
-the vision tower, which open_clip loads into `model.visual`, and `adapter.safetensors`, what was trained of it.
+method needs to predict), `novelty.safetensors` (training rows, by which outliers are known), `snapshot.safetensors` (how the training
+set fell to the clusters, to see drift) and `clusters.json` (a name for each cluster); after fine-tuning also `encoder.safetensors`, the
+state of the vision tower, which open_clip loads into `model.visual`, and `adapter.safetensors`, what was trained of it.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -20,12 +21,13 @@ import numpy as np
 import torch
 from safetensors.torch import load, save
 
-from raycluster.clustering.novelty import Novelty
+from raycluster.clustering.novelty import Novelty, fit_novelty
 from raycluster.config import EncoderConfig, StorageConfig, validate
+from raycluster.drift import Snapshot, snapshot
 from raycluster.errors import ArtifactError, ConfigError
 from raycluster.methods import registry
 from raycluster.methods.base import Method
-from raycluster.run_folder import RunFolder
+from raycluster.run_folder import FOLDERS, RunFolder
 from raycluster.storage import Location, locate
 
 if TYPE_CHECKING:
@@ -35,7 +37,9 @@ if TYPE_CHECKING:
 
 FORMAT = 2
 ENCODER_FILE = "encoder.safetensors"
-_FILES = ("heads.safetensors", "novelty.safetensors", "clusters.json")
+_FILES = ("heads.safetensors", "novelty.safetensors", "snapshot.safetensors", "clusters.json")
+CHUNK = 16_384
+"""Rows whose probabilities are held at once."""
 
 
 @dataclass(frozen=True)
@@ -69,8 +73,11 @@ def probabilities(method: Method, embeddings: np.ndarray) -> torch.Tensor:
 
 
 def outliers(novelty: Novelty, embeddings: np.ndarray) -> np.ndarray:
-    """[n, d] embeddings as the encoder gives them → bool [n]: unlike anything the model was trained on. Rounded like those of the heads."""
-    return novelty.flags(_rounded(embeddings)).cpu().numpy()
+    """[n, d] embeddings as the encoder gives them → bool [n]: unlike anything the model was trained on.
+
+    Rounded as in :func:`probabilities`, and likewise the same for batch and serving.
+    """
+    return novelty.flags(_rounded(embeddings).to(novelty.rows.device)).cpu().numpy()
 
 
 def _rounded(embeddings: np.ndarray) -> torch.Tensor:
@@ -86,11 +93,30 @@ def top_two(p: torch.Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.nda
 
 
 @dataclass(frozen=True)
+class Memory:
+    """What a model keeps of the rows it was trained on."""
+
+    novelty: Novelty
+    snapshot: Snapshot
+
+
+def remember(method: Method, embeddings: np.ndarray) -> tuple[Memory, np.ndarray]:
+    """Look at the training rows, [N, d] as the encoder gives them, once more; also returns their clusters, int32 [N]."""
+    chunks = np.array_split(embeddings, max(1, len(embeddings) // CHUNK))
+    found = [top_two(probabilities(method, chunk)) for chunk in chunks]
+    clusters, confidence = (np.concatenate([one[column] for one in found]) for column in (0, 1))
+    novelty = fit_novelty(torch.from_numpy(embeddings))
+    return Memory(novelty, snapshot(clusters, confidence, method.n_clusters)), clusters
+
+
+@dataclass(frozen=True)
 class Model:
     """A trained method, the record it was saved with, and the names of its clusters."""
 
     method: Method
     novelty: Novelty
+    snapshot: Snapshot
+    """Of the training set."""
     record: dict[str, Any]
     clusters: list[dict[str, Any]]
     folder: Location
@@ -127,9 +153,14 @@ class Model:
         """The encoder, loaded at first use."""
         from raycluster.encoder.clip import ClipEncoder
 
-        # A model of a GPU's half precision is served on a CPU in full precision: nearer to what was meant, and faster there.
-        spec = self.spec if self.device != "cpu" else replace(self.spec, precision="fp32")
-        return ClipEncoder.load(spec, self.device)
+        return ClipEncoder.load(self.spec_on(self.device), self.device)
+
+    def spec_on(self, device: str) -> EncoderSpec:
+        """The encoder as it is to run on `device`.
+
+        A model of a GPU's half precision runs on a CPU in full precision: nearer to what was meant, and faster there.
+        """
+        return self.spec if device != "cpu" else replace(self.spec, precision="fp32")
 
     def predict(self, pictures: np.ndarray | Sequence[str | Path | bytes | Image]) -> Predictions:
         """Assign pictures to clusters.
@@ -199,7 +230,7 @@ def _png(image: Image) -> bytes:
 def save_model(
     folder: Location,
     method: Method,
-    novelty: Novelty,
+    memory: Memory,
     encoder: dict[str, Any],
     clusters: list[dict[str, Any]],
     facts: dict[str, Any],
@@ -213,7 +244,10 @@ def save_model(
     files = {
         **(more or {}),
         "heads.safetensors": save({key: t.detach().cpu().contiguous() for key, t in method.state_dict().items()}),
-        "novelty.safetensors": save({"rows": novelty.rows.cpu().contiguous()}),
+        "novelty.safetensors": save({"rows": memory.novelty.rows.cpu().half().contiguous()}),
+        "snapshot.safetensors": save(
+            {name: torch.from_numpy(array) for name, array in asdict(memory.snapshot).items()}
+        ),
         "clusters.json": (json.dumps(clusters, indent=1, ensure_ascii=False) + "\n").encode(),
     }
     for name, content in files.items():
@@ -227,7 +261,7 @@ def save_model(
             "n_clusters": method.n_clusters,
             "n_rows": method.n_rows,
             "scale": method.input_scale,
-            "novelty": {"limit": novelty.limit},
+            "novelty": {"limit": memory.novelty.limit, "expected": memory.novelty.expected},
             "encoder": encoder,
             **facts,
             "versions": {package: version(package) for package in ("raycluster", "torch", "open_clip_torch")},
@@ -237,7 +271,7 @@ def save_model(
 
 
 def load_model(path: str | Path | Location, storage: StorageConfig | None = None, device: str = "cpu") -> Model:
-    """Load a model for prediction from a run's output folder (its current model) or from a model folder itself.
+    """Load a model for prediction from a run's output folder or its `model` folder (the current model), or from a model folder itself.
 
     Raises :class:`ConfigError` if no model is there and :class:`ArtifactError` if a file is not the one that was saved.
     """
@@ -252,9 +286,10 @@ def load_model(path: str | Path | Location, storage: StorageConfig | None = None
         record["n_rows"],
         load(contents["heads.safetensors"]),
     )
-    novelty = Novelty(load(contents["novelty.safetensors"])["rows"], **record["novelty"])
+    novelty = Novelty(load(contents["novelty.safetensors"])["rows"].float().to(device), **record["novelty"])
+    then = Snapshot(**{name: tensor.numpy() for name, tensor in load(contents["snapshot.safetensors"]).items()})
     names = json.loads(contents["clusters.json"])
-    return Model(method.to(device).eval(), novelty, record, names, folder, storage or StorageConfig(), device)
+    return Model(method.to(device).eval(), novelty, then, record, names, folder, storage or StorageConfig(), device)
 
 
 def _read_record(folder: Location) -> dict[str, Any]:
@@ -276,9 +311,11 @@ def model_folder(place: Location) -> Location:
     """The model folder that `place` is, or the current one of the run folder that it is; raises :class:`ConfigError` if neither."""
     if (place / "model.json").exists():
         return place
-    marker = RunFolder(place).model()
+    # `<run>/model` holds a folder for each model that was made there.
+    root = place.parent if place.name == FOLDERS["train"] else place
+    marker = RunFolder(root).model()
     if marker is None:
         raise ConfigError(
             f"{place.uri}: neither a run folder with a finished model nor a model folder; run `raycluster train` first"
         )
-    return place / marker.path
+    return root / marker.path

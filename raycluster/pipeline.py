@@ -9,12 +9,13 @@ from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from typing import Any
 
-from raycluster import lock, plan
-from raycluster.config import RunConfig, validate
+from raycluster import lock, new_pictures, plan
+from raycluster.config import AssignConfig, RunConfig, Section, validate
 from raycluster.errors import ConfigError, RayclusterError
+from raycluster.model import load_model
 from raycluster.plan import STAGES, Step
 from raycluster.prepare import prepare
-from raycluster.run_folder import RunFolder, check_failures, now
+from raycluster.run_folder import FIGURES, FOLDERS, RunFolder, check_failures, now
 from raycluster.run_tables import Outcome
 from raycluster.stages import Stages
 from raycluster.storage import locate
@@ -61,7 +62,7 @@ def run(
     if until == "finetune" and not settings.finetune.enabled:
         raise ConfigError("finetune.enabled is false, so there is nothing to fine-tune; set it to true")
     folder = RunFolder(locate(settings.output, settings.storage))
-    result = RunResult(command, "ok", folder.root.uri)
+    result = RunResult(command, "unfinished", folder.root.uri)
     _check_rooms(settings)
     if not dry_run:
         _check_writable(folder)
@@ -70,6 +71,8 @@ def run(
         stages = Stages(ready, plan.make(folder, ready.inputs), result.warnings)
         if not dry_run:
             folder.set_plan(stages.steps)
+            # From the start: who finds the folder sees what it is, and with it tasks can tell dead credentials from a private object.
+            _record(settings, folder, result)
         for stage in STAGES[: STAGES.index(until) + 1]:
             # Looked up anew: what follows fine-tuning depends on what came of it.
             if (step := stages.steps.get(stage)) is None:
@@ -79,6 +82,40 @@ def run(
                 _go_on_with_the_better(stages)
             if stage == "embed" and not dry_run:
                 _gate_failures(stages)
+        result.status = "ok"
+        if not dry_run:
+            _record(settings, folder, result)
+    return result
+
+
+def assign(*, dry_run: bool = False, **given: Any) -> RunResult:
+    """Assign new pictures to the clusters of a finished model, flag those unlike anything it has seen, and report drift.
+
+    `given`: the fields of :class:`AssignConfig`, of which `model`, `output` and one of `images` and `embeddings` are needed. What is done stays done, as in a run: pictures added later are
+    assigned alone. The result's `metrics` are those of `drift.json` (:func:`raycluster.drift.drift`). Raises :class:`RayclusterError`
+    and its subclasses.
+    """
+    settings: AssignConfig = validate(given, AssignConfig, "options")
+    model = load_model(settings.model, settings.storage)
+    folder = RunFolder(locate(settings.output, settings.storage))
+    new_pictures.check_output(folder, model)
+    result = RunResult("assign", "unfinished", folder.root.uri, model=model.folder.uri)
+    if not dry_run:
+        _check_writable(folder)
+    with nullcontext() if dry_run else lock.held(folder.root):
+        ready = new_pictures.prepare(settings, model, folder)
+        steps = plan.for_model(folder, ready.inputs, new_pictures.identity(model))
+        stages = new_pictures.NewPictures(ready, steps, result.warnings, known=model)
+        if not dry_run:
+            folder.set_plan(steps)
+            _record(settings, folder, result)
+        for stage, step in steps.items():
+            _do(stages, step, result, dry_run)
+            if stage == "embed" and not dry_run:
+                _gate_failures(stages)
+        if result.metrics.get("drifted"):
+            result.warnings += result.metrics["verdict"]
+        result.status = "ok"
         if not dry_run:
             _record(settings, folder, result)
     return result
@@ -139,8 +176,8 @@ def _point(result: RunResult, folder: RunFolder, stage: str, path: str) -> None:
         result.model = place.uri
     elif stage == "report":
         result.report = (place / "index.html").uri
-    elif stage == "evaluate":
-        result.metrics = (place / "metrics.json").read_json()
+    elif stage in FIGURES:
+        result.metrics = (place / FIGURES[stage]).read_json()
     else:
         result.tables["baseline" if stage == "baseline" else path.split("/")[0]] = place.uri
 
@@ -165,17 +202,17 @@ def _gate_failures(stages: Stages) -> None:
         stages.warnings.append(f"{failed} of {sum(counts.values())} images could not be read: {histogram}")
 
 
-def _record(config: RunConfig, folder: RunFolder, result: RunResult) -> None:
+def _record(config: Section, folder: RunFolder, result: RunResult) -> None:
     train = folder.marker("train")
     packages = ("raycluster", "ray", "torch", "open_clip_torch", "pyarrow", "numpy", "scikit-learn")
     (folder.root / "run.json").write_json(
         {
             "config": config.model_dump(mode="json"),
             "versions": {package: version(package) for package in packages},
-            "finished": now(),
+            "written": now(),
             "method": train.facts["constants"] if train else None,
             "training": train.facts["training"] if train else None,
-            "stages": {stage: marker.path for stage in STAGES if (marker := folder.marker(stage)) is not None},
+            "stages": {stage: marker.path for stage in FOLDERS if (marker := folder.marker(stage)) is not None},
             "result": result.as_json(),
         }
     )

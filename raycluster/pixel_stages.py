@@ -119,19 +119,17 @@ class PixelStages(RunTables):
 
     def _save(self, step: Step, before: Model, tuned: Tuned, embeddings: np.ndarray) -> None:
         """`embeddings` [n, d]: of training rows, by the tuned encoder."""
-        import torch
         from safetensors.torch import save
 
-        from raycluster.clustering.novelty import fit_novelty
-        from raycluster.model import ENCODER_FILE, save_model
+        from raycluster.model import ENCODER_FILE, remember, save_model
 
         facts = {
             **{key: before.record[key] for key in ("seed", "training")},
             "finetune": {**self.config.finetune.training, "kind": tuned.kind, "history": tuned.history},
         }
         files = {ENCODER_FILE: save(tuned.tower), "adapter.safetensors": save(tuned.adapter)}
-        novelty = fit_novelty(torch.from_numpy(embeddings))
-        save_model(self.place(step), tuned.method, novelty, before.record["encoder"], before.clusters, facts, files)
+        memory = remember(tuned.method, embeddings)[0]
+        save_model(self.place(step), tuned.method, memory, before.record["encoder"], before.clusters, facts, files)
 
     def _guard(self, step: Step, before: Model, sample: np.ndarray) -> dict[str, float]:
         """Measures on a sample, which `reembed` has begun with."""

@@ -10,7 +10,8 @@ from raycluster.model import FORMAT
 from raycluster.run_folder import FOLDERS, Marker, RunFolder
 from raycluster.training.guard import refusal
 
-STAGES = tuple(FOLDERS)
+STAGES = tuple(stage for stage in FOLDERS if stage != "drift")
+"""The stages of a run."""
 TUNING = ("baseline", "finetune", "reembed")
 """The stages that only a run with fine-tuning has."""
 
@@ -57,7 +58,7 @@ def make(folder: RunFolder, inputs: Inputs) -> dict[str, Step]:
     """The plan: stages in order. Stages that the configuration has no use for are left out."""
     config, planner = inputs.config, _Planner(folder, inputs)
     planner.fixed("manifest", manifest_recipe(config), inputs.manifest)
-    limits = config.encoder.model_dump(include={"max_bytes", "max_pixels"}) if config.images else {}
+    limits = _limits(config)
     embed = planner.growing("embed", {"encoder": inputs.encoder, **limits})
     # The row set stays out of the next two recipes: added rows do not change the nouns or the heads.
     shared = {"source": manifest_recipe(config), "embed": embed, "clusters": config.clusters, "seed": config.seed}
@@ -89,6 +90,21 @@ def make(folder: RunFolder, inputs: Inputs) -> dict[str, Step]:
     page = {"clusters": described, "evaluation": scored, "report": shown.model_dump(mode="json"), **tuning}
     planner.fixed("report", page)
     return planner.steps
+
+
+def for_model(folder: RunFolder, inputs: Inputs, model: str) -> dict[str, Step]:
+    """The plan of assigning new pictures to the clusters of a finished model; `model`: a hash of it."""
+    planner = _Planner(folder, inputs)
+    planner.fixed("manifest", manifest_recipe(inputs.config), inputs.manifest)
+    embed = planner.growing("embed", {"encoder": inputs.encoder, **_limits(inputs.config)})
+    assign = planner.growing("assign", {"model": model, "embed": embed, "lineage": inputs.lineage})
+    planner.fixed("drift", {"manifest": inputs.manifest, "assign": assign})
+    return planner.steps
+
+
+def _limits(config: RunConfig) -> dict[str, Any]:
+    """What decides, besides the encoder, which pictures are embedded."""
+    return config.encoder.model_dump(include={"max_bytes", "max_pixels"}) if config.images else {}
 
 
 class _Planner:

@@ -63,7 +63,7 @@ def prepare(config: RunConfig, folder: RunFolder, retrain: bool) -> Prepared:
         key = vocabulary.vocabulary_key(nouns, config.vocabulary.prompts, encoder)
     if noun_embeddings is not None:
         _check_dimensions(config, spec, noun_embeddings.shape[1])
-    listing, facts = _list(config, folder)
+    listing, facts = list_inputs(config, folder)
     if len(listing) < config.clusters:
         raise ConfigError(
             f"clusters: {config.clusters} clusters, but only {len(listing)} images were found; lower `clusters`"
@@ -79,8 +79,10 @@ def _check_finetune(config: RunConfig, method: MethodConfig) -> None:
             "finetune.enabled: an encoder is tuned on pictures; give `images` instead of `embeddings`, or remove it"
         )
     if not registry.method_class(method.name).variant(method).image_head:
+        untrained = " with `trained: false`" if method.name == "tac" else ""
         raise ConfigError(
-            f"finetune.enabled: method {method.name} has no image head that could be trained along; choose consensus, or a trained method"
+            f"finetune.enabled: method {method.name}{untrained} has no image head that could be trained along; "
+            "choose consensus, or a trained method"
         )
 
 
@@ -111,7 +113,7 @@ def _digest(array: np.ndarray) -> str:
     return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
 
 
-def _list(config: RunConfig, folder: RunFolder) -> tuple[pa.Table, dict[str, Any]]:
+def list_inputs(config: RunConfig, folder: RunFolder) -> tuple[pa.Table, dict[str, Any]]:
     """The manifest as it would be written now, and its facts: fingerprint, lineage, next row id, other files."""
     others = 0
     if config.images is not None:

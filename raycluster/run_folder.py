@@ -31,13 +31,16 @@ FOLDERS = {
     "describe": "clusters",
     "evaluate": "evaluation",
     "report": "report",
+    "drift": "drift",
 }
 """Every stage in order, and the folder below the output that holds what it writes.
 
-With fine-tuning there are three more: `baseline` assigns with the model of before, for comparison; `reembed` embeds with the tuned encoder.
+The last, `drift`, is one of new pictures that are assigned with a finished model (`raycluster assign --model`) and no run has it. With fine-tuning there are three more: `baseline` assigns with the model of before, for comparison; `reembed` embeds with the tuned encoder.
 """
 
 
+FIGURES = {"evaluate": "metrics.json", "drift": "drift.json"}
+"""The file of figures that these stages write; what a command has to say for itself."""
 PLAN = "_stages/plan.json"
 
 

@@ -19,6 +19,7 @@ from raycluster.run_tables import Outcome
 from raycluster.storage import Location, read_table
 
 if TYPE_CHECKING:
+    from raycluster.clustering.novelty import Novelty
     from raycluster.methods.base import Method
 
 log = logging.getLogger(__name__)
@@ -97,11 +98,8 @@ class Stages(PixelStages):
 
     def train(self, step: Step) -> Outcome:
         """Train the heads, name the clusters, write the model."""
-        import torch
-
-        from raycluster.clustering.novelty import fit_novelty
         from raycluster.methods.base import TrainedMethod
-        from raycluster.model import probabilities, save_model
+        from raycluster.model import remember, save_model
         from raycluster.training.heads import HeadsJob, train_heads
 
         sample, method_class = self.training_rows(), registry.method_class(self.ready.method.name)
@@ -114,8 +112,7 @@ class Stages(PixelStages):
         job = HeadsJob(self.ready.method, data["images"].shape[1], self.config.clusters, len(sample), self.config.seed)
         training = self.folder.root / "training" / step.fingerprint
         method, history = train_heads(job, data, training, self.ready.resources)
-        chunks = np.array_split(data["images"], max(1, len(sample) // 16_384))
-        assigned = np.concatenate([probabilities(method, chunk).argmax(1).numpy() for chunk in chunks])
+        memory, assigned = remember(method, data["images"])
         names = self._names(data["images"], assigned)
         spec = self.ready.spec
         encoder = {
@@ -125,8 +122,7 @@ class Stages(PixelStages):
         }
         schedule = asdict(method.schedule()) if isinstance(method, TrainedMethod) else {}
         facts = {"seed": self.config.seed, "training": {**schedule, "history": history}}
-        novelty = fit_novelty(torch.from_numpy(data["images"]))
-        save_model(self.place(step), method, novelty, encoder, names, facts)
+        save_model(self.place(step), method, memory, encoder, names, facts)
         facts["constants"] = method.constants
         used = len(np.unique(assigned))
         if used < self.config.clusters:
@@ -147,13 +143,15 @@ class Stages(PixelStages):
         """Give every image of the manifest its cluster or its status."""
         return self._assign(step, self.model.method, self.seen)
 
-    def _assign(self, step: Step, method: Method, embeddings: list[Location]) -> Outcome:
-        from raycluster.assign import assign
+    def _assign(
+        self, step: Step, method: Method, embeddings: list[Location], novelty: Novelty | None = None
+    ) -> Outcome:
+        from raycluster.assignments import assign
 
         place = self.place(step)
         done = rows.row_ids(parts(place))
         with self.progress(step.stage, len(np.setdiff1d(self.row_ids, done))) as bar:
-            for counted in assign(method, embeddings, self.ready.listing, done, place):
+            for counted in assign(method, embeddings, self.ready.listing, done, place, novelty):
                 bar.update(counted.total())
         check_rows(place.uri, rows.row_ids(parts(place)), self.row_ids, exact=True)
         return Outcome(len(self.row_ids), rows.statuses(parts(place), self.row_ids)[1])

@@ -7,7 +7,7 @@ from typing import Any
 
 from raycluster.config import StorageConfig
 from raycluster.errors import ConfigError
-from raycluster.run_folder import RunFolder, parts
+from raycluster.run_folder import FIGURES, RunFolder, parts
 from raycluster.storage import locate
 
 log = logging.getLogger(__name__)
@@ -31,7 +31,7 @@ def status(output: str, storage: StorageConfig) -> dict[str, Any]:
         log.info("%-9s done   %9d rows  %8.1f s  %s%s", stage, marker.rows, marker.seconds, marker.finished[:16], notes)
         if failed:
             stages[stage]["failed"] = failed
-    manifest, train, embed = markers["manifest"], markers["train"], markers["embed"]
+    manifest, train, embed = (markers.get(stage) for stage in ("manifest", "train", "embed"))
     warnings = []
     if manifest and embed and embed.facts["manifest"] != manifest.fingerprint:
         warnings.append("the manifest has rows that are not embedded yet: run again")
@@ -45,6 +45,7 @@ def status(output: str, storage: StorageConfig) -> dict[str, Any]:
         warnings.append(tuned.facts["refused"])
     for warning in warnings:
         log.info("%s", warning)
+    judged, page = markers.get("evaluate") or markers.get("drift"), markers.get("report")
     return {
         "command": "status",
         "status": "ok" if all(markers.values()) else "unfinished",
@@ -56,7 +57,7 @@ def status(output: str, storage: StorageConfig) -> dict[str, Any]:
             if marker and parts(folder.located(marker))
         },
         "model": folder.located(model).uri if (model := folder.model()) else None,
-        "metrics": (folder.located(markers["evaluate"]) / "metrics.json").read_json() if markers["evaluate"] else {},
-        "report": (folder.located(markers["report"]) / "index.html").uri if markers["report"] else None,
+        "metrics": (folder.located(judged) / FIGURES[judged.stage]).read_json() if judged else {},
+        "report": (folder.located(page) / "index.html").uri if page else None,
         "warnings": warnings,
     }

@@ -34,6 +34,9 @@ ASSIGNMENTS = pa.schema(
     ]
 )
 
+NEW_ASSIGNMENTS = ASSIGNMENTS.append(pa.field("outlier", pa.bool_()))
+"""The same of new pictures (`raycluster assign --model`); null where the status is not `ok`."""
+
 _EXEMPLAR = pa.struct(
     [
         pa.field("row_id", pa.int64()),

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 
 import pytest
@@ -39,6 +40,27 @@ def test_our_errors_come_out_of_tasks_and_of_ray_data_as_they_were() -> None:
     # Ray Data appends its advice about retries.
     assert str(raised_in_task(streamed.value)).startswith("the plain message")
     assert raised_in_task(ValueError("another's")) is None
+
+
+def test_a_lost_process_is_one_clear_error_and_a_broken_actor_is_not() -> None:
+    @ray.remote(max_retries=0)
+    def die() -> None:
+        os._exit(1)
+
+    with pytest.raises(ray.exceptions.RayError) as crashed:
+        ray.get(die.remote())
+    assert str(raised_in_task(crashed.value)).startswith("Ray lost a process or a node (WorkerCrashedError: ")
+
+    @ray.remote(num_cpus=0)
+    class Broken:
+        def __init__(self) -> None:
+            raise ValueError("a bug")
+
+        def work(self) -> None: ...
+
+    with pytest.raises(ray.exceptions.ActorDiedError) as unmade:
+        ray.get(Broken.remote().work.remote())
+    assert raised_in_task(unmade.value) is None
 
 
 def test_resources_default_to_what_the_cluster_has() -> None:

@@ -189,6 +189,7 @@ def latest_step(output: Path) -> int:
     return max(found)
 
 
+@pytest.mark.torture
 def test_killed_raylet_and_killed_driver_resume_at_the_last_checkpoint(
     finished: tuple[dict[str, Any], RunResult], tmp_path: Path
 ) -> None:

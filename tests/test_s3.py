@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import os
 import time
-from typing import Any
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
+from pyarrow import fs
 
 import raycluster
 from raycluster.config import StorageConfig
-from raycluster.storage import locate
+from raycluster.demo.drawing import draw_dataset
+from raycluster.storage import Location, locate
 
 S3 = os.environ.get("RAYCLUSTER_TEST_S3")
 pytestmark = [
@@ -22,14 +24,16 @@ pytestmark = [
 ]
 
 
-@pytest.mark.timeout(400)
-@pytest.mark.parametrize("method", [{"name": "kmeans"}, {"name": "tac", "trained": False}, {"name": "seic"}], ids=str)
-def test_ready_made_embeddings_from_a_bucket_to_a_bucket(method: dict[str, Any]) -> None:
-    from pyarrow import fs
-
+@pytest.fixture
+def root() -> Location:
+    """An empty prefix."""
     fs.S3FileSystem(endpoint_override=S3, region="us-east-1", allow_bucket_creation=True).create_dir("raycluster-test")
-    storage = StorageConfig(endpoint_url=S3, region="us-east-1")
-    root = locate(f"s3://raycluster-test/run-{time.time_ns()}", storage)
+    return locate(f"s3://raycluster-test/run-{time.time_ns()}", StorageConfig(endpoint_url=S3, region="us-east-1"))
+
+
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("method", ["consensus", "kmeans", "tac", "seic"])
+def test_ready_made_embeddings_from_a_bucket_to_a_bucket(method: str, root: Location) -> None:
     rng = np.random.default_rng(0)
     centers, truth = rng.normal(size=(4, 16)).astype(np.float32), np.arange(80) % 4
     rows = centers[truth] + 0.2 * rng.normal(size=(80, 16)).astype(np.float32)
@@ -41,15 +45,40 @@ def test_ready_made_embeddings_from_a_bucket_to_a_bucket(method: dict[str, Any])
         "vocabulary": {"embeddings": (root / "nouns.parquet").uri},
         "output": (root / "out").uri,
         "clusters": 4,
-        "storage": storage.model_dump(),
-        "method": method,
+        "storage": root.options.model_dump(),
+        "method": {"name": method, **({"trained": False} if method == "tac" else {})},
     }
     result = raycluster.run(config)
     assert result.metrics["acc"] == 1.0
     assert not (root / "out" / "_lock.json").exists()
     again = raycluster.run(config)
     assert {stage["state"] for stage in again.stages.values()} == {"skipped"}
-    predicted = raycluster.load_model(result.output, storage).predict(rows)
+    predicted = raycluster.load_model(result.output, root.options).predict(rows)
     assert (
         len({(cluster, label) for cluster, label in zip(predicted.cluster.tolist(), truth.tolist(), strict=True)}) == 4
     )
+
+
+@pytest.mark.timeout(400)
+def test_pictures_from_a_bucket_are_clustered_and_the_encoder_is_tuned(root: Location, tmp_path: Path) -> None:
+    draw_dataset(tmp_path, 32, ("house", "fish"), seed=4)
+    for path in tmp_path.glob("*/*.*"):
+        (root / "photos" / path.parent.name / path.name).write_bytes(path.read_bytes())
+    (root / "nouns.txt").write_bytes(b"house\nfish\ntree\n")
+    config = {
+        "images": (root / "photos").uri,
+        "output": (root / "out").uri,
+        "clusters": 2,
+        "labels": "folder",
+        "encoder": {"model": "builtin"},
+        "vocabulary": {"source": (root / "nouns.txt").uri, "cache": (root / "cache").uri},
+        "storage": root.options.model_dump(),
+        "resources": {"encoder_actors": 1},
+        "finetune": {"enabled": True, "rank": 4, "batch_size": 16, "epochs": 2, "checkpoint_seconds": 0},
+    }
+    result = raycluster.run(config)
+    assert "reembed" in result.stages, result.warnings
+    assert {stage["state"] for stage in raycluster.run(config).stages.values()} == {"skipped"}
+    picture = next(path for path in (root / "photos" / "fish").list())
+    predicted = raycluster.load_model(result.output, root.options).predict([picture.uri])
+    assert predicted.status == ["ok"]

@@ -79,7 +79,16 @@ def resumed(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], Any] |
 def report(
     metrics: Mapping[str, float], state: Mapping[str, Tensor], optimizer: torch.optim.Optimizer | None, record: Any
 ) -> None:
-    """On a worker: report to Ray Train (a barrier: every worker calls it); the first one brings the checkpoint."""
+    """On a worker: report to Ray Train (a barrier: every worker calls it); the first one brings the checkpoint.
+
+    Raises :class:`RayclusterError` on every worker for weights that are not finite: a step whose loss is finite may leave such, and
+    every retry would start from them.
+    """
+    if broken := [name for name, value in state.items() if value.is_floating_point() and not value.isfinite().all()]:
+        raise RayclusterError(
+            f"training: {len(broken)} of {len(state)} tensors are not finite any more ({broken[0]}, {dict(metrics)}); lower the learning "
+            "rate (`method.learning_rate`, `finetune.learning_rate`). The checkpoints before it are kept"
+        )
     if ray.train.get_context().get_world_rank() != 0:
         ray.train.report(dict(metrics))
         return

@@ -1,0 +1,135 @@
+"""Drift: whether new pictures fall to the clusters as the training pictures did. Pure functions; no label is looked at."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy.stats import ks_2samp
+
+CONFIDENCES = 16_384
+"""Most confidences that are kept of a set of pictures."""
+SHOWN = 5
+"""Clusters that are named among those that grew or shrank most."""
+NOTABLE_SHIFT = 0.15
+"""Distance of two distributions of confidence, from 0 to 1, that is worth a sentence if chance does not explain it."""
+NOTABLE_DIVERGENCE = 0.05
+"""The same of cluster sizes; about what it is when one of ten equal clusters is gone."""
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """How a set of pictures falls to the clusters."""
+
+    sizes: np.ndarray
+    """int64 [C], pictures in each cluster."""
+    confidence: np.ndarray
+    """float32 [s], ascending: confidences of some of them."""
+
+
+def snapshot(clusters: np.ndarray, confidence: np.ndarray, n_clusters: int) -> Snapshot:
+    """Sum up clusters int [n] and confidences [n]; of very many confidences an even sample of the sorted ones is kept."""
+    ordered = np.sort(confidence.astype(np.float32))
+    if len(ordered) > CONFIDENCES:
+        ordered = ordered[np.linspace(0, len(ordered) - 1, CONFIDENCES).round().astype(np.int64)]
+    return Snapshot(np.bincount(clusters, minlength=n_clusters).astype(np.int64), ordered)
+
+
+def drift(then: Snapshot, now: Snapshot, flagged: int, expected: float, names: Sequence[str]) -> dict[str, Any]:
+    """What `drift.json` holds; numbers are null where there is no picture now.
+
+    `then`: the training set; `now`: the new pictures, of which `flagged` are outliers, and a share `expected` would be if they were
+    like the training set; `names` [C] of the clusters.
+
+    - confidence_shift: the Kolmogorov–Smirnov statistic of the confidences, from 0 (the same) to 1;
+    - size_divergence: the Jensen–Shannon divergence of the cluster sizes in bits, from 0 (the same shares) to 1.
+    """
+    n = int(now.sizes.sum())
+    figures: dict[str, Any] = {
+        "n": n,
+        "n_training": int(then.sizes.sum()),
+        "outliers": flagged / n if n else None,
+        "outliers_expected": expected,
+        "mean_confidence": _mean(now.confidence),
+        "mean_confidence_training": _mean(then.confidence),
+        "confidence_shift": float(ks_2samp(then.confidence, now.confidence).statistic) if n else None,
+        "size_divergence": jensen_shannon(then.sizes, now.sizes) if n else None,
+        "sizes": now.sizes.tolist(),
+        "sizes_training": then.sizes.tolist(),
+    }
+    if n:
+        figures |= _movers(then.sizes, now.sizes, names)
+    findings = [*_outliers(figures), *_confidence(then, now, figures), *_sizes(then, now, figures)] if n else []
+    return {**figures, "drifted": bool(findings), "verdict": [_summary(n, findings), *findings]}
+
+
+def jensen_shannon(a: np.ndarray, b: np.ndarray) -> float:
+    """Jensen–Shannon divergence of two histograms [C] in bits, 0 to 1 (Lin 1991)."""
+    p, q = a / a.sum(), b / b.sum()
+    middle = (p + q) / 2
+    divergences = [float((x[x > 0] * np.log2(x[x > 0] / middle[x > 0])).sum()) for x in (p, q)]
+    return max(0.0, sum(divergences) / 2)
+
+
+def _summary(n: int, findings: list[str]) -> str:
+    if not n:
+        return "no picture could be read, so nothing can be said about drift"
+    return f"{'drift' if findings else 'no drift'}: the pictures are {'not ' if findings else ''}like those the model was trained on"
+
+
+def _outliers(figures: dict[str, Any]) -> list[str]:
+    share, expected = figures["outliers"], figures["outliers_expected"]
+    chance = 3 * (expected * (1 - expected) / figures["n"]) ** 0.5
+    if share <= max(2 * expected, expected + chance):
+        return []
+    return [
+        f"{share:.1%} of the pictures are unlike anything the model has seen, {expected:.1%} would be expected: look at them "
+        "(`outlier` in the table), and train again if they belong to the collection"
+    ]
+
+
+def _confidence(then: Snapshot, now: Snapshot, figures: dict[str, Any]) -> list[str]:
+    shift, a, b = figures["confidence_shift"], len(then.confidence), len(now.confidence)
+    # The statistic that two samples of one distribution exceed once in a thousand times (Smirnov 1939).
+    chance = 1.95 * ((a + b) / (a * b)) ** 0.5
+    if shift <= max(NOTABLE_SHIFT, chance):
+        return []
+    before, after = figures["mean_confidence_training"], figures["mean_confidence"]
+    return [
+        f"the model is {'less' if after < before else 'more'} sure than on the training set: mean confidence "
+        f"{after:.2f}, {before:.2f} then (shift {shift:.2f})"
+    ]
+
+
+def _sizes(then: Snapshot, now: Snapshot, figures: dict[str, Any]) -> list[str]:
+    divergence, used = figures["size_divergence"], int(((then.sizes + now.sizes) > 0).sum())
+    # What two samples of the same shares have on average, an eighth of their χ² distance, in bits; twice that leaves room.
+    chance = 2 * (used - 1) * (1 / then.sizes.sum() + 1 / now.sizes.sum()) / (8 * np.log(2))
+    if divergence <= NOTABLE_DIVERGENCE + chance:
+        return []
+    named = sorted(figures["grew"] + figures["shrank"], key=lambda one: -abs(one["now"] - one["training"]))[:SHOWN]
+    moved = ", ".join(f"{one['name']} {one['training']:.1%} → {one['now']:.1%}" for one in named)
+    return [f"cluster sizes have changed (divergence {divergence:.2f}): {moved}"]
+
+
+def _movers(then: np.ndarray, now: np.ndarray, names: Sequence[str]) -> dict[str, Any]:
+    """The clusters whose share of the pictures grew and shrank most."""
+    before, after = then / then.sum(), now / now.sum()
+    order = np.argsort(before - after, kind="stable")
+
+    def told(clusters: list[int]) -> list[dict[str, Any]]:
+        return [
+            {"cluster": int(c), "name": names[c], "training": float(before[c]), "now": float(after[c])}
+            for c in clusters
+        ]
+
+    return {
+        "grew": told([c for c in order[:SHOWN] if after[c] > before[c]]),
+        "shrank": told([c for c in order[::-1][:SHOWN] if after[c] < before[c]]),
+    }
+
+
+def _mean(values: np.ndarray) -> float | None:
+    return float(values.mean(dtype=np.float64)) if len(values) else None

@@ -1,0 +1,65 @@
+"""Run `raycluster run` as its users do: a process of its own with a Ray of its own; and compare what two runs wrote."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from raycluster.config import StorageConfig
+from raycluster.storage import locate, read_table
+
+TABLES = ("manifest", "embeddings", "assignments")
+
+
+def start(file: Path, log: Path, **environment: str) -> subprocess.Popen[bytes]:
+    """Start it with the configuration in `file`; standard error is added to `log`."""
+    own = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+    command = [str(Path(sys.executable).parent / "raycluster"), "run", "--config", str(file)]
+    with log.open("ab") as stderr:
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, env={**own, **environment})
+
+
+def finish(run: subprocess.Popen[bytes], timeout: float = 400) -> dict[str, Any] | None:
+    """The result of a run that ended well; None of another."""
+    printed, _ = run.communicate(timeout=timeout)
+    return json.loads(printed) if run.returncode == 0 else None
+
+
+def tables(result: Mapping[str, Any], storage: StorageConfig | None = None) -> dict[str, pa.Table]:
+    """The tables that a result names, by row id."""
+    named = {
+        name: locate(result["tables"][name], storage) for name in (*TABLES, "baseline") if name in result["tables"]
+    }
+    return {name: read_table(place.list(".parquet")).sort_by("row_id") for name, place in named.items()}
+
+
+def compare(found: Mapping[str, pa.Table], expected: Mapping[str, pa.Table], but: tuple[str, ...] = ()) -> None:
+    """No image lost, none twice, every value as expected, `but` for these columns."""
+    assert found.keys() == expected.keys()
+    for name, table in expected.items():
+        assert found[name]["row_id"].equals(table["row_id"]), name
+        for column in set(table.column_names) - set(but):
+            _compare(found[name][column].combine_chunks(), table[column].combine_chunks(), f"{name} {column}")
+
+
+def _compare(left: pa.Array, right: pa.Array, what: str) -> None:
+    if what.endswith(("cluster", "runner_up")):
+        # Sums in another order differ in their last bit, which may decide between two equal clusters.
+        same = [a == b for a, b in zip(left.to_pylist(), right.to_pylist(), strict=True)]
+        assert np.mean(same) >= 0.99, what
+    elif pa.types.is_floating(left.type) or what.endswith("embedding"):
+        assert left.is_null().equals(right.is_null()), what
+        values = [side.drop_null() for side in (left, right)]
+        if what.endswith("embedding"):
+            values = [side.flatten().cast(pa.float32()) for side in values]
+        np.testing.assert_allclose(*(side.to_numpy() for side in values), atol=5e-3, err_msg=what)
+    else:
+        assert left.equals(right), what

@@ -1,0 +1,165 @@
+"""Kill the driver, an encoder actor, a Train worker or the raylet at random moments of every stage: the tables end as if nothing had happened.
+
+    make torture                                                      # or: pytest -m torture tests/torture/test_kills.py -s
+
+Every trial is seeded by its number, starts from nothing, kills one process once, and calls the run again until it ends well.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from ray_workers import children
+from run_commands import compare, finish, start, tables
+
+from raycluster.demo.drawing import draw_dataset
+
+pytestmark = [pytest.mark.torture, pytest.mark.timeout(900)]
+
+TRIALS = 24
+IMAGES = 320
+STAGES = (
+    "manifest",
+    "embed",
+    "semantics",
+    "train",
+    "baseline",
+    "finetune",
+    "reembed",
+    "assign",
+    "describe",
+    "evaluate",
+    "report",
+)
+VICTIMS = {
+    "driver": STAGES,
+    "raylet": STAGES,
+    "EncodeRows": ("embed", "reembed"),
+    "RayTrainWorker": ("train", "finetune"),
+}
+"""Who is killed, and the stages in which there is such a process."""
+RUNS = 4
+"""Calls of the command until it must have ended well."""
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A run that nobody disturbed."""
+
+    images: Path
+    nouns: Path
+    tables: dict[str, pa.Table]
+    seconds: dict[str, float]
+    """How long each stage took."""
+
+
+def configuration(images: Path, nouns: Path, folder: Path) -> Path:
+    """The YAML file (JSON is YAML) of a run below `folder`."""
+    config = {
+        "images": str(images),
+        "output": str(folder / "out"),
+        "clusters": 4,
+        "encoder": {"model": "builtin"},
+        "vocabulary": {"source": str(nouns), "cache": str(nouns.parent / "cache")},
+        "method": {"name": "dxmc", "epochs": 30, "batch_size": 64},
+        "finetune": {"enabled": True, "rank": 4, "batch_size": 32, "epochs": 2, "checkpoint_seconds": 2},
+    }
+    file = folder / "run.yaml"
+    file.write_text(json.dumps(config))
+    return file
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> Reference:
+    """Pictures, three of which cannot be read, and the tables of an undisturbed run."""
+    images = tmp_path_factory.mktemp("images")
+    draw_dataset(images, IMAGES, ("house", "fish", "tree", "star"), seed=11)
+    (images / "empty.jpg").touch()
+    (images / "text.jpg").write_text("not a picture")
+    (images / "gone.jpg").symlink_to(images / "nowhere")
+    folder = tmp_path_factory.mktemp("reference")
+    nouns = folder / "nouns.txt"
+    nouns.write_text("house\nfish\ntree\nstar\ncar\ncup\nbird\nflower\n")
+    result = finish(start(configuration(images, nouns, folder), folder / "log"))
+    assert result is not None, (folder / "log").read_text()
+    assert list(result["stages"]) == list(STAGES)
+    return Reference(images, nouns, tables(result), {name: s["seconds"] for name, s in result["stages"].items()})
+
+
+def descendants(pid: int) -> Iterator[int]:
+    """Ids of all processes below this one."""
+    for child in children(pid, ""):
+        yield child
+        yield from descendants(child)
+
+
+def find(victim: str, driver: int) -> int | None:
+    """Id of the process to kill, if it lives."""
+    if victim == "driver":
+        return driver
+    raylets = list(children(driver, "raylet"))
+    if victim == "raylet":
+        return raylets[0] if raylets else None
+    for raylet in raylets:
+        for pid in children(raylet, ""):
+            try:
+                title = Path(f"/proc/{pid}/cmdline").read_bytes()
+            except FileNotFoundError:
+                continue
+            if victim.encode() in title:
+                return pid
+    return None
+
+
+def kill(run: subprocess.Popen[bytes], log: Path, victim: str, stage: str, delay: float) -> bool:
+    """Kill the victim so many seconds after the stage has begun; False if it was not there before the stage was over."""
+    begun = f"{stage:<9} running".encode()
+    while begun not in log.read_bytes():
+        if run.poll() is not None:
+            return False
+        time.sleep(0.01)
+    time.sleep(delay)
+    following = STAGES[STAGES.index(stage) + 1 :]
+    while run.poll() is None and not any(f"{name:<9} running".encode() in log.read_bytes() for name in following):
+        pid = find(victim, run.pid)
+        if pid is not None:
+            os.kill(pid, signal.SIGKILL)
+            return True
+        time.sleep(0.01)
+    return False
+
+
+@pytest.mark.parametrize("trial", range(TRIALS))
+def test_killed_anywhere_the_tables_are_the_same(trial: int, reference: Reference, tmp_path: Path) -> None:
+    draw = random.Random(trial)
+    victim = list(VICTIMS)[trial % len(VICTIMS)]
+    stage = draw.choice(VICTIMS[victim])
+    delay = draw.uniform(0, reference.seconds[stage])
+    file, log = configuration(reference.images, reference.nouns, tmp_path), tmp_path / "log"
+    log.touch()
+    run = start(file, log)
+    hit = kill(run, log, victim, stage, delay)
+    below = list(descendants(run.pid))
+    result, runs, started = finish(run), 1, time.monotonic()
+    while result is None and runs < RUNS:
+        result, runs = finish(start(file, log)), runs + 1
+    print(
+        f"trial {trial}: {victim} {delay:.1f} s into {stage}, {'hit' if hit else 'not there'}, {runs} runs, {time.monotonic() - started:.0f} s"
+    )
+    for pid in below:  # a killed driver leaves processes that end by themselves, but not always before the next trial
+        if Path(f"/proc/{pid}").exists():
+            os.kill(pid, signal.SIGKILL)
+    assert result is not None, log.read_text()
+    if victim in ("EncodeRows", "RayTrainWorker"):
+        assert runs == 1, "Ray should have replaced it"
+    compare(tables(result), reference.tables)
