@@ -13,8 +13,10 @@ from contextlib import contextmanager
 from typing import Any
 
 from raycluster.errors import ConfigError
+from raycluster.model import model_folder
 from raycluster.serving.access import read_tokens
 from raycluster.serving.settings import ServeSettings
+from raycluster.storage import locate
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +41,7 @@ def serve_forever(settings: ServeSettings, host: str, port: int) -> dict[str, An
             "serve     %s can be reached from elsewhere, and no token is asked for: set RAYCLUSTER_TOKENS", host
         )
     _check_free(host, port)
+    model_folder(locate(settings.run, settings.storage))  # said at once, before Ray is started
     url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):

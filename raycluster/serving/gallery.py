@@ -12,7 +12,7 @@ from raycluster.images.fetch import fetch
 from raycluster.model import Model
 from raycluster.report.thumbnails import thumbnail
 from raycluster.run_folder import RunFolder
-from raycluster.storage import Location, read_table
+from raycluster.storage import read_table
 
 EXEMPLARS = 12
 THUMBNAIL = 128
@@ -29,9 +29,10 @@ class Gallery:
     """False until the run has described its clusters: sizes and means are null and there are no exemplars."""
 
 
-def read_gallery(place: Location, model: Model) -> Gallery:
-    """The clusters table of the run at `place`, if it was made with this model; else the names the model brings itself."""
-    rows = _described(RunFolder(place), model)
+def read_gallery(model: Model) -> Gallery:
+    """The clusters table of the run that the model lies in, if it was made with this model; else the names the model brings itself."""
+    # A model folder is `<run>/model/<fingerprint>`; elsewhere there are no markers.
+    rows = _described(RunFolder(model.folder.parent.parent), model)
     if rows is not None:
         return Gallery(rows, True)
     plain: dict[str, Any] = {"size": None, "mean_confidence": None, "exemplars": []}

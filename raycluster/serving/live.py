@@ -128,7 +128,7 @@ class Loaded:
             device=device,
             loaded=now(),
         )
-        return cls(model, card, read_gallery(locate(run, storage), model))
+        return cls(model, card, read_gallery(model))
 
     def answer(self, jobs: Sequence[Job], max_batch: int) -> list[Answer]:
         """Assign the rows of several requests of one kind in one go."""
@@ -212,8 +212,7 @@ class LiveModel:
             return self.offer(self._run)
         if not self.gallery.described:
             # The clusters are described some stages after the model is there.
-            gallery = read_gallery(locate(self._run, self._storage), self._current.model)
-            self._current = replace(self._current, gallery=gallery)
+            self._current = replace(self._current, gallery=read_gallery(self._current.model))
         return False
 
     def answer(self, jobs: Sequence[Job]) -> list[Answer | Stale]:

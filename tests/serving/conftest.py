@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from serving_kit import KINDS, LocalEndpoint, configuration, free_port
+from serving_kit import KINDS, LocalEndpoint, ServeEndpoint, configuration
 
 import raycluster
 from raycluster.config import StorageConfig
@@ -25,7 +25,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def run(photos: Path, tmp_path_factory: pytest.TempPathFactory, local_ray: None) -> RunResult:
-    return raycluster.run(configuration(photos, tmp_path_factory.mktemp("run") / "out"))
+    return raycluster.run(configuration(photos, tmp_path_factory.mktemp("run") / "out"), until="describe")
 
 
 @pytest.fixture(scope="session")
@@ -47,19 +47,8 @@ def local(live: LiveModel) -> Iterator[LocalEndpoint]:
 
 
 @pytest.fixture(scope="session")
-def endpoint(run: RunResult) -> Iterator[str]:
-    """URL of the endpoint on the shared Ray, with tight limits where a test wants to reach them."""
-    from raycluster.serving.command import running
-    from raycluster.serving.settings import ServeSettings
-
-    port = free_port()
-    settings = ServeSettings.model_validate(
-        {
-            "run": run.output,
-            "limits": {"max_items": 16, "max_body_bytes": 2**20, "body_seconds": 3.0},
-            "ingress": {"num_cpus": 0.5},
-            "model": {"num_cpus": 0.5},
-        }
-    )
-    with running(settings, "127.0.0.1", port):
-        yield f"http://127.0.0.1:{port}"
+def endpoint(run: RunResult) -> Iterator[ServeEndpoint]:
+    """The endpoint on the shared Ray, deployed as `serve deploy` does; tight limits where a test wants to reach them."""
+    limits = {"max_items": 16, "max_body_bytes": 2**20, "body_seconds": 3.0, "max_waiting_items": 64}
+    with ServeEndpoint({"run": run.output, "limits": limits}) as endpoint:
+        yield endpoint
