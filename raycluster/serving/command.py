@@ -43,10 +43,11 @@ def serve_forever(settings: ServeSettings, host: str, port: int) -> dict[str, An
     _check_free(host, port)
     model_folder(locate(settings.run, settings.storage))  # said at once, before Ray is started
     url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
-    stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
     with running(settings, host, port):
+        stop = threading.Event()
+        # Now, not before: Ray sets handlers of its own, which end the process with a core dump.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: stop.set())
         log.info("serve     %s answers at %s (Ctrl-C ends it)", settings.run, url)
         stop.wait()
     return {"command": "serve", "status": "ok", "url": url, "model": settings.run}
@@ -62,6 +63,7 @@ def running(settings: ServeSettings, host: str, port: int) -> Iterator[None]:
     from raycluster.serving.app import build
 
     connect()
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     application = build(_fitted(settings, ray.cluster_resources().get("CPU", 1.0)))
     options = {"host": host, "port": port, "request_timeout_s": TIMEOUT_S}
     try:
