@@ -54,7 +54,7 @@ async function showExemplars(place, cluster) {
     const pictures = exemplars.filter((each) => each.thumbnail);
     if (!pictures.length) return;
     const count = size === null ? "" : ` of its ${size}`;
-    place.append(make("small", { textContent: `Its ${pictures.length} most typical pictures${count}` }));
+    place.append(make("small", { textContent: `${pictures.length}${count} pictures, the most typical first` }));
     const row = make("div", { className: "exemplars" });
     for (const { thumbnail, image_id, confidence } of pictures) {
       row.append(make("img", { src: thumbnail, alt: image_id, title: `${image_id}: ${percent(confidence)}` }));
@@ -71,16 +71,16 @@ function showItem(file, item) {
   const picture = make("img", { className: "picture", src: url, alt: "" });
   picture.onload = picture.onerror = () => URL.revokeObjectURL(url);
   const row = make("li", {}, picture, answer);
+  const name = make("p", {}, make("small", { textContent: file.name }));
   if (item.error) {
     row.className = "error";
-    answer.append(make("h2", { textContent: item.error.code.replaceAll("_", " ") }), make("p", { textContent: item.error.message }));
+    answer.append(make("h2", { textContent: item.error.code.replaceAll("_", " ") }), make("p", { textContent: item.error.message }), name);
   } else {
     row.dataset.cluster = item.cluster;
-    answer.append(make("h2", {}, `${item.name} `, make("small", { textContent: `cluster ${item.cluster}, ${percent(item.confidence)}` })));
+    answer.append(make("h2", {}, `${item.name} `, make("small", { textContent: `cluster ${item.cluster}, ${percent(item.confidence)}` })), name);
     if (item.outlier) answer.append(make("p", { className: "outlier", textContent: "Unlike anything the model was trained on." }));
     answer.append(bars(item.top));
   }
-  answer.append(make("p", {}, make("small", { textContent: file.name })));
   byId("results").prepend(row);
   return item.error ? null : showExemplars(answer, item.cluster);
 }
