@@ -60,8 +60,10 @@ def running(settings: ServeSettings, host: str, port: int) -> Iterator[None]:
     from ray import serve
 
     from raycluster.distributed import connect
+    from raycluster.serving import proxy
     from raycluster.serving.app import build
 
+    os.environ.setdefault(proxy.VARIABLE, proxy.IMPORT_PATH)
     connect()
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     application = build(_fitted(settings, ray.cluster_resources().get("CPU", 1.0)))

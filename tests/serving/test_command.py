@@ -89,6 +89,11 @@ def test_from_the_start_to_the_end(run: RunResult, files: list[Path], tmp_path: 
         first = post(url, files[:2], headers=token).json()
         assert [item["error"] for item in first["items"]] == [None, None]
         assert f"0100007F:{int(url.rsplit(':', 1)[1]):04X}" in Path("/proc/net/tcp").read_text()
+        odd = requests.get(
+            f"{url}/healthz", headers={"x-request-id": b"\xff\xfe", "x-request-timeout-seconds": "nan"}, timeout=20
+        )
+        assert odd.status_code == 200
+        assert odd.headers["x-request-id"].isascii()
         # The run is run again, with another method: its marker names another model.
         marker = json.loads((output / "_stages/train.json").read_text())
         make_model(run, output / "model/other", {"name": "tac", "trained": False})
