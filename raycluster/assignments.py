@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import ray
 
 from raycluster.clustering.novelty import Novelty
@@ -44,7 +45,9 @@ def assign(
             part = assign_rows(known[0], read_table([file]), wanted, known[1])
             if len(part):
                 (folder / part_name(part.column("row_id"))).write_table(part)
-                counts.update(part.column("status").to_pylist())
+                counts.update(
+                    {item["values"]: item["counts"] for item in part.column("status").value_counts().to_pylist()}
+                )
         return counts
 
     yield from map_tasks(assign_parts, file_groups(embeddings), known, shared)
@@ -58,7 +61,7 @@ def assign_rows(method: Method, embeddings: pa.Table, wanted: pa.Table, novelty:
     keep, place = among(embeddings.column("row_id").to_numpy(), wanted.column("row_id").to_numpy())
     embeddings, source = embeddings.filter(pa.array(keep)), wanted.take(pa.array(place))
     status = embeddings.column("status")
-    ok = np.asarray(status.to_pylist(), object) == "ok"
+    ok = pc.equal(status, "ok").to_numpy()
     schema = ASSIGNMENTS if novelty is None else NEW_ASSIGNMENTS
     columns = [np.zeros(len(ok), field.type.to_pandas_dtype()) for field in schema][4:]
     if ok.any():

@@ -82,10 +82,11 @@ def _execute(options: argparse.Namespace, overrides: dict[str, Any]) -> dict[str
     if options.command == "assign" and "model" in settings:
         if options.retrain:
             raise ConfigError("--retrain: with --model nothing is trained; leave one of them out")
-        return assign(dry_run=options.dry_run, **settings).as_json()
+        return assign(retry_failed=options.retry_failed, dry_run=options.dry_run, **settings).as_json()
     config = validate(settings, where=options.config or "options")
     until = "report" if options.command == "run" else options.command
-    result = run(config, until=until, retrain=options.retrain, dry_run=options.dry_run, command=options.command)
+    switches = {"retrain": options.retrain, "retry_failed": options.retry_failed, "dry_run": options.dry_run}
+    result = run(config, until=until, command=options.command, **switches)
     return result.as_json()
 
 
@@ -108,11 +109,14 @@ def read_settings(path: str | None, overrides: Mapping[str, Any]) -> dict[str, A
     if path is not None:
         from raycluster.storage import locate
 
-        file = locate(path)
+        # What the file says of storage applies to everything but itself.
+        file = locate(path, validate(overrides.get("storage", {}), StorageConfig, "storage"))
         try:
             data = yaml.safe_load(file.read_bytes()) or {}
         except FileNotFoundError:
             raise ConfigError(f"--config: {path} does not exist; give the path of a YAML file") from None
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"--config: {path} cannot be read: {error}") from None
         except yaml.YAMLError as error:
             raise ConfigError(f"--config: {path} is not valid YAML: {' '.join(str(error).split())}") from None
         if not isinstance(data, dict):
@@ -160,6 +164,9 @@ def _parse(arguments: list[str]) -> tuple[argparse.Namespace, dict[str, Any]]:
             if name == "assign":
                 text = f"{_plain(AssignConfig.model_fields['model'].description)} Of the options below only images, embeddings, output, max_failed_fraction, storage and resources are for it"
                 command.add_argument("--model", dest="=model", default=argparse.SUPPRESS, metavar="…", help=text)
+            command.add_argument(
+                "--retry-failed", action="store_true", help="read the images again that could not be read before"
+            )
             _add_fields(command, RunConfig, "")
     options, rest = parser.parse_known_args(arguments)
     given = {key: value for key, value in vars(options).items() if "." in key or key.startswith("=")}

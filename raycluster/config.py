@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 from raycluster.errors import ConfigError
 
@@ -23,6 +25,9 @@ TAC_PROMPTS = (
     "art of the {}.",
     "a photo of the small {}.",
 )
+
+_SECRET = "may_hold_a_secret"
+"""Type of the errors whose message must not repeat what was given."""
 
 
 class Section(BaseModel):
@@ -147,11 +152,30 @@ class StorageConfig(Section):
     """How object storage is reached. Credentials come from the usual AWS chain, never from this file."""
 
     endpoint_url: str | None = None
-    """URL of an S3-compatible server; absent for AWS itself."""
+    """URL of an S3-compatible server; default `$AWS_ENDPOINT_URL_S3`, `$AWS_ENDPOINT_URL`, else AWS itself."""
     region: str | None = None
-    """Region of the buckets; absent: asked of the server."""
+    """Region of all buckets; default: each bucket's own on AWS, with `endpoint_url` `$AWS_REGION` or the AWS profile's."""
     anonymous: bool = False
     """Read public buckets without credentials."""
+    requester_pays: bool = False
+    """Pay for requests to buckets that ask for it. Arrow's S3 client cannot, so that s3fs reads instead, more slowly."""
+    path_style: bool | None = None
+    """Bucket in the path (true) or in the host name (false); default: in the path with `endpoint_url`, in the host name on AWS."""
+
+    @field_validator("endpoint_url")
+    @classmethod
+    def _endpoint_is_a_plain_url(cls, url: str | None) -> str | None:
+        if url is not None and not re.fullmatch(r"https?://[^@?#\s]+", url):
+            raise PydanticCustomError(_SECRET, "must begin with http:// or https:// and hold neither user nor password")
+        return url
+
+    @model_validator(mode="after")
+    def _somebody_pays(self) -> StorageConfig:
+        if self.anonymous and self.requester_pays:
+            raise ValueError(
+                "requester_pays needs credentials to know who pays: remove `anonymous` or `requester_pays`"
+            )
+        return self
 
 
 class ResourcesConfig(Section):
@@ -182,7 +206,7 @@ class RunConfig(Section):
     """One run: pictures (or embeddings) in, clusters out."""
 
     images: str | tuple[str, ...] | None = None
-    """A folder or prefix, a list of URIs (`.parquet`, `.csv` with a column `uri`), or several of them."""
+    """A folder or prefix, `.tar` shards, a `.parquet` or `.csv` with a column `uri` (or, Parquet, `image`), or several of them; files by glob or `{000..099}` too."""
     embeddings: str | tuple[str, ...] | None = None
     """Ready-made embeddings instead of images: Parquet with `image_id`, `embedding`, optional `label`."""
     labels: Literal["folder"] | None = None
@@ -261,7 +285,8 @@ def _explain(item: Any, model: type[BaseModel]) -> str:
         return f"unknown key `{field}`; known here: {', '.join(model.model_fields)}"
     if item["type"] == "missing":
         return f"`{field}` is missing"
-    return f"`{field}`: {item['msg'].removeprefix('Value error, ')} (given: {item['input']!r:.80})"
+    given = "" if item["type"] == _SECRET else f" (given: {item['input']!r:.80})"
+    return f"`{field}`: {item['msg'].removeprefix('Value error, ')}{given}"
 
 
 def fingerprint(*parts: Any) -> str:

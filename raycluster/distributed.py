@@ -128,8 +128,8 @@ def streaming(object_store_bytes: int, cpus: float | None = None, ordered: bool 
 
 
 def raised_in_task(error: BaseException) -> RayclusterError | None:
-    """What to tell the user of an error that came through Ray: ours, if a task, a Ray Data stage or a Train worker raised one, or that
-    Ray lost a process; None if it is neither.
+    """What to tell the user of an error that came through Ray: ours, if a task, a Ray Data stage or a Train worker raised one; that
+    Ray lost a process, or that the storage failed; None if it is none of these.
     """
     causes = list(_causes(error))
     # What Ray makes of an error is an instance of its class too; only the original has the plain message.
@@ -142,6 +142,10 @@ def raised_in_task(error: BaseException) -> RayclusterError | None:
             reason = " ".join(str(one).split())
             return RayclusterError(
                 f"Ray lost a process or a node ({type(one).__name__}: {reason:.200}); run the command again: what is finished is kept"
+            )
+        if isinstance(one, OSError) and "AWS Error" in str(one):
+            return RayclusterError(
+                f"the storage failed: {one}; when it answers, and takes the credentials, run the command again: what is finished is kept"
             )
     return None
 

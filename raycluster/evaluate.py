@@ -78,7 +78,9 @@ def text_advice(images: np.ndarray, paired: np.ndarray, n_clusters: int, seed: i
     return {**facts, "text_advice": f"{words} (asymmetry {asymmetry:.2f})"}
 
 
-def _labels(manifest: pa.Table, ids: np.ndarray) -> list[str | None]:
+def _labels(manifest: pa.Table, ids: np.ndarray) -> np.ndarray:
+    """The label of each row as a number, -1 where unknown."""
     order = np.argsort(manifest.column("row_id").to_numpy())
     place = np.searchsorted(manifest.column("row_id").to_numpy()[order], ids)
-    return manifest.column("label").take(pa.array(order[place])).to_pylist()
+    labels = manifest.column("label").take(pa.array(order[place])).combine_chunks().dictionary_encode()
+    return pc.fill_null(labels.indices, -1).to_numpy(zero_copy_only=False)

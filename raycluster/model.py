@@ -184,16 +184,18 @@ class Model:
     def _embed(self, pictures: list[Any]) -> tuple[np.ndarray, list[str], list[str | None]]:
         from raycluster.encoder.clip import pil_transform
         from raycluster.images.decode import decode_batch
-        from raycluster.images.fetch import Fetched, fetch
+        from raycluster.images.fetch import Fetched, fetch_batch
 
         limits = validate(self.record["encoder"]["config"], EncoderConfig, "model.json: encoder")
         spec = self.spec
-        fetched = []
-        for picture in pictures:
-            if isinstance(picture, (str, Path)):
-                fetched.append(fetch(str(picture), self.storage, limits.max_bytes))
-            else:
-                fetched.append(Fetched(picture if isinstance(picture, bytes) else _png(picture), "ok", None))
+        named = [str(picture) for picture in pictures if isinstance(picture, (str, Path))]
+        read = iter(fetch_batch(named, [None] * len(named), self.storage, limits.max_bytes))
+        fetched = [
+            next(read)
+            if isinstance(picture, (str, Path))
+            else Fetched(picture if isinstance(picture, bytes) else _png(picture))
+            for picture in pictures
+        ]
         decoded = decode_batch(fetched, pil_transform(spec), limits.max_pixels, min_side=min(spec.image_size))
         ok = [pixels for pixels in decoded.pixels if pixels is not None]
         embeddings = np.full((len(pictures), spec.dim), np.nan, np.float16)

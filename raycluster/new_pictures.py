@@ -22,9 +22,10 @@ from raycluster.prepare import Prepared, list_inputs
 from raycluster.run_folder import FIGURES, PLAN, RunFolder
 from raycluster.run_tables import Outcome
 from raycluster.stages import Stages
+from raycluster.storage import read_table
 
 
-def prepare(settings: AssignConfig, model: Model, folder: RunFolder) -> Prepared:
+def prepare(settings: AssignConfig, model: Model, folder: RunFolder, retry_failed: bool) -> Prepared:
     """Check all that can be wrong, cheapest first; raises :class:`ConfigError`."""
     config = _as_run(settings, model)
     if config.images is None:
@@ -41,7 +42,7 @@ def prepare(settings: AssignConfig, model: Model, folder: RunFolder) -> Prepared
     distributed.connect()
     resources = distributed.resolve(config.resources)
     spec = model.spec_on(resources.device) if config.images else None
-    listing, facts = list_inputs(config, folder)
+    listing, facts = list_inputs(config, folder, retry_failed)
     # As the model was trained: the precision of today's device is no reason to do everything again.
     encoder = model.spec.fingerprint if spec else "provided"
     inputs = Inputs(config, model.method.config, facts["fingerprint"], facts["lineage"], encoder, {}, None)
@@ -84,11 +85,11 @@ class NewPictures(Stages):
 
     def drift(self, step: Step) -> Outcome:
         """Compare with the training set."""
-        table = self.assignments()
+        table = read_table(self.parts("assign"), ["cluster", "confidence", "outlier"])
         table = table.filter(pc.is_valid(table.column("cluster")))
         now = snapshot(_array(table, "cluster"), _array(table, "confidence"), self.known.method.n_clusters)
         flagged, expected = int(_array(table, "outlier").sum()), self.known.novelty.expected
-        figures = drift(self.known.snapshot, now, flagged, expected, self.known.names)
+        figures = drift(self.known.snapshot, now, flagged, expected, self.known.names, self.known.record["dim"])
         figures = {"n_failed": len(self.row_ids) - len(table), **figures}
         (self.place(step) / FIGURES["drift"]).write_json(figures)
         return Outcome(len(table), note=figures["verdict"][0])

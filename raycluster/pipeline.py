@@ -17,6 +17,7 @@ from raycluster.plan import STAGES, Step
 from raycluster.prepare import prepare
 from raycluster.run_folder import FIGURES, FOLDERS, RunFolder, check_failures, now
 from raycluster.run_tables import Outcome
+from raycluster.s3 import from_environment
 from raycluster.stages import Stages
 from raycluster.storage import locate
 
@@ -48,15 +49,18 @@ def run(
     *,
     until: str = "report",
     retrain: bool = False,
+    retry_failed: bool = False,
     dry_run: bool = False,
     command: str = "run",
 ) -> RunResult:
     """Run every stage up to `until` that is not done yet.
 
     `config`: a :class:`RunConfig` or the same as plain data. `retrain`: train again although only rows were added.
-    `dry_run`: write nothing, only say what would run and why. Raises :class:`RayclusterError` and its subclasses.
+    `retry_failed`: read the images again that could not be read. `dry_run`: write nothing, only say what would run and why. Raises :class:`RayclusterError` and its subclasses.
     """
     settings: RunConfig = config if isinstance(config, RunConfig) else validate(config)
+    # Other machines of the cluster may have other variables.
+    settings = settings.model_copy(update={"storage": from_environment(settings.storage)})
     if until not in STAGES:
         raise ConfigError(f"stage {until!r} is unknown; stages are {', '.join(STAGES)}")
     if until == "finetune" and not settings.finetune.enabled:
@@ -67,7 +71,7 @@ def run(
     if not dry_run:
         _check_writable(folder)
     with nullcontext() if dry_run else lock.held(folder.root):
-        ready = prepare(settings, folder, retrain)
+        ready = prepare(settings, folder, retrain, retry_failed)
         stages = Stages(ready, plan.make(folder, ready.inputs), result.warnings)
         if not dry_run:
             folder.set_plan(stages.steps)
@@ -88,11 +92,11 @@ def run(
     return result
 
 
-def assign(*, dry_run: bool = False, **given: Any) -> RunResult:
+def assign(*, retry_failed: bool = False, dry_run: bool = False, **given: Any) -> RunResult:
     """Assign new pictures to the clusters of a finished model, flag those unlike anything it has seen, and report drift.
 
-    `given`: the fields of :class:`AssignConfig`, of which `model`, `output` and one of `images` and `embeddings` are needed. What is done stays done, as in a run: pictures added later are
-    assigned alone. The result's `metrics` are those of `drift.json` (:func:`raycluster.drift.drift`). Raises :class:`RayclusterError`
+    `given`: the fields of :class:`AssignConfig`, of which `model`, `output` and one of `images` and `embeddings` are
+    needed. What is done stays done, as in a run: pictures added later are assigned alone; `retry_failed` and `dry_run` as there. The result's `metrics` are those of `drift.json` (:func:`raycluster.drift.drift`). Raises :class:`RayclusterError`
     and its subclasses.
     """
     settings: AssignConfig = validate(given, AssignConfig, "options")
@@ -103,7 +107,7 @@ def assign(*, dry_run: bool = False, **given: Any) -> RunResult:
     if not dry_run:
         _check_writable(folder)
     with nullcontext() if dry_run else lock.held(folder.root):
-        ready = new_pictures.prepare(settings, model, folder)
+        ready = new_pictures.prepare(settings, model, folder, retry_failed)
         steps = plan.for_model(folder, ready.inputs, new_pictures.identity(model))
         stages = new_pictures.NewPictures(ready, steps, result.warnings, known=model)
         if not dry_run:
@@ -172,13 +176,13 @@ def _do(stages: Stages, step: Step, result: RunResult, dry_run: bool) -> None:
 
 def _point(result: RunResult, folder: RunFolder, stage: str, path: str) -> None:
     place = folder.root / path
+    if stage in FIGURES:
+        result.metrics = (place / FIGURES[stage]).read_json()
     if stage in ("train", "finetune"):
         result.model = place.uri
     elif stage == "report":
         result.report = (place / "index.html").uri
-    elif stage in FIGURES:
-        result.metrics = (place / FIGURES[stage]).read_json()
-    else:
+    elif stage != "evaluate":
         result.tables["baseline" if stage == "baseline" else path.split("/")[0]] = place.uri
 
 

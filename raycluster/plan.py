@@ -51,7 +51,11 @@ class Step:
 
 def manifest_recipe(config: RunConfig) -> dict[str, Any]:
     """What a manifest depends on besides the storage itself."""
-    return {"images": config.images, "embeddings": config.embeddings, "labels": config.labels}
+    # Lists, as markers read from their files have them.
+    images, embeddings = (
+        list(given) if isinstance(given, tuple) else given for given in (config.images, config.embeddings)
+    )
+    return {"images": images, "embeddings": embeddings, "labels": config.labels}
 
 
 def make(folder: RunFolder, inputs: Inputs) -> dict[str, Step]:

@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from raycluster import distributed
+from raycluster import distributed, rows
 from raycluster.config import MethodConfig, RunConfig, fingerprint
 from raycluster.distributed import Resources
 from raycluster.encoder import provided
 from raycluster.encoder.clip import EncoderSpec, resolve_encoder
 from raycluster.errors import ConfigError
+from raycluster.images.counting import counted
 from raycluster.images.manifest import content_digest, grown_only, list_images, number_rows
 from raycluster.methods import registry
 from raycluster.plan import Inputs, manifest_recipe
@@ -45,8 +46,11 @@ class Prepared:
     """What the plan is made from."""
 
 
-def prepare(config: RunConfig, folder: RunFolder, retrain: bool) -> Prepared:
-    """Check all that can be wrong, cheapest first; raises :class:`ConfigError`."""
+def prepare(config: RunConfig, folder: RunFolder, retrain: bool, retry_failed: bool) -> Prepared:
+    """Check all that can be wrong, cheapest first; raises :class:`ConfigError`.
+
+    `retry_failed`: images that could not be read in an earlier run count as new ones.
+    """
     method = registry.configure(config.method)
     if method.train_sample < config.clusters:
         raise ConfigError(
@@ -63,7 +67,7 @@ def prepare(config: RunConfig, folder: RunFolder, retrain: bool) -> Prepared:
         key = vocabulary.vocabulary_key(nouns, config.vocabulary.prompts, encoder)
     if noun_embeddings is not None:
         _check_dimensions(config, spec, noun_embeddings.shape[1])
-    listing, facts = list_inputs(config, folder)
+    listing, facts = list_inputs(config, folder, retry_failed)
     if len(listing) < config.clusters:
         raise ConfigError(
             f"clusters: {config.clusters} clusters, but only {len(listing)} images were found; lower `clusters`"
@@ -113,11 +117,12 @@ def _digest(array: np.ndarray) -> str:
     return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
 
 
-def list_inputs(config: RunConfig, folder: RunFolder) -> tuple[pa.Table, dict[str, Any]]:
+def list_inputs(config: RunConfig, folder: RunFolder, retry_failed: bool) -> tuple[pa.Table, dict[str, Any]]:
     """The manifest as it would be written now, and its facts: fingerprint, lineage, next row id, other files."""
     others = 0
     if config.images is not None:
-        listing = list_images(config.image_sources, config.storage, config.labels)
+        with counted("manifest") as seen:
+            listing = list_images(config.image_sources, config.storage, config.labels, seen)
         found, others = listing.table, listing.other_files
     else:
         found = provided.list_provided(config.embedding_sources, config.storage)
@@ -125,7 +130,8 @@ def list_inputs(config: RunConfig, folder: RunFolder) -> tuple[pa.Table, dict[st
     previous = read_table(folder.parts(earlier)) if earlier else None
     current = folder.marker("manifest")
     next_row_id = current.facts["next_row_id"] if current else 0
-    table = number_rows(found, previous, next_row_id)
+    again = _failed(folder) if retry_failed else np.empty(0, np.int64)
+    table = number_rows(found, previous, next_row_id, again)
     digest = content_digest(table)[:16]
     if earlier is None or previous is None:
         lineage = digest
@@ -138,3 +144,9 @@ def list_inputs(config: RunConfig, folder: RunFolder) -> tuple[pa.Table, dict[st
         "next_row_id": max(highest, next_row_id),
         "other_files": others,
     }
+
+
+def _failed(folder: RunFolder) -> np.ndarray:
+    """Ids of the rows whose status is not `ok` in the current embeddings."""
+    marker = folder.marker("embed")
+    return rows.failed(folder.parts(marker)) if marker else np.empty(0, np.int64)

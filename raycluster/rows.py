@@ -89,15 +89,26 @@ def statuses(files: Iterable[Location], wanted: np.ndarray) -> tuple[np.ndarray,
     return np.sort(np.concatenate(ok)) if ok else np.empty(0, np.int64), counts
 
 
+def failed(files: Iterable[Location]) -> np.ndarray:
+    """Of an embeddings table, the ids of the rows whose status is not `ok`, int64 [n]."""
+    columns = [
+        table.filter(pc.not_equal(table.column("status"), "ok")).column("row_id").to_numpy()
+        for table in iter_tables(list(files), ["row_id", "status"])
+    ]
+    return np.concatenate(columns) if columns else np.empty(0, np.int64)
+
+
 def failures(files: Iterable[Location], manifest: pa.Table, examples: int = 3) -> dict[str, list[tuple[str, str]]]:
     """For each status but `ok`, the first `examples` failed rows as (uri, reason); `manifest` has row_id and uri."""
     order = np.argsort(manifest.column("row_id").to_numpy())
     known = manifest.column("row_id").to_numpy()[order]
     found: dict[str, list[tuple[str, str]]] = {}
     for table in iter_tables(list(files), ["row_id", "status", "error"]):
-        for row in table.filter(pc.not_equal(table.column("status"), "ok")).to_pylist():
-            reasons = found.setdefault(row["status"], [])
-            place = int(np.searchsorted(known, row["row_id"]))
-            if len(reasons) < examples and place < len(known) and known[place] == row["row_id"]:
-                reasons.append((manifest.column("uri")[int(order[place])].as_py(), row["error"] or ""))
+        keep, place = among(table.column("row_id").to_numpy(), known)
+        table = table.filter(pa.array(keep)).append_column("place", pa.array(order[place]))
+        for status in pc.unique(table.column("status")).to_pylist():
+            reasons = found.setdefault(status, []) if status != "ok" else []
+            some = table.filter(pc.equal(table.column("status"), status)) if status != "ok" else table.slice(0, 0)
+            for row in some.slice(0, examples - len(reasons)).to_pylist():
+                reasons.append((manifest.column("uri")[row["place"]].as_py(), row["error"] or ""))
     return found

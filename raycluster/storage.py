@@ -11,7 +11,6 @@ import os
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +18,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs
 
+from raycluster import s3
 from raycluster.config import StorageConfig
 from raycluster.errors import ArtifactError, ConfigError
-
-# Many S3-compatible servers answer 411 to the checksum trailers that newer AWS SDKs add to every upload.
-os.environ.setdefault("AWS_REQUEST_CHECKSUM_CALCULATION", "when_required")
 
 
 @dataclass(frozen=True)
@@ -52,8 +49,19 @@ class Location:
 
     @property
     def filesystem(self) -> fs.FileSystem:
-        """Arrow's client for this storage."""
-        return _filesystem(self.scheme, self.options)
+        """Arrow's client for this storage. Raises :class:`OSError` if the bucket cannot be found."""
+        return fs.LocalFileSystem() if self.scheme == "file" else s3.filesystem(self.located_options)
+
+    @property
+    def bucket_and_key(self) -> tuple[str, str]:
+        """Of an S3 address the bucket and the key, which is empty for the bucket itself."""
+        bucket, _, key = self.path.partition("/")
+        return bucket, key
+
+    @property
+    def located_options(self) -> StorageConfig:
+        """The options with the region of this S3 address' bucket."""
+        return s3.located(self.options, self.bucket_and_key[0])
 
     def __truediv__(self, name: str) -> Location:
         return Location(f"{self.path.rstrip('/')}/{name}", self.scheme, self.options)
@@ -109,11 +117,7 @@ class Location:
             finally:
                 draft.unlink()
             return True
-        try:
-            _s3fs(self.options).pipe_file(self.path, data, mode="create")
-        except FileExistsError:
-            return False
-        return True
+        return s3.create(self.located_options, self.path, data)
 
     def read_json(self) -> Any:
         """The file, parsed as JSON."""
@@ -164,8 +168,10 @@ class _Replacing:
 
 
 def locate(uri: str, options: StorageConfig | None = None) -> Location:
-    """The place that `uri` names: an `s3://` address, a `file://` address or a local path (`~` allowed)."""
-    options = options or StorageConfig()
+    """The place that `uri` names: an `s3://` address, a `file://` address or a local path (`~` allowed).
+
+    Where `options` name no S3 server, the AWS variables of this process do. Raises :class:`ConfigError` for any other scheme.
+    """
     scheme, separator, rest = uri.partition("://")
     if not separator or scheme == "file":
         path = os.path.abspath(os.path.expanduser(rest if separator else uri))
@@ -174,31 +180,7 @@ def locate(uri: str, options: StorageConfig | None = None) -> Location:
         raise ConfigError(f"{uri}: storage {scheme}:// is not supported; use a local path or s3://bucket/prefix")
     if not rest.strip("/"):
         raise ConfigError(f"{uri}: the bucket is missing; write s3://bucket/prefix")
-    return Location(rest.rstrip("/"), "s3", options)
-
-
-@lru_cache(maxsize=32)
-def _filesystem(scheme: str, options: StorageConfig) -> fs.FileSystem:
-    if scheme == "file":
-        return fs.LocalFileSystem()
-    return fs.S3FileSystem(
-        anonymous=options.anonymous,
-        region=options.region or os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION"),
-        endpoint_override=options.endpoint_url or os.environ.get("AWS_ENDPOINT_URL"),
-        # A small file becomes one PUT instead of a multipart upload: a third of the time.
-        allow_delayed_open=True,
-    )
-
-
-def _s3fs(options: StorageConfig) -> Any:
-    """The client for what Arrow's lacks: a conditional PUT."""
-    import s3fs  # takes a second to import, and only the run lock needs it
-
-    return s3fs.S3FileSystem(
-        anon=options.anonymous,
-        endpoint_url=options.endpoint_url or os.environ.get("AWS_ENDPOINT_URL"),
-        client_kwargs={"region_name": options.region} if options.region else {},
-    )
+    return Location(rest.rstrip("/"), "s3", s3.from_environment(options or StorageConfig()))
 
 
 def read_table(files: list[Location], columns: list[str] | None = None) -> pa.Table:

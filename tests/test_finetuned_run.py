@@ -95,7 +95,8 @@ def test_the_model_holds_a_plain_tower_and_the_adapter_beside_it(finished: tuple
     _, result = finished
     folder = Path(result.model or "")
     assert {file.name for file in folder.iterdir()} == {
-        "model.json", "heads.safetensors", "clusters.json", "encoder.safetensors", "adapter.safetensors",
+        "model.json", "heads.safetensors", "novelty.safetensors", "snapshot.safetensors", "clusters.json",
+        "encoder.safetensors", "adapter.safetensors",
     }  # fmt: skip
     model = raycluster.load_model(folder)
     weights = find_weights(EncoderConfig(model="builtin"))
@@ -107,6 +108,24 @@ def test_the_model_holds_a_plain_tower_and_the_adapter_beside_it(finished: tuple
     np.testing.assert_allclose(model.encoder.encode_pixels(pixels.numpy()), expected.numpy(), atol=2e-3)
     adapter = load_file(folder / "adapter.safetensors")
     assert {name.rsplit(".", 1)[1] for name in adapter} == {"a", "b"}
+
+
+def test_new_pictures_are_read_by_the_tuned_encoder(finished: tuple[dict[str, Any], RunResult], tmp_path: Path) -> None:
+    config, result = finished
+    shutil.copytree(result.model or "", tmp_path / "model")
+    draw_dataset(tmp_path / "new", 8, ("fish", "tree"), seed=4)
+    given = {"model": str(tmp_path / "model"), "images": str(tmp_path / "new"), "output": str(tmp_path / "out")}
+    rows = table(raycluster.assign(**given, resources={"encoder_actors": 1}), "assignments").to_pylist()
+    predicted = raycluster.load_model(config["output"]).predict([row["uri"] for row in rows])
+    assert predicted.cluster.tolist() == [row["cluster"] for row in rows]
+    assert predicted.outlier.tolist() == [row["outlier"] for row in rows]
+    np.testing.assert_allclose(predicted.confidence, [row["confidence"] for row in rows], atol=1e-4)
+    # Its memory is of embeddings by the tuned encoder: the training set is no stranger to it.
+    embedded = table(result, "embeddings").filter(pa.compute.field("status") == "ok")
+    known = np.array(embedded.column("embedding").to_pylist())
+    model = raycluster.load_model(tmp_path / "model")
+    assert not model.predict(known).outlier.any()
+    assert model.snapshot.sizes.sum() == 48
 
 
 def test_the_report_and_the_metrics_compare(finished: tuple[dict[str, Any], RunResult]) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from raycluster.rows import failures, gather, row_ids, statuses
+from raycluster.rows import failed, failures, gather, row_ids, statuses
 from raycluster.storage import Location, locate
 from raycluster.tables import embeddings_schema
 
@@ -48,3 +48,9 @@ def test_gather_brings_vectors_in_the_order_asked(files: list[Location]) -> None
 def test_failures_come_with_uri_and_reason(files: list[Location]) -> None:
     manifest = pa.table({"row_id": [7, 4, 1], "uri": ["s3://b/7", "s3://b/4", "s3://b/1"]})
     assert failures(files, manifest) == {"missing": [("s3://b/4", "reason 4")], "empty": [("s3://b/7", "reason 7")]}
+    assert failures(files, manifest.slice(0, 1), examples=0) == {"empty": []}
+
+
+def test_failed_rows_are_those_that_are_not_ok(files: list[Location]) -> None:
+    assert sorted(failed(files)) == [4, 7]
+    assert failed([]).tolist() == []

@@ -16,16 +16,22 @@ from raycluster.clustering.neighbors import nearest_neighbors
 NEIGHBORS = 20
 
 
-def supervised_scores(labels: Sequence[str | int | None], clusters: np.ndarray) -> dict[str, float | int | None]:
+def supervised_scores(
+    labels: Sequence[str | int | None] | np.ndarray, clusters: np.ndarray
+) -> dict[str, float | int | None]:
     """ACC (best one-to-one matching), NMI (arithmetic) and ARI, as fractions, over the rows with a label.
 
-    `labels`: one a row, None where unknown; `clusters`: int [n]. Without a label all scores are None. With more clusters than
+    `labels`: one a row, None where unknown, or as an integer array, negative where unknown; `clusters`: int [n]. Without a label all scores are None. With more clusters than
     classes (or fewer) the matching leaves some unmatched, and their rows count as wrong.
     """
-    known = np.array([label is not None for label in labels], bool)
+    if isinstance(labels, np.ndarray):
+        known, truth = labels >= 0, labels[labels >= 0]
+    else:
+        known = np.array([label is not None for label in labels], bool)
+        truth = np.array([str(label) for label in labels if label is not None])
     if not known.any():
         return {"acc": None, "nmi": None, "ari": None, "n_labelled": 0}
-    truth, found = np.array([str(label) for label in labels if label is not None]), np.asarray(clusters)[known]
+    found = np.asarray(clusters)[known]
     table = contingency_matrix(truth, found)
     matched = table[linear_sum_assignment(-table)].sum()
     return {

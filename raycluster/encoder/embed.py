@@ -25,8 +25,9 @@ from ray.data.datasource import Datasource, ReadTask
 from raycluster.config import EncoderConfig, StorageConfig
 from raycluster.distributed import Resources, streaming
 from raycluster.encoder.clip import ClipEncoder, EncoderSpec, pil_transform
+from raycluster.images import credentials
 from raycluster.images.decode import decode_batch
-from raycluster.images.fetch import fetch_batch
+from raycluster.images.fetch import fetch_batch, retry
 from raycluster.rows import binary_rows, vector_column
 from raycluster.run_folder import part_name
 from raycluster.storage import Location
@@ -89,7 +90,9 @@ def _open_rows(files: list[Location], done: np.ndarray) -> Iterator[tuple[Locati
 
 def _read_block(file: Location, group: int, wanted: np.ndarray) -> pa.Table:
     parquet = pq.ParquetFile(file.path, filesystem=file.filesystem)
-    return parquet.read_row_group(group, columns=["row_id", "image_id", "uri", "size"]).take(wanted)
+    found = parquet.read_row_group(group, columns=["row_id", "image_id", "uri", "size"]).take(wanted)
+    credentials.remember(file)
+    return found
 
 
 def decode_rows(block: pa.Table, job: EmbedJob) -> pa.Table:
@@ -142,7 +145,8 @@ def write_rows(block: pa.Table, job: EmbedJob) -> pa.Table:
     """Write a block as one part file and return its status histogram, one row a status."""
     if len(block) == 0:
         return pa.table({"status": pa.array([], pa.string()), "rows": pa.array([], pa.int64())})
-    (job.folder / part_name(block.column("row_id"))).write_table(block)
+    part = job.folder / part_name(block.column("row_id"))
+    retry(lambda: part.write_table(block), part.uri)
     counts = block.column("status").value_counts()
     return pa.table({"status": counts.field("values"), "rows": counts.field("counts")})
 

@@ -62,12 +62,12 @@ def import_provided(
     sources: tuple[str, ...], storage: StorageConfig, manifest: pa.Table, done: np.ndarray, folder: Location
 ) -> Iterator[int]:
     """Write the embeddings of the manifest's rows that are not in `done`; yields rows written, file by file."""
-    ids = manifest.column("image_id")
-    position = dict(zip(ids.to_pylist(), manifest.column("row_id").to_pylist(), strict=True))
-    dim, finished = None, set(done.tolist())
+    row_ids = _row_ids(sources, storage, manifest)
+    dim, start, finished = None, 0, np.sort(done)
     for file in _files(sources, storage):
         for batch in _batches(file):
-            batch_ids = batch.column("image_id").cast(pa.string()).to_pylist()
+            ids = row_ids[start : start + len(batch)]
+            start += len(batch)
             vectors = _rows(batch)
             found = {len(vector) for vector in vectors if vector is not None} | ({dim} if dim else set())
             if len(found) > 1:
@@ -77,19 +77,27 @@ def import_provided(
             if not found:
                 continue
             dim = found.pop()
-            rows = [
-                (position[i], i, vector)
-                for i, vector in zip(batch_ids, vectors, strict=True)
-                if position[i] not in finished
-            ]
-            if rows:
-                part = _part(rows, dim)
+            new = np.flatnonzero(~np.isin(ids, finished))
+            if len(new):
+                image_ids = batch.column("image_id").cast(pa.string()).take(pa.array(new))
+                part = _part(ids[new], image_ids, [vectors[i] for i in new], dim)
                 (folder / part_name(part.column("row_id"))).write_table(part)
                 yield len(part)
 
 
-def _part(rows: list[tuple[int, str, np.ndarray | None]], dim: int) -> pa.Table:
-    ids, image_ids, given = zip(*rows, strict=True)
+def _row_ids(sources: tuple[str, ...], storage: StorageConfig, manifest: pa.Table) -> np.ndarray:
+    """The manifest's number of every row of the sources, in their order, int64 [n]."""
+    columns = [
+        batch.column("image_id").cast(pa.string())
+        for file in _files(sources, storage)
+        for batch in _batches(file, ["image_id"])
+    ]
+    # One look-up for all: each builds a table of every id of the manifest.
+    place = pc.index_in(pa.chunked_array(columns, pa.string()), value_set=manifest.column("image_id").combine_chunks())
+    return manifest.column("row_id").take(place).to_numpy()
+
+
+def _part(ids: np.ndarray, image_ids: pa.Array, given: list[np.ndarray | None], dim: int) -> pa.Table:
     with np.errstate(over="ignore"):
         vectors = [None if vector is None else vector.astype(np.float16) for vector in given]
     reasons = [_fault(vector) for vector in vectors]
@@ -97,11 +105,11 @@ def _part(rows: list[tuple[int, str, np.ndarray | None]], dim: int) -> pa.Table:
     return pa.table(
         [
             pa.array(ids, pa.int64()),
-            pa.array(image_ids, pa.string()),
+            image_ids,
             pa.array(["ok" if reason is None else "failed" for reason in reasons]),
             pa.array(reasons, pa.string()),
-            pa.nulls(len(rows), pa.int32()),
-            pa.nulls(len(rows), pa.int32()),
+            pa.nulls(len(ids), pa.int32()),
+            pa.nulls(len(ids), pa.int32()),
             pa.array(good, pa.list_(pa.float16(), dim)),
         ],
         schema=embeddings_schema(dim),
@@ -127,7 +135,7 @@ def _files(sources: tuple[str, ...], storage: StorageConfig) -> list[Location]:
     return files
 
 
-def _batches(file: Location) -> Iterator[pa.RecordBatch]:
+def _batches(file: Location, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
     try:
         parquet = pq.ParquetFile(file.path, filesystem=file.filesystem)
     except pa.ArrowInvalid as error:
@@ -143,7 +151,7 @@ def _batches(file: Location) -> Iterator[pa.RecordBatch]:
     if not listed or not pa.types.is_floating(kind.value_type):
         raise ConfigError(f"embeddings: {file.uri}: `embedding` is {kind}; it must be a list of floats")
     wanted = [name for name in ("image_id", "embedding", "label", "uri") if name in schema.names]
-    yield from parquet.iter_batches(BATCH, columns=wanted)
+    yield from parquet.iter_batches(BATCH, columns=columns or wanted)
 
 
 def _rows(batch: pa.RecordBatch) -> list[np.ndarray | None]:

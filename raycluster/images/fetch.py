@@ -11,7 +11,6 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from itertools import count
 from typing import TypeVar
 
@@ -20,8 +19,10 @@ from pyarrow import fs
 
 from raycluster.config import StorageConfig
 from raycluster.errors import ConfigError, RayclusterError
+from raycluster.images import credentials, reading
+from raycluster.images.containers import Part, Unit, part_of, units
+from raycluster.images.reading import Fetched as Fetched
 from raycluster.storage import Location, locate
-from raycluster.tables import Status
 
 TRIES = 5
 PATIENCE_S = 30.0
@@ -35,16 +36,7 @@ T = TypeVar("T")
 
 
 class StorageError(RayclusterError):
-    """The storage did not answer, or the credentials died; retried before it is raised (exit code 1)."""
-
-
-@dataclass(frozen=True)
-class Fetched:
-    """The bytes of one picture (status `ok`), or why there are none."""
-
-    data: bytes | None
-    status: Status = "ok"
-    error: str | None = None
+    """The storage did not answer; retried before it is raised (exit code 1)."""
 
 
 def fetch(
@@ -54,29 +46,23 @@ def fetch(
     expected_size: int | None = None,
     sleep: Callable[[float], None] = time.sleep,
 ) -> Fetched:
-    """Read one object.
+    """Read one picture: an object, a member of a tar, or a row of a table (:mod:`raycluster.images.containers`).
 
     Parameters
     ----------
     max_bytes
-        Larger objects get the status `too_large`; not a byte of them is read.
+        Larger pictures get the status `too_large`; not a byte of them is read (of rows, kept).
     expected_size
-        Bytes according to the manifest; an object of another size gets the status `changed`.
+        Bytes according to the manifest; a picture of another size gets the status `changed`.
     sleep
         Waits between tries, given seconds.
 
     Raises
     ------
     StorageError
-        The object could neither be read nor be shown to be unreadable for good, in `TRIES` tries.
+        The picture could neither be read nor be shown to be unreadable for good, in `TRIES` tries.
     """
-    try:
-        location = locate(uri, storage)
-    except ConfigError as error:
-        return Fetched(None, "unsupported", str(error))
-    if location.scheme == "s3" and len(location.path.partition("/")[2].encode()) > MAX_S3_KEY:
-        return Fetched(None, "failed", f"the key is longer than the {MAX_S3_KEY} bytes S3 allows")
-    return retry(lambda: _read(location, max_bytes, expected_size), uri, sleep)
+    return fetch_batch([uri], [expected_size], storage, max_bytes, 1, sleep)[0]
 
 
 def fetch_batch(
@@ -85,10 +71,64 @@ def fetch_batch(
     storage: StorageConfig,
     max_bytes: int,
     threads: int = FETCH_THREADS,
+    sleep: Callable[[float], None] = time.sleep,
 ) -> list[Fetched]:
-    """Read objects, `threads` of them at a time; results in the order of `uris`. Raises as :func:`fetch` does."""
-    with ThreadPoolExecutor(threads) as pool:
-        return list(pool.map(lambda uri, size: fetch(uri, storage, max_bytes, size), uris, sizes))
+    """Read pictures, `threads` files at a time; results in the order of `uris`. Raises as :func:`fetch` does.
+
+    Members of a tar that lie side by side are read together, and rows of a table with each of its row groups read once.
+    """
+    results: dict[int, Fetched] = {}
+    items: list[tuple[int, str, Part | None]] = []
+    for index, uri in enumerate(uris):
+        try:
+            items.append((index, uri, part_of(uri)))
+        except ValueError as error:
+            results[index] = Fetched(None, "failed", str(error)[:200])
+
+    def read(unit: Unit) -> None:
+        expected = [sizes[index] for index in unit.indices]
+        results.update(zip(unit.indices, _fetch_unit(unit, expected, storage, max_bytes, sleep), strict=True))
+
+    work = list(units(items))
+    if len(work) <= 1:
+        for unit in work:
+            read(unit)
+    else:
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(read, work))
+    return [results[index] for index in range(len(uris))]
+
+
+def _fetch_unit(
+    unit: Unit, expected: list[int | None], storage: StorageConfig, max_bytes: int, sleep: Callable[[float], None]
+) -> list[Fetched]:
+    """The pictures of a unit, in its order."""
+    try:
+        location = locate(unit.file, storage)
+    except ConfigError as error:
+        return [Fetched(None, "unsupported", str(error))] * len(unit.indices)
+    if location.scheme == "s3" and len(location.bucket_and_key[1].encode()) > MAX_S3_KEY:
+        fate = Fetched(None, "failed", f"the key is longer than the {MAX_S3_KEY} bytes S3 allows")
+        return [fate] * len(unit.indices)
+
+    def read(file: pa.NativeFile) -> list[Fetched]:
+        if not unit.parts:
+            return [reading.whole(file, max_bytes, expected[0])]
+        return reading.parts(file, unit.parts, expected, max_bytes)
+
+    def attempt() -> list[Fetched]:
+        try:
+            found = _open(location, read)
+            credentials.remember(location)
+            return found
+        except (OSError, pa.ArrowInvalid) as error:
+            # A file that cannot be opened has one fate for all that is in it.
+            fate = _permanent(error, location)
+            if fate:
+                return [fate] * len(unit.indices)
+            raise
+
+    return retry(attempt, unit.file, sleep)
 
 
 def retry(operation: Callable[[], T], what: str, sleep: Callable[[float], None] = time.sleep) -> T:
@@ -98,6 +138,11 @@ def retry(operation: Callable[[], T], what: str, sleep: Callable[[float], None] 
         try:
             return operation()
         except OSError as error:
+            if "ACCESS_DENIED" in str(error) or "HTTP status 403" in str(error):
+                raise StorageError(
+                    f"{what}: the storage refuses it ({error}); mend the credentials or their permissions and run the command again, "
+                    "finished work is kept"
+                ) from error
             if attempt >= TRIES or time.monotonic() - start > PATIENCE_S:
                 raise StorageError(
                     f"{what}: the storage failed {attempt} times, at last with: {error}; "
@@ -108,40 +153,16 @@ def retry(operation: Callable[[], T], what: str, sleep: Callable[[float], None] 
     raise AssertionError("count() has no end")
 
 
-def _read(location: Location, max_bytes: int, expected_size: int | None) -> Fetched:
-    """One try. An OSError that leaves here is transient."""
+def _open(location: Location, read: Callable[[pa.NativeFile], T]) -> T:
     filesystem = location.filesystem
-    try:
-        # Opening a local pipe would wait for a writer. On S3 there is none, and the question would cost a request.
-        if location.scheme == "file" and filesystem.get_file_info(location.path).type in _NOT_FILES:
-            return Fetched(None, "failed", "not a regular file")
-        with filesystem.open_input_file(location.path) as file:
-            size = file.size()
-            fate = _judge_size(size, max_bytes, expected_size)
-            if fate:
-                return fate
-            data = file.read(size)
-    except (OSError, pa.ArrowInvalid) as error:
-        fate = _permanent(error, location)
-        if fate:
-            return fate
-        raise
-    if len(data) != size:
-        return Fetched(None, "changed", "the file shrank while it was read")
-    return Fetched(data)
+    # Opening a local pipe would wait for a writer. On S3 there is none, and the question would cost a request.
+    if location.scheme == "file" and filesystem.get_file_info(location.path).type in _NOT_FILES:
+        raise OSError(f"Not a regular file: {location.path}")
+    with filesystem.open_input_file(location.path) as file:
+        return read(file)
 
 
 _NOT_FILES = (fs.FileType.Directory, fs.FileType.Unknown)
-
-
-def _judge_size(size: int, max_bytes: int, expected_size: int | None) -> Fetched | None:
-    if expected_size is not None and size != expected_size:
-        return Fetched(None, "changed", f"{size} bytes now, {expected_size} bytes in the manifest")
-    if size == 0:
-        return Fetched(None, "empty", "zero bytes")
-    if size > max_bytes:
-        return Fetched(None, "too_large", f"{size} bytes, more than max_bytes = {max_bytes}")
-    return None
 
 
 def _permanent(error: Exception, location: Location) -> Fetched | None:
@@ -152,7 +173,10 @@ def _permanent(error: Exception, location: Location) -> Fetched | None:
     if isinstance(error, FileNotFoundError | NotADirectoryError):
         return Fetched(None, "missing", "no such file")
     if isinstance(error, PermissionError):
-        return Fetched(None, "forbidden", "permission denied")
+        if location.scheme == "s3":
+            credentials.check(location)
+        archived = "archived: restore the object first"
+        return Fetched(None, "forbidden", archived if "InvalidObjectState" in str(error) else "permission denied")
     if isinstance(error, OSError) and error.errno == errno.ELOOP:
         return Fetched(None, "missing", "the link points at itself")
     if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
@@ -165,20 +189,6 @@ def _permanent(error: Exception, location: Location) -> Fetched | None:
     if "INVALID_OBJECT_STATE" in text or "InvalidObjectState" in text:
         return Fetched(None, "forbidden", "archived: restore the object first")
     if "AWS Error ACCESS_DENIED" in text:
-        _check_credentials(location)
+        credentials.check(location)
         return Fetched(None, "forbidden", "access denied")
     return None
-
-
-def _check_credentials(location: Location) -> None:
-    """Raise OSError if it is not this object that is refused but the credentials.
-
-    Arrow asks for an object by HEAD, whose 403 has no body: a dead key reads ACCESS_DENIED like a private object does.
-    A listing (of what is below the key: nothing) has a body, so a dead key gets its true name there, while a listing
-    that is merely not allowed says ACCESS_DENIED again.
-    """
-    try:
-        location.filesystem.get_file_info(fs.FileSelector(location.path, allow_not_found=True))
-    except OSError as error:
-        if "AWS Error ACCESS_DENIED" not in str(error):
-            raise

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Literal
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -16,13 +16,18 @@ from pyarrow import fs
 
 from raycluster.config import StorageConfig
 from raycluster.errors import ConfigError
-from raycluster.images.uri_list import LIST_SUFFIXES, read_list
+from raycluster.images.columns import Labels, in_order
+from raycluster.images.patterns import kind_of, matching
+from raycluster.images.tars import list_tar
+from raycluster.images.uri_list import read_list
 from raycluster.images.walk import ask, walk
-from raycluster.storage import locate
+from raycluster.storage import Location, locate
 from raycluster.tables import MANIFEST
 
 IDENTITY = ("image_id", "uri", "size", "etag", "modified")
 """The columns that make a row the same picture as before; the label is not one of them."""
+FILE_THREADS = 8
+"""Tars and tables that are read at a time."""
 
 
 @dataclass(frozen=True)
@@ -30,50 +35,61 @@ class Listing:
     """What `images:` names."""
 
     table: pa.Table
-    """One row a picture, sorted by image_id: the schema `MANIFEST` without `row_id`."""
+    """One row a picture, the schema `MANIFEST` without `row_id`: source by source, those of a folder or list sorted by
+    image_id, those inside tars and tables as they lie there, so that neighbors are read together."""
     other_files: int
-    """Files beside the pictures that are no pictures by their names, or hidden."""
+    """Files beside the pictures (of a tar, members) that are no pictures by their names, or hidden."""
 
 
-def list_images(sources: tuple[str, ...], storage: StorageConfig, labels: Literal["folder"] | None) -> Listing:
-    """List the pictures of all sources.
+def list_images(
+    sources: tuple[str, ...],
+    storage: StorageConfig,
+    labels: Labels,
+    seen: Callable[[int], None] = lambda images: None,
+) -> Listing:
+    """List the pictures of all sources. Rows lie in Arrow's memory; no Python object is kept for any.
 
     Parameters
     ----------
     sources
-        Folders or prefixes, single pictures, or `.parquet` and `.csv` lists with a column `uri`.
+        Folders or prefixes, single pictures, `.tar` shards (WebDataset), `.parquet` and `.csv` lists with a column `uri`,
+        `.parquet` files with a column `image`. Of the files several may be named by a glob or `{000..099}`.
     labels
         `folder`: the label is the parent folder's name, null directly below the prefix. A list's own column `label`
-        goes before it.
+        and a shard's `.cls` members go before it.
+    seen
+        Told, from several threads, how many more pictures were found.
 
     Raises
     ------
     ConfigError
-        A source is absent, unreadable, of an unsupported kind or holds no picture; a file name is not UTF-8; an
+        A source is absent, unreadable, damaged, of an unsupported kind or holds no picture; a file name is not UTF-8; an
         image_id occurs twice.
     StorageError
         The storage does not answer.
     """
     tables, other_files = [], 0
     for source in sources:
-        table, others = _list_source(source, storage, labels)
+        table, others = _list_source(source, storage, labels, seen)
         if not table.num_rows:
             raise ConfigError(f"images: no pictures in {source} ({_describe(others)}); {_WANTED}")
         tables.append(table)
         other_files += others.total()
-    table = pa.concat_tables(tables).sort_by("image_id").combine_chunks()
-    _refuse_duplicates(table["image_id"])
+    table = pa.concat_tables(tables)
+    _refuse_duplicates(table)
     return Listing(table, other_files)
 
 
-_WANTED = "give files named .jpg .jpeg .png .webp .gif .bmp .tif .tiff, or a .parquet or .csv list with a column `uri`"
+_WANTED = "give files named .jpg .jpeg .png .webp .gif .bmp .tif .tiff, .tar shards, or a .parquet or .csv list with a column `uri`"
 
 
-def number_rows(listing: pa.Table, previous: pa.Table | None, next_row_id: int) -> pa.Table:
+def number_rows(
+    listing: pa.Table, previous: pa.Table | None, next_row_id: int, again: np.ndarray | None = None
+) -> pa.Table:
     """Give every picture its `row_id`; the result has the schema `MANIFEST`, in the order of `listing`.
 
-    A row that equals one of `previous` (a manifest) in all columns of `IDENTITY` keeps its number; new and changed
-    ones are numbered from `next_row_id` on, in order.
+    A row that equals one of `previous` (a manifest) in all columns of `IDENTITY` keeps its number, unless that is in `again`;
+    new and changed ones are numbered from `next_row_id` on, in order.
     """
     kept = np.full(listing.num_rows, -1, dtype=np.int64)
     if previous is not None and previous.num_rows:
@@ -83,6 +99,8 @@ def number_rows(listing: pa.Table, previous: pa.Table | None, next_row_id: int) 
         for name in IDENTITY:
             same = pc.and_(same, _equal(listing[name], candidates[name]))
         kept = pc.if_else(same, candidates["row_id"], -1).to_numpy()
+        if again is not None:
+            kept = np.where(np.isin(kept, again), -1, kept)
     fresh = next_row_id + np.cumsum(kept < 0) - 1
     row_ids = pa.array(np.where(kept < 0, fresh, kept), pa.int64())
     return listing.add_column(0, MANIFEST.field("row_id"), row_ids).cast(MANIFEST)
@@ -95,7 +113,7 @@ def grown_only(previous: pa.Table, current: pa.Table) -> bool:
 
 def content_digest(table: pa.Table) -> str:
     """SHA-256 (hex) over every value of a manifest; neither row order nor the cut into files and chunks counts."""
-    table = table.select(MANIFEST.names).cast(MANIFEST).sort_by("row_id")
+    table = in_order(table.select(MANIFEST.names).cast(MANIFEST), "row_id")
     digest = hashlib.sha256(str(table.num_rows).encode())
     for column in table.columns:
         for part in _plain_bytes(column):
@@ -127,35 +145,63 @@ def _equal(left: pa.ChunkedArray, right: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def _list_source(
-    source: str, storage: StorageConfig, labels: Literal["folder"] | None
+    source: str, storage: StorageConfig, labels: Labels, seen: Callable[[int], None]
 ) -> tuple[pa.Table, Counter[str]]:
-    location = locate(source, storage)
-    suffix = os.path.splitext(location.name)[1].lower()
-    if suffix == ".tar":
-        raise ConfigError(f"images: {source}: tars are not supported yet in this version: extract them into a folder")
+    location, kind = locate(source, storage), kind_of(source)
     info = ask(lambda: location.filesystem.get_file_info(location.path), source)
-    if info.type == fs.FileType.NotFound:
-        raise ConfigError(f"images: {source} does not exist; {_WANTED}")
-    if suffix in LIST_SUFFIXES and info.type == fs.FileType.File:
-        return read_list(location, labels), Counter()
-    return walk(location, info, labels)
+    if info.type == fs.FileType.Directory or (kind is None and info.type == fs.FileType.File):
+        return walk(location, info, labels, seen)
+    files = [location] if info.type == fs.FileType.File else matching(location) if kind else []
+    if not files:
+        raise ConfigError(f"images: {source} does not exist{_bucket_too(location)}; {_WANTED}")
+    read = partial(_list_tar if kind == ".tar" else _list_table, labels=labels, seen=seen)
+    # In the order of the files, whichever is read first.
+    with ThreadPoolExecutor(FILE_THREADS) as pool:
+        tables, others = zip(*pool.map(read, files), strict=True)
+    return pa.concat_tables(tables), sum(others, Counter())
+
+
+def _bucket_too(location: Location) -> str:
+    if location.scheme == "file":
+        return ""
+    bucket = location.bucket_and_key[0]
+    info = ask(lambda: location.filesystem.get_file_info(bucket), f"s3://{bucket}")
+    return f", nor does the bucket {bucket}" if info.type == fs.FileType.NotFound else ""
+
+
+def _list_tar(file: Location, labels: Labels, seen: Callable[[int], None]) -> tuple[pa.Table, Counter[str]]:
+    return ask(lambda: list_tar(file, labels, seen), file.uri)
+
+
+def _list_table(file: Location, labels: Labels, seen: Callable[[int], None]) -> tuple[pa.Table, Counter[str]]:
+    table = ask(lambda: read_list(file, labels), file.uri)
+    seen(len(table))
+    return table, Counter()
 
 
 def _describe(others: Counter[str]) -> str:
     if not others:
         return "it is empty"
     kinds = ", ".join(f"{number} {suffix}" for suffix, number in others.most_common(5))
-    return f"{others.total()} other files: {kinds}"
+    hint = "; shards are named by a pattern, <folder>/*.tar" if others[".tar"] else ""
+    return f"{others.total()} other files: {kinds}{hint}"
 
 
-def _refuse_duplicates(image_ids: pa.ChunkedArray) -> None:
-    """Raise ConfigError if a value occurs twice; `image_ids` is sorted."""
-    twice = image_ids[1:].filter(pc.equal(image_ids[1:], image_ids[:-1]))
-    if not len(twice):
+def _refuse_duplicates(table: pa.Table) -> None:
+    """Raise ConfigError if an image_id occurs twice, naming two places of each of the first three."""
+    order = pc.sort_indices(table["image_id"])
+    ids = table["image_id"].take(order)
+    same = pc.equal(ids[1:], ids[:-1])
+    if not pc.any(same).as_py():
         return
-    counts = pc.value_counts(twice)
-    examples = ", ".join(f"{item['values']!r} ({item['counts'] + 1} times)" for item in counts[:3].to_pylist())
+    at = np.flatnonzero(same.to_numpy())
+    counts = pc.value_counts(ids.take(pa.array(at)))
+    examples = []
+    for item in counts[:3].to_pylist():
+        place = pc.index(ids, item["values"]).as_py()
+        one, other = (table["uri"][order[place + offset].as_py()].as_py() for offset in (0, 1))
+        examples.append(f"{item['values']!r} ({item['counts'] + 1} times: {one}, {other})")
     raise ConfigError(
-        f"images: {len(counts)} image_ids occur more than once: {examples}; "
+        f"images: {len(counts)} image_ids occur more than once: {', '.join(examples)}; "
         "give one common folder, or a list whose column `image_id` is unique"
     )

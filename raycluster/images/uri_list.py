@@ -1,8 +1,6 @@
-"""Read a list of pictures: a Parquet or CSV file with a column `uri`."""
+"""Read a table of pictures: a Parquet or CSV file with a column `uri`, or a Parquet file with a column `image`."""
 
 from __future__ import annotations
-
-from typing import Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -10,10 +8,9 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from raycluster.errors import ConfigError
-from raycluster.images.walk import LISTING, ask, drop_dots, parent_folder
+from raycluster.images.columns import LISTING, Labels, drop_dots, in_order, parent_folder, text
+from raycluster.images.image_tables import list_rows
 from raycluster.storage import Location
-
-LIST_SUFFIXES = frozenset({".parquet", ".csv"})
 
 _ABSOLUTE = r"^(?:/|~/|[A-Za-z][A-Za-z0-9+.-]*://)"
 # Facts about the object that a list may bring along; of another type they mean something else and are left alone.
@@ -25,8 +22,8 @@ _FACTS = {
 _READ = ("uri", "image_id", "label", *_FACTS)
 
 
-def read_list(file: Location, labels: Literal["folder"] | None) -> pa.Table:
-    """The rows of the list as schema `LISTING`, in its order.
+def read_list(file: Location, labels: Labels) -> pa.Table:
+    """The rows of the table as schema `LISTING`: of a list sorted by image_id, of pictures inside a table in its order.
 
     URIs that are neither absolute nor have a scheme are relative to the list's folder. Without a column `image_id` the
     URI as written is the id. A column `label` goes before `labels`.
@@ -34,39 +31,44 @@ def read_list(file: Location, labels: Literal["folder"] | None) -> pa.Table:
     Raises
     ------
     ConfigError
-        The file is damaged, has no column `uri`, or a row lacks its URI.
+        The file has no column `uri` (or, Parquet, `image`), or both; or a row lacks its URI.
+    pa.ArrowException, OSError
+        The file is damaged, or the storage fails; :func:`raycluster.images.walk.ask` tells them apart.
     """
-    reader = _read_csv if file.name.lower().endswith(".csv") else _read_parquet
-    rows = ask(lambda: reader(file), file.uri)
-    written = _text(rows, "uri", file)
+    if file.name.lower().endswith(".csv"):
+        return in_order(_listed(_read_csv(file), file, labels), "image_id")
+    with file.filesystem.open_input_file(file.path) as stream:
+        size, parquet = stream.size(), pq.ParquetFile(stream)
+        names = parquet.schema_arrow.names
+        if "image" in names:
+            if "uri" in names:
+                raise ConfigError(
+                    f"images: {file.uri} has both a column `uri` and a column `image`, and either could be the pictures; drop one"
+                )
+            mtime_ns = file.filesystem.get_file_info(file.path).mtime_ns
+            return list_rows(parquet, file, size, None if mtime_ns is None else mtime_ns // 1000)
+        _require_uri(names, file)
+        rows = parquet.read(columns=[name for name in _READ if name in names])
+        return in_order(_listed(rows, file, labels), "image_id")
+
+
+def _listed(rows: pa.Table, file: Location, labels: Labels) -> pa.Table:
+    written = text(rows, "uri", file)
     lacking = pc.fill_null(pc.equal(pc.utf8_trim_whitespace(written), ""), True)
     if pc.any(lacking).as_py():
         first = pc.index(lacking, True).as_py() + 1
         raise ConfigError(f"images: {file.uri}: {pc.sum(lacking)} rows have no uri, the first is row {first}")
     by_folder = labels == "folder" and "label" not in rows.column_names
     columns = {
-        "image_id": pc.coalesce(_text(rows, "image_id", file), written),
+        "image_id": pc.coalesce(text(rows, "image_id", file), written),
         "uri": _resolve(written, file.parent),
-        "label": parent_folder(written) if by_folder else _text(rows, "label", file),
+        "label": parent_folder(written) if by_folder else text(rows, "label", file),
     }
     for name, is_type in _FACTS.items():
         usable = name in rows.column_names and is_type(rows.schema.field(name).type)
         columns[name] = rows[name] if usable else pa.nulls(rows.num_rows)
     # Unsafe only in that nanoseconds are cut off.
     return pa.table({name: columns[name] for name in LISTING.names}).cast(LISTING, safe=False)
-
-
-def _read_parquet(file: Location) -> pa.Table:
-    with file.filesystem.open_input_file(file.path) as stream:
-        parquet = pq.ParquetFile(stream)
-        names = parquet.schema_arrow.names
-        if "image" in names and "uri" not in names:
-            raise ConfigError(
-                f"images: {file.uri}: pictures inside a table (column `image`) are not supported yet in this version: "
-                "extract them into files and list those in a column `uri`"
-            )
-        _require_uri(names, file)
-        return parquet.read(columns=[name for name in _READ if name in names])
 
 
 def _read_csv(file: Location) -> pa.Table:
@@ -85,21 +87,8 @@ def _read_csv(file: Location) -> pa.Table:
 def _require_uri(names: list[str], file: Location) -> None:
     if names.count("uri") != 1:
         raise ConfigError(
-            f"images: {file.uri}: a list needs one column `uri`; found: {', '.join(names) or 'no column'}"
+            f"images: {file.uri}: a list needs one column `uri`, or Parquet a column `image` with the pictures; found: {', '.join(names) or 'no column'}"
         )
-
-
-def _text(rows: pa.Table, name: str, file: Location) -> pa.ChunkedArray:
-    """A column as strings; nulls if it is absent, and for NaN, which is how some tools write an unknown label."""
-    if name not in rows.column_names:
-        return pa.chunked_array([pa.nulls(rows.num_rows, pa.string())])
-    column = rows[name]
-    if pa.types.is_floating(column.type):
-        column = pc.if_else(pc.is_nan(column), None, column)
-    try:
-        return column.cast(pa.string())
-    except pa.ArrowException:
-        raise ConfigError(f"images: {file.uri}: column `{name}` holds {column.type}; it must hold text") from None
 
 
 def _resolve(written: pa.ChunkedArray, folder: Location) -> pa.ChunkedArray:

@@ -4,95 +4,65 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from functools import partial
-from typing import Literal, TypeVar
+from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 import pyarrow as pa
-import pyarrow.compute as pc
 from pyarrow import fs
 
+from raycluster import s3
 from raycluster.errors import ConfigError
+from raycluster.images.bucket import list_objects
+from raycluster.images.columns import Labels, Rows, folder_of, in_order
 from raycluster.images.fetch import retry
+from raycluster.images.reading import damaged
 from raycluster.storage import Location
-from raycluster.tables import MANIFEST
 
 PICTURE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
-LISTING = MANIFEST.remove(MANIFEST.get_field_index("row_id"))
-"""Schema of a manifest whose rows are not numbered yet."""
 
 T = TypeVar("T")
 
 
-@dataclass
-class Found:
-    """What a walk has met so far."""
-
-    image_ids: list[str] = field(default_factory=list)
-    sizes: list[int | None] = field(default_factory=list)
-    modified_us: list[int | None] = field(default_factory=list)
-    others: Counter[str] = field(default_factory=Counter)
-    """Files that are no pictures by their names, or hidden: how many of each kind."""
-
-    def add(self, path: str, facts: Callable[[], tuple[int | None, int | None]]) -> None:
-        """Note the file at `path` (relative to the prefix); `facts` gives size and modification time in ns."""
-        suffix = os.path.splitext(path)[1].lower()
-        hidden = path.startswith(".") or "/." in path
-        if hidden or suffix not in PICTURE_SUFFIXES:
-            self.others["hidden" if hidden else suffix or "without suffix"] += 1
-            return
-        size, modified_ns = facts()
-        self.image_ids.append(path)
-        self.sizes.append(size)
-        self.modified_us.append(None if modified_ns is None else modified_ns // 1000)
-
-    def table(self, prefix: Location, labels: Literal["folder"] | None) -> pa.Table:
-        """The pictures as rows of schema `LISTING`, in the order met."""
-        try:
-            image_ids = pa.array(self.image_ids, pa.string())
-            root = pa.scalar(prefix.uri.rstrip("/"))
-        except UnicodeEncodeError as error:
-            raise ConfigError(
-                f"images: {prefix.uri!a}: the file name {error.object!a} is not UTF-8; rename the file"
-            ) from None
-        columns = {
-            "image_id": image_ids,
-            "uri": pc.binary_join_element_wise(root, image_ids, "/"),
-            "size": pa.array(self.sizes, pa.int64()),
-            "etag": pa.nulls(len(image_ids), pa.string()),
-            "modified": pa.array(self.modified_us, pa.int64()).cast(LISTING.field("modified").type),
-            "label": parent_folder(image_ids) if labels == "folder" else pa.nulls(len(image_ids), pa.string()),
-        }
-        return pa.table(columns, schema=LISTING)
-
-
-def walk(root: Location, info: fs.FileInfo, labels: Literal["folder"] | None) -> tuple[pa.Table, Counter[str]]:
-    """Pictures at or below `root`, and how many other files of each kind there are.
+def walk(
+    root: Location, info: fs.FileInfo, labels: Labels, seen: Callable[[int], None]
+) -> tuple[pa.Table, Counter[str]]:
+    """Pictures at or below `root` (schema `LISTING`, sorted by image_id), and how many other files of each kind there are.
 
     Hidden files, and all files in hidden folders, count as others. Linked files and folders are followed; a link whose
-    target is absent is a picture without a size, whose fate shows when it is fetched.
+    target is absent is a picture without a size, whose fate shows when it is fetched. `seen`: as in :class:`Rows`.
     """
-    found = Found()
+    others: Counter[str] = Counter()
     if info.type != fs.FileType.Directory:
-        found.add(root.name, partial(_facts_of_info, info))
-        return found.table(root.parent, labels), found.others
-    if root.scheme == "file":
-        _walk_local(root.path, found)
+        root = root.parent
+    rows, base = Rows(root.uri, seen), root.uri.rstrip("/")
+    if info.type != fs.FileType.Directory:
+        if is_picture(info.base_name, others):
+            modified = None if info.mtime_ns is None else info.mtime_ns // 1000
+            rows.add(info.base_name, f"{base}/{info.base_name}", info.size, modified, None)
+    elif root.scheme == "file":
+        for path, entry in _walk_local(root.path):
+            if is_picture(path, others):
+                size, modified = _facts(entry)
+                rows.add(path, f"{base}/{path}", size, modified, folder_of(path) if labels else None)
     else:
-        _walk_remote(root, found)
-    return found.table(root, labels), found.others
+        start = len(root.bucket_and_key[1]) + 1 if root.bucket_and_key[1] else 0
+        for objects in list_objects(root, ask):
+            for each in objects:
+                path = each.key[start:]
+                if is_picture(path, others):
+                    label = folder_of(path) if labels else None
+                    rows.add(path, f"{base}/{path}", each.size, each.modified_us, label, each.etag or None)
+    return in_order(rows.table(), "image_id"), others
 
 
-def parent_folder(paths: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
-    """Name of the folder that holds each path or URI; null for one directly below the prefix or in a bucket's root."""
-    below_bucket = pc.replace_substring_regex(drop_dots(paths), r"^[A-Za-z][A-Za-z0-9+.-]*://[^/]*/", "")
-    return pc.struct_field(pc.extract_regex(below_bucket, r"(?P<folder>[^/]+)/[^/]*$"), "folder")
-
-
-def drop_dots(paths: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
-    """The paths without a leading `./`."""
-    return pc.replace_substring_regex(paths, r"^(?:\./+)+", "")
+def is_picture(path: str, others: Counter[str], suffixes: frozenset[str] = PICTURE_SUFFIXES) -> bool:
+    """Whether a path relative to the prefix is a picture by its name; otherwise it is counted in `others`."""
+    suffix = os.path.splitext(path)[1].lower()
+    hidden = path.startswith(".") or "/." in path
+    if not hidden and suffix in suffixes:
+        return True
+    others["hidden" if hidden else suffix or "without suffix"] += 1
+    return False
 
 
 def ask(operation: Callable[[], T], uri: str) -> T:
@@ -104,48 +74,36 @@ def ask(operation: Callable[[], T], uri: str) -> T:
         except pa.ArrowException as error:
             raise ConfigError(f"images: {uri}: {error}") from None
         except OSError as error:
-            # Arrow's errors without errno are the network's (`AWS Error …`) or tell of a damaged file.
-            damaged = error.errno is None and "AWS Error" not in str(error)
-            if damaged or isinstance(error, PermissionError) or any(name in str(error) for name in _REFUSALS):
+            if any(name in str(error) for name in s3.REFUSALS):
+                remedy = (
+                    "; correct the credentials (AWS variables or profile), `storage`, or what the bucket allows them"
+                )
+                raise ConfigError(f"images: {uri} cannot be read: {error}{remedy}") from None
+            if isinstance(error, PermissionError | FileNotFoundError) or damaged(error):
                 raise ConfigError(f"images: {uri} cannot be read: {error}") from None
             raise
 
     return retry(attempt, uri)
 
 
-_REFUSALS = ("ACCESS_DENIED", "INVALID_ACCESS_KEY_ID", "SIGNATURE_DOES_NOT_MATCH", "NO_SUCH_BUCKET")
-
-
-def _walk_remote(root: Location, found: Found) -> None:
-    selector = fs.FileSelector(root.path, recursive=True)
-    start = len(root.path) + 1
-    for info in ask(lambda: root.filesystem.get_file_info(selector), root.uri):
-        if info.type == fs.FileType.File:
-            found.add(info.path[start:], partial(_facts_of_info, info))
-
-
-def _facts_of_info(info: fs.FileInfo) -> tuple[int | None, int | None]:
-    return info.size, info.mtime_ns
-
-
-def _walk_local(root: str, found: Found) -> None:
-    """Walk with `os.scandir`: a million files take seconds, as only pictures cost a `stat`."""
+def _walk_local(root: str) -> Iterator[tuple[str, os.DirEntry[str]]]:
+    """Walk with `os.scandir`: a million files take seconds, as only pictures cost a `stat`. Yields paths below root."""
     # Path below root, and the identity of the folders above: a link to one of those would never end.
     folders: list[tuple[str, tuple[tuple[int, int], ...]]] = [("", ())]
     while folders:
         folder, above = folders.pop()
         try:
             here = os.stat(os.path.join(root, folder))
-            entries = list(os.scandir(os.path.join(root, folder)))
+            above = (*above, (here.st_dev, here.st_ino))
+            with os.scandir(os.path.join(root, folder)) as entries:
+                for entry in entries:
+                    path = f"{folder}/{entry.name}" if folder else entry.name
+                    if not _is_folder(entry):
+                        yield path, entry
+                    elif not entry.is_symlink() or _identity(entry) not in above:
+                        folders.append((path, above))
         except OSError as error:
             raise ConfigError(f"images: {os.path.join(root, folder)!a} cannot be listed: {error.strerror}") from None
-        above = (*above, (here.st_dev, here.st_ino))
-        for entry in entries:
-            path = f"{folder}/{entry.name}" if folder else entry.name
-            if not _is_folder(entry):
-                found.add(path, partial(_facts_of_entry, entry))
-            elif not entry.is_symlink() or _identity(entry) not in above:
-                folders.append((path, above))
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
@@ -160,9 +118,10 @@ def _identity(entry: os.DirEntry[str]) -> tuple[int, int]:
     return target.st_dev, target.st_ino
 
 
-def _facts_of_entry(entry: os.DirEntry[str]) -> tuple[int | None, int | None]:
+def _facts(entry: os.DirEntry[str]) -> tuple[int | None, int | None]:
+    """Size, and modification time in microseconds."""
     try:
         target = entry.stat()
     except OSError:  # a dangling link
         return None, None
-    return target.st_size, target.st_mtime_ns
+    return target.st_size, target.st_mtime_ns // 1000

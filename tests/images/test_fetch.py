@@ -6,9 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from raycluster import s3 as clients
 from raycluster.config import StorageConfig
+from raycluster.images import credentials
 from raycluster.images import fetch as module
+from raycluster.images.credentials import CredentialsError
 from raycluster.images.fetch import Fetched, StorageError, fetch, fetch_batch, retry
+from raycluster.storage import locate
 
 LOCAL = StorageConfig()
 
@@ -134,12 +138,12 @@ def test_lasting_error_is_raised_not_turned_into_a_status() -> None:
 
 
 def test_no_new_try_begins_when_patience_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "PATIENCE_S", 0.05)
+    monkeypatch.setattr(module, "PATIENCE_S", 0.8)
     tries: list[float] = []
 
     def operation() -> None:
         tries.append(time.monotonic())
-        time.sleep(0.04)
+        time.sleep(0.5)
         raise OSError("hangs")
 
     with pytest.raises(StorageError):
@@ -154,6 +158,7 @@ def test_server_that_does_not_answer_is_raised(monkeypatch: pytest.MonkeyPatch) 
             endpoint_url=f"http://127.0.0.1:{held.getsockname()[1]}", region="us-east-1", anonymous=True
         )
         monkeypatch.setattr(module, "TRIES", 1)
+        monkeypatch.setattr(clients, "ATTEMPTS", 1)
         with pytest.raises(StorageError, match="NETWORK_CONNECTION"):
             fetch("s3://bucket/a.jpg", storage, 100, sleep=lambda seconds: None)
 
@@ -164,33 +169,19 @@ def test_overlong_and_malformed_keys_are_failed() -> None:
         assert fetch(f"s3://bucket/{key}", storage, 100, sleep=never).status == "failed"
 
 
-S3 = os.environ.get("RAYCLUSTER_TEST_S3")
-"""URL of an S3 endpoint to test against; the keys come from the usual AWS variables."""
-
-needs_s3 = pytest.mark.skipif(S3 is None, reason="RAYCLUSTER_TEST_S3 names no S3 endpoint")
-
-
 @pytest.fixture(scope="module")
-def storage() -> StorageConfig:
-    from pyarrow import fs
-
-    storage = StorageConfig(endpoint_url=S3, region="us-east-1")
-    client = fs.S3FileSystem(
-        endpoint_override=S3, region="us-east-1", allow_bucket_creation=True, allow_delayed_open=True
-    )
-    client.create_dir("raycluster-test")
+def storage(s3: StorageConfig) -> StorageConfig:
+    root = locate("s3://raycluster-test/fetch", s3)
     for name, data in {
         "a b#%20é.jpg": b"picture",
         "sub/b.PNG": b"x" * 50,
         "empty.jpg": b"",
         "note.txt": b"t",
     }.items():
-        with client.open_output_stream(f"raycluster-test/fetch/{name}") as stream:
-            stream.write(data)
-    return storage
+        (root / name).write_bytes(data)
+    return s3
 
 
-@needs_s3
 def test_s3_fates(storage: StorageConfig) -> None:
     names = ["a b#%20é.jpg", "sub/b.PNG", "empty.jpg", "none.jpg", "sub"]
     uris = [f"s3://raycluster-test/fetch/{name}" for name in names]
@@ -201,28 +192,24 @@ def test_s3_fates(storage: StorageConfig) -> None:
     assert fetch("s3://raycluster-none/a.jpg", storage, 100).status == "missing"
 
 
-@needs_s3
 def test_s3_private_object_is_forbidden(storage: StorageConfig) -> None:
     nobody = storage.model_copy(update={"anonymous": True})
     assert fetch("s3://raycluster-test/fetch/sub/b.PNG", nobody, 100, sleep=never).status == "forbidden"
 
 
-@needs_s3
 def test_s3_wrong_credentials_are_raised(storage: StorageConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
     other = storage.model_copy(update={"region": "us-east-2"})  # another client than the cached one
-    with pytest.raises(StorageError, match="SIGNATURE_DOES_NOT_MATCH"):
+    with pytest.raises(CredentialsError, match="SIGNATURE_DOES_NOT_MATCH"):
         fetch("s3://raycluster-test/fetch/sub/b.PNG", other, 100, sleep=lambda seconds: None)
 
 
-@needs_s3
 def test_s3_many_threads(storage: StorageConfig) -> None:
     uris = ["s3://raycluster-test/fetch/sub/b.PNG"] * 200
     assert {item.status for item in fetch_batch(uris, [50] * 200, storage, 100, threads=16)} == {"ok"}
     assert threading.active_count() < 50
 
 
-@needs_s3
 def test_s3_listing(storage: StorageConfig) -> None:
     from raycluster.images.manifest import list_images
 
@@ -237,3 +224,24 @@ def test_s3_listing(storage: StorageConfig) -> None:
     assert all(row["modified"] is not None for row in rows)
     assert listing.other_files == 1
     assert fetch(rows[0]["uri"], storage, 100, rows[0]["size"]).data == b"picture"
+
+
+def test_s3_a_refusal_of_what_could_be_read_before_is_the_end_of_the_credentials(
+    storage: StorageConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(credentials, "PERIOD_S", 0.0)
+    client = clients.python_client(storage)
+    nobody = storage.model_copy(update={"anonymous": True})
+
+    def grant(bucket: str, acl: str) -> None:
+        client.put_bucket_acl(Bucket=bucket, ACL=acl)
+        client.put_object(Bucket=bucket, Key="a.jpg", Body=b"12", ACL=acl)
+
+    for bucket, acl in {"raycluster-shown": "public-read", "raycluster-hidden": "private"}.items():
+        client.create_bucket(Bucket=bucket)
+        grant(bucket, acl)
+    assert fetch("s3://raycluster-shown/a.jpg", nobody, 100, sleep=never).status == "ok"
+    assert fetch("s3://raycluster-hidden/a.jpg", nobody, 100, sleep=never).status == "forbidden"
+    grant("raycluster-shown", "private")
+    with pytest.raises(CredentialsError, match=r"refuses the credentials \(AccessDenied\)"):
+        fetch("s3://raycluster-hidden/a.jpg", nobody, 100, sleep=never)

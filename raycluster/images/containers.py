@@ -1,0 +1,99 @@
+"""Addresses of pictures inside larger files, and how those of a batch are grouped so that each file is read with few requests.
+
+- a member of a tar: `<tar uri>#bytes=<first>-<last>/<bytes of the tar>`, as in HTTP's Content-Range; an empty member has last = first − 1;
+- a row of a Parquet file's column `image`: `<file uri>#row=<number from 0>`, then `/<bytes of the file>` where it is known.
+
+With the size of the file an address tells whether the file is still the one that was listed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+GAP = 2**16
+"""Members at most so many bytes apart are read at once: another request would take longer."""
+SPAN = 2**23
+"""Most bytes that are read at once, unless one member is larger."""
+
+_FRAGMENT = re.compile(r"(.+\.(tar|parquet))#(bytes|row)=(.*)", re.IGNORECASE | re.DOTALL)
+_BYTES = re.compile(r"([0-9]{1,15})-(-1|[0-9]{1,15})/([0-9]{1,15})")
+_ROW = re.compile(r"([0-9]{1,12})(?:/([0-9]{1,15}))?")
+
+
+@dataclass(frozen=True)
+class Part:
+    """A picture inside a larger file."""
+
+    file: str
+    """URI of the file."""
+    first: int
+    """First byte of a tar's member; number of a table's row."""
+    length: int
+    """Bytes of a tar's member; 1 for a row."""
+    file_size: int | None
+    """Bytes of the file when it was listed."""
+    is_row: bool = False
+
+
+@dataclass
+class Unit:
+    """What is read from one file in one go."""
+
+    file: str
+    indices: list[int] = field(default_factory=list)
+    """Positions of its pictures in the batch."""
+    parts: list[Part] = field(default_factory=list)
+    """The pictures, in the same order; empty if the file itself is the picture."""
+
+
+def member_uri(tar: str, first: int, length: int, tar_size: int) -> str:
+    """Address of `length` bytes of a tar from byte `first` on."""
+    return f"{tar}#bytes={first}-{first + length - 1}/{tar_size}"
+
+
+def row_uri(file: str, row: int | str) -> str:
+    """Address of a row of a table, without the size of the file."""
+    return f"{file}#row={row}"
+
+
+def part_of(uri: str) -> Part | None:
+    """What an address names inside a file; None if it is that of a file itself.
+
+    Raises :class:`ValueError` for what begins like such an address and is none.
+    """
+    match = _FRAGMENT.fullmatch(uri)
+    if match is None:
+        return None
+    file, suffix, kind, numbers = match.groups()
+    if (suffix.lower(), kind.lower()) == ("tar", "bytes") and (found := _BYTES.fullmatch(numbers)):
+        first, last, size = map(int, found.groups())
+        if first - 1 <= last < size and first < size:
+            return Part(file, first, last - first + 1, size)
+    if (suffix.lower(), kind.lower()) == ("parquet", "row") and (found := _ROW.fullmatch(numbers)):
+        return Part(file, int(found[1]), 1, int(found[2]) if found[2] else None, is_row=True)
+    raise ValueError(f"not an address inside a {suffix.lower()} file: #{kind}={numbers}")
+
+
+def units(items: Iterable[tuple[int, str, Part | None]]) -> Iterator[Unit]:
+    """Group a batch of pictures, each its position, URI and :func:`part_of` that: rows by table; members by tar and place; files alone."""
+    inside: dict[tuple[str, int | None, bool], list[tuple[int, int, Part]]] = {}
+    for index, uri, part in items:
+        if part is None:
+            yield Unit(uri, [index])
+        else:
+            inside.setdefault((part.file, part.file_size, part.is_row), []).append((part.first, index, part))
+    for (file, _, is_row), found in inside.items():
+        unit, first, end = Unit(file), 0, 0
+        for place, index, part in sorted(found, key=lambda item: item[:2]):
+            after = place + part.length
+            if unit.parts and not is_row and (place - end > GAP or after - first > SPAN):
+                yield unit
+                unit = Unit(file)
+            if not unit.parts:
+                first = end = place
+            unit.indices.append(index)
+            unit.parts.append(part)
+            end = max(end, after)
+        yield unit

@@ -1,0 +1,110 @@
+"""Several tars or tables by one name: globs (`shards/*.tar`) and ranges (`shards/{000..099}.tar`)."""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+import re
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+from pyarrow import fs
+
+from raycluster.errors import ConfigError
+from raycluster.images.walk import ask
+from raycluster.storage import Location
+
+FILE_KINDS = (".tar", ".parquet", ".csv")
+"""Files that hold or list pictures."""
+MOST_FILES = 100_000
+"""A range that names more is a mistake."""
+QUESTIONS = 16
+"""Files asked for at a time."""
+
+_RANGE = re.compile(r"\{([0-9]{1,9})\.\.([0-9]{1,9})\}")
+_GLOB = re.compile(r"[*?\[]")
+
+
+def kind_of(source: str) -> str | None:
+    """The suffix of a source if it is one of `FILE_KINDS`, else None."""
+    suffix = os.path.splitext(source)[1].lower()
+    return suffix if suffix in FILE_KINDS else None
+
+
+def matching(pattern: Location) -> list[Location]:
+    """The files that a pattern names: those of a range in its order, those of a glob sorted. Not a pattern: none.
+
+    Raises :class:`ConfigError` if a file of a range is absent, or a glob matches nothing.
+    """
+    if not (_RANGE.search(pattern.path) or _GLOB.search(pattern.path)):
+        return []
+    files: list[Location] = []
+    absent: list[str] = []
+    paths = list(expand(pattern.path))
+    for path in paths:
+        place = Location(path, pattern.scheme, pattern.options)
+        found = list(_glob(place)) if _GLOB.search(path) else [place]
+        files += found
+        if not found:
+            absent.append(place.uri)
+    if not _GLOB.search(pattern.path):
+        absent = _absent(files)
+    if absent:
+        raise ConfigError(
+            f"images: {pattern.uri}: {len(absent)} of {len(paths)} names have no file, the first is {absent[0]}; "
+            "correct the range, or give a glob (*) for what is there"
+        )
+    return list(dict.fromkeys(files))
+
+
+def expand(path: str) -> Iterator[str]:
+    """Every name of a path with ranges `{000..099}`, as the shell has it: numbers keep the width of a bound with leading zeros.
+
+    Raises :class:`ConfigError` for a range that runs backwards or names more than `MOST_FILES`.
+    """
+    found = _RANGE.search(path)
+    if found is None:
+        yield path
+        return
+    low, high = found.groups()
+    count = int(high) - int(low) + 1
+    if not 0 < count <= MOST_FILES:
+        raise ConfigError(f"images: {path}: the range {found[0]} must run upwards and name at most {MOST_FILES} files")
+    padded = any(len(bound) > 1 and bound.startswith("0") for bound in (low, high))
+    width = max(len(low), len(high)) if padded else 1
+    for number in range(int(low), int(high) + 1):
+        yield from expand(f"{path[: found.start()]}{number:0{width}d}{path[found.end() :]}")
+
+
+def _absent(files: list[Location]) -> list[str]:
+    with ThreadPoolExecutor(QUESTIONS) as pool:
+        there = pool.map(lambda file: ask(file.is_file, file.uri), files)
+        return [file.uri for file, found in zip(files, there, strict=True) if not found]
+
+
+def _glob(pattern: Location) -> Iterator[Location]:
+    """Files that match, part by part of the path, so that only folders on the way are listed."""
+    parts = pattern.path.split("/")
+    first = next(i for i, part in enumerate(parts) if _GLOB.search(part))
+    if first == 0 and pattern.scheme != "file":
+        raise ConfigError(f"images: {pattern.uri}: a bucket cannot be named by a pattern; write its name")
+    folder, rest = "/".join(parts[:first]) or "/", "/".join(parts[first + 1 :])
+    wanted = fs.FileType.Directory if rest else fs.FileType.File
+    names = sorted(
+        info.path for info in _entries(Location(folder, pattern.scheme, pattern.options)) if info.type == wanted
+    )
+    for path in names:
+        if not fnmatch.fnmatchcase(path.rpartition("/")[2], parts[first]):
+            continue
+        place = Location(f"{path}/{rest}" if rest else path, pattern.scheme, pattern.options)
+        if not rest:
+            yield place
+        elif _GLOB.search(rest):
+            yield from _glob(place)
+        elif place.is_file():
+            yield place
+
+
+def _entries(folder: Location) -> list[fs.FileInfo]:
+    selector = fs.FileSelector(folder.path, allow_not_found=True)
+    return ask(lambda: folder.filesystem.get_file_info(selector), folder.uri)
