@@ -38,8 +38,12 @@ COMMANDS = {
     "report": "write the HTML page",
     "status": "say what is done, what is left and how many images failed and why",
     "doctor": "try storage, credentials, Ray and its nodes, and say how to mend what is wrong",
+    "serve": "answer over HTTP which cluster a picture belongs to, until stopped",
     "demo": "draw a few hundred pictures and cluster them, without network",
 }
+
+WATCH_SECONDS = 10
+"""How often `serve` looks for a new model of its run, where nothing else is said."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -69,6 +73,12 @@ def _execute(options: argparse.Namespace, overrides: dict[str, Any]) -> dict[str
         from raycluster.doctor import doctor
 
         return doctor(load_config(options.config, overrides) if options.config or overrides else None)
+    if options.command == "serve":
+        from raycluster.serving.command import serve_forever
+        from raycluster.serving.settings import ServeSettings
+
+        settings = validate({"watch_seconds": WATCH_SECONDS, **overrides}, ServeSettings, "serve")
+        return serve_forever(settings, options.host, options.port)
     if options.command == "demo":
         from raycluster.demo.main import demo
 
@@ -145,6 +155,8 @@ def _parse(arguments: list[str]) -> tuple[argparse.Namespace, dict[str, Any]]:
         if name == "status":
             command.add_argument("output", help="the run folder, local or s3://")
             _add_fields(command, StorageConfig, "storage.")
+        elif name == "serve":
+            _add_serve(command)
         elif name == "demo":
             command.add_argument(
                 "--output", default="raycluster-demo", help="folder for pictures and run (default: %(default)s)"
@@ -177,6 +189,14 @@ def _parse(arguments: list[str]) -> tuple[argparse.Namespace, dict[str, Any]]:
     for key, value in [*given.items(), *_constants(rest, commands.choices[options.command])]:
         _put(overrides, key.lstrip("=").split("."), value)
     return options, overrides
+
+
+def _add_serve(command: argparse.ArgumentParser) -> None:
+    from raycluster.serving.settings import ServeSettings
+
+    command.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
+    command.add_argument("--port", type=int, default=8000, help="port to listen on (default: %(default)s)")
+    _add_fields(command, ServeSettings, "")
 
 
 def _add_fields(parser: argparse.ArgumentParser, section: type[BaseModel], prefix: str) -> None:

@@ -200,10 +200,13 @@ class Model:
         ok = [pixels for pixels in decoded.pixels if pixels is not None]
         embeddings = np.full((len(pictures), spec.dim), np.nan, np.float16)
         rows = np.flatnonzero([pixels is not None for pixels in decoded.pixels])
-        for start in range(0, len(ok), 64):
-            batch = np.frombuffer(b"".join(ok[start : start + 64]), np.uint8).reshape(-1, *spec.pixel_shape)
-            embeddings[rows[start : start + 64]] = self.encoder.encode_pixels(batch)
+        embeddings[rows] = self.encode(np.frombuffer(b"".join(ok), np.uint8).reshape(-1, *spec.pixel_shape))
         return embeddings, list(decoded.status), decoded.error
+
+    def encode(self, pixels: np.ndarray, batch: int = 64) -> np.ndarray:
+        """uint8 [n, height, width, 3] as :func:`~raycluster.encoder.clip.pil_transform` gives them → float16 [n, d] embeddings."""
+        parts = [self.encoder.encode_pixels(pixels[start : start + batch]) for start in range(0, len(pixels), batch)]
+        return np.concatenate(parts) if parts else np.empty((0, self.record["dim"]), np.float16)
 
     def _assign(self, embeddings: np.ndarray, status: list[str], error: list[str | None]) -> Predictions:
         n, rows = len(status), np.flatnonzero([s == "ok" for s in status])
@@ -274,12 +277,8 @@ def load_model(path: str | Path | Location, storage: StorageConfig | None = None
 
     Raises :class:`ConfigError` if no model is there and :class:`ArtifactError` if a file is not the one that was saved.
     """
-    folder = _model_folder(path if isinstance(path, Location) else locate(str(path), storage))
-    record = json.loads((folder / "model.json").read_bytes())
-    if record["format"] != FORMAT:
-        raise ArtifactError(
-            f"{folder.uri}: model format {record['format']}, this raycluster reads {FORMAT}; install the version that wrote it"
-        )
+    folder = model_folder(path if isinstance(path, Location) else locate(str(path), storage))
+    record = _read_record(folder)
     contents = {name: (folder / name).read_verified(record["sha256"][name]) for name in _FILES}
     method = registry.restore(
         record["method"],
@@ -295,7 +294,23 @@ def load_model(path: str | Path | Location, storage: StorageConfig | None = None
     return Model(method.to(device).eval(), novelty, then, record, names, folder, storage or StorageConfig(), device)
 
 
-def _model_folder(place: Location) -> Location:
+def _read_record(folder: Location) -> dict[str, Any]:
+    try:
+        record = json.loads((folder / "model.json").read_bytes())
+        known = record["format"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ArtifactError(
+            f"{folder.uri}/model.json is damaged ({error}); restore it, or delete the folder and train again"
+        ) from None
+    if known != FORMAT:
+        raise ArtifactError(
+            f"{folder.uri}: model format {known}, this raycluster reads {FORMAT}; install the version that wrote it"
+        )
+    return record
+
+
+def model_folder(place: Location) -> Location:
+    """The model folder that `place` is, or the current one of the run folder that it is; raises :class:`ConfigError` if neither."""
     if (place / "model.json").exists():
         return place
     # `<run>/model` holds a folder for each model that was made there.

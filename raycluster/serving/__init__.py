@@ -1,0 +1,1 @@
+"""The endpoint: pictures in, clusters out, over HTTP, on Ray Serve."""

@@ -1,0 +1,254 @@
+"""The endpoint on Ray Serve: an ingress that reads, decodes and answers, and a deployment that holds the model.
+
+`build` is the application builder, for `serve deploy`, RayService and `raycluster serve` alike.
+"""
+
+# Not `from __future__ import annotations`: Serve looks at the builder's annotation itself, and would pass a plain dict.
+
+import asyncio
+import logging
+import math
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+import ray
+from fastapi import FastAPI
+from ray import serve
+from ray.exceptions import RayActorError
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+from ray.serve.handle import DeploymentHandle
+
+from raycluster.config import Section, validate
+from raycluster.errors import RayclusterError
+from raycluster.serving.access import allowed_locations, read_tokens
+from raycluster.serving.api import create_app
+from raycluster.serving.batching import Batcher
+from raycluster.serving.intake import RETRY_AFTER_S, overloaded
+from raycluster.serving.live import Answer, Card, Job, LiveModel, Loaded, Stale
+from raycluster.serving.metrics import ModelMetrics, RequestMetrics, gather
+from raycluster.serving.service import Service
+from raycluster.serving.settings import Replicas, ServeSettings
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+TRIES = 4
+"""Times that a request is given to a model replica, when replicas die under it."""
+MODEL_ONGOING = 256
+"""Requests that a model replica holds; what waits there makes the next batch."""
+MODEL_QUEUED = 2048
+INGRESS_ONGOING = 8192
+"""Connections of an ingress replica. Slow ones are cheap; what costs memory or time is counted by its gate."""
+
+
+class ModelChoice(Section):
+    """`user_config` of the deployment `Model`: changed in place, it swaps the model without a restart."""
+
+    run: str
+    """As in :class:`ServeSettings`."""
+
+
+class ModelReplica:
+    """Holds the model and batches what waits for it."""
+
+    def __init__(self, settings: ServeSettings) -> None:
+        import torch
+
+        self._settings = settings
+        self._device = "cuda" if torch.cuda.is_available() and ray.get_gpu_ids() else "cpu"
+        self._live: LiveModel | None = None
+        self._metrics = ModelMetrics()
+        self._batcher: Batcher[Job, Answer | Stale] = Batcher(self._compute, settings.model.max_batch)
+        self._watcher: asyncio.Task[None] | None = None
+        self._changing = asyncio.Lock()
+
+    async def reconfigure(self, user_config: dict[str, Any]) -> None:
+        """Load the model of a new replica, or offer a running one another: refused, it changes nothing and raises nothing."""
+        async with self._changing:
+            if self._live is None:
+                self._live = await asyncio.to_thread(self._start, validate(user_config, ModelChoice, "user_config").run)
+            else:
+                await asyncio.to_thread(self._offer, user_config)
+        self._metrics.use(self._live.card.version)
+        if self._settings.watch_seconds and self._watcher is None:
+            self._watcher = asyncio.create_task(self._watch(self._settings.watch_seconds))
+
+    def _start(self, run: str) -> LiveModel:
+        settings = self._settings
+
+        def load(place: str) -> LiveModel:
+            return LiveModel(place, settings.storage, self._device, settings.model.max_batch)
+
+        try:
+            return load(run)
+        except RayclusterError:
+            if run == settings.run:
+                raise
+            # A replica that starts after a swap was refused, say because another died: it does as the others do.
+            live = load(settings.run)
+            self._metrics.refuse()
+            live.offer(run)
+            return live
+
+    def _offer(self, user_config: dict[str, Any]) -> None:
+        assert self._live is not None
+        run = user_config.get("run") if isinstance(user_config, dict) else None
+        if not self._live.offer(str(run)):
+            self._metrics.refuse()
+
+    async def _watch(self, seconds: float) -> None:
+        """Take over what the run folder has new."""
+        while True:
+            await asyncio.sleep(seconds)
+            async with self._changing:
+                live = self._live
+                assert live is not None
+                refused = live.card.refused
+                if await asyncio.to_thread(live.look):
+                    self._metrics.use(live.card.version)
+                elif live.card.refused != refused:
+                    self._metrics.refuse()
+
+    def _compute(self, jobs: Sequence[Job]) -> Sequence[Answer | Stale]:
+        started = time.monotonic()
+        assert self._live is not None
+        answers = self._live.answer(jobs)
+        self._metrics.batch(sum(map(len, jobs)), time.monotonic() - started)
+        return answers
+
+    async def assign(self, rows: np.ndarray, pixels: str | None, top_k: int) -> Answer | Stale:
+        """Assign the pictures (uint8 [n, height, width, 3], preprocessed as `pixels`) or embeddings ([n, d], None) of a request."""
+        return await self._batcher.submit(Job(rows, pixels, top_k))
+
+    async def card(self) -> Card:
+        """Of the model in use."""
+        assert self._live is not None
+        return self._live.card
+
+    async def clusters(self, start: int, stop: int) -> tuple[str, list[dict[str, Any]], int]:
+        """Version, some clusters as plain data, and how many there are."""
+        assert self._live is not None
+        rows = self._live.gallery.clusters
+        return self._live.card.version, rows[start:stop], len(rows)
+
+    async def check_health(self) -> None:
+        """Serve replaces a replica for which this raises."""
+        if self._live is None:
+            raise RuntimeError("no model is loaded: the deployment `Model` needs user_config {run: …}")
+
+
+class HandleClient:
+    """The model behind a deployment handle. A request whose replica dies is given to another one."""
+
+    def __init__(self, handle: DeploymentHandle) -> None:
+        self._handle = handle
+
+    async def card(self) -> Card:
+        """Of the model in use."""
+        return await self._ask(self._handle.card.remote)
+
+    async def assign(self, rows: np.ndarray, pixels: str | None, top_k: int) -> Answer | Stale:
+        """Assign pictures or embeddings."""
+        return await self._ask(lambda: self._handle.assign.remote(rows, pixels, top_k))
+
+    async def clusters(self, start: int, stop: int) -> tuple[str, list[dict[str, Any]], int]:
+        """Some clusters."""
+        return await self._ask(lambda: self._handle.clusters.remote(start, stop))
+
+    async def _ask(self, call: Callable[[], Awaitable[T]]) -> T:
+        for attempt in range(1, TRIES + 1):
+            try:
+                return await call()
+            except BackPressureError:
+                raise overloaded("the model has too much to do") from None
+            except DeploymentUnavailableError:
+                raise overloaded("no model is running") from None
+            except RayActorError:
+                if attempt == TRIES:
+                    raise overloaded("the model's replicas died") from None
+                await asyncio.sleep(0.1 * attempt)
+        raise AssertionError("the last try returns or raises")
+
+
+class Ingress:
+    """Reads and decodes requests, asks the model, answers."""
+
+    def __init__(self, model: DeploymentHandle, settings: ServeSettings) -> None:
+        threads = math.ceil(settings.ingress.num_cpus)
+        self._service = Service(settings, HandleClient(model), threads)
+        self._metrics = RequestMetrics()
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        return create_app(self._service, self._gather, self._observe)
+
+    def _observe(self, route: str, status: int, seconds: float, results: list[str]) -> None:
+        self._metrics.observe(route, status, seconds, results)
+        self._metrics.hold(self._service.gate.items, self._service.gate.bytes)
+
+    async def _gather(self) -> str:
+        return await asyncio.to_thread(lambda: gather(_metrics_agents()))
+
+
+def _metrics_agents() -> list[str]:
+    return [f"{n['NodeManagerAddress']}:{n['MetricsExportPort']}" for n in ray.nodes() if n["Alive"]]
+
+
+def build(settings: ServeSettings) -> serve.Application:
+    """The application. Everything that can be wrong is found here: a builder that raises leaves what runs as it is.
+
+    Raises :class:`RayclusterError` for a model that is missing, damaged or does not compute, for tokens and prefixes.
+    """
+    settings = settings if isinstance(settings, ServeSettings) else validate(settings, ServeSettings, "args")
+    read_tokens(settings.tokens_file)
+    allowed_locations(settings.allowed_prefixes, settings.storage)
+    Loaded.load(settings.run, settings.storage, "cpu", max_batch=1)
+    # Old replicas are stopped when new ones answer, not before.
+    common: dict[str, Any] = {
+        "max_surge_percent": 100,
+        "graceful_shutdown_timeout_s": 30,
+        "backpressure_config": {"status_code": 503, "retry_after_s": RETRY_AFTER_S},
+        "logging_config": {"enable_access_log": False},
+    }
+    model = serve.deployment(
+        ModelReplica,
+        name="Model",
+        ray_actor_options=_model_resources(settings),
+        max_ongoing_requests=MODEL_ONGOING,
+        max_queued_requests=MODEL_QUEUED,
+        user_config=ModelChoice(run=settings.run).model_dump(),
+        **_replicas(settings.model, target=2 * settings.model.max_batch),
+        **common,
+    )
+    ingress = serve.deployment(
+        serve.ingress()(Ingress),
+        name="Ingress",
+        ray_actor_options={"num_cpus": settings.ingress.num_cpus},
+        max_ongoing_requests=INGRESS_ONGOING,
+        max_queued_requests=INGRESS_ONGOING,
+        **_replicas(settings.ingress, target=32),
+        **common,
+    )
+    return ingress.bind(model.bind(settings), settings)
+
+
+def _model_resources(settings: ServeSettings) -> dict[str, float]:
+    gpus = settings.model.num_gpus
+    if gpus is None:
+        gpus = 1.0 if ray.cluster_resources().get("GPU", 0) >= 1 else 0.0
+    return {"num_cpus": settings.model.num_cpus, "num_gpus": gpus}
+
+
+def _replicas(section: Replicas, target: float) -> dict[str, Any]:
+    """A fixed number, or autoscaling towards `target` requests a replica."""
+    if section.max_replicas <= section.min_replicas:
+        return {"num_replicas": section.min_replicas}
+    return {
+        "autoscaling_config": {
+            "min_replicas": section.min_replicas,
+            "max_replicas": section.max_replicas,
+            "target_ongoing_requests": target,
+        }
+    }

@@ -1,0 +1,71 @@
+"""Batches of what waits: whenever the model is free it takes as many waiting requests as fit, in the order they came.
+
+Serve's own `@serve.batch` closes a batch before the model is free: with a short wait, requests that arrive while a batch is
+computed become many small batches of their own; with a long one, a lone request waits for company that never comes. And with
+`batch_size_fn` a large request can be passed over by small ones for ever.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Generic, Protocol, TypeVar
+
+
+class Sized(Protocol):
+    """A request of so many rows."""
+
+    def __len__(self) -> int: ...
+
+
+S = TypeVar("S", bound=Sized)
+R = TypeVar("R")
+
+
+class Batcher(Generic[S, R]):
+    """Runs `compute` on batches of requests in a thread of its own. Belongs to one event loop."""
+
+    def __init__(self, compute: Callable[[Sequence[S]], Sequence[R]], max_rows: int) -> None:
+        """`compute`: requests → their results in order; `max_rows`: most rows of a batch; a larger request is a batch by itself."""
+        self._compute, self._max_rows = compute, max_rows
+        self._waiting: deque[tuple[S, asyncio.Future[R]]] = deque()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="model")
+        self._worker: asyncio.Task[None] | None = None
+
+    async def submit(self, request: S) -> R:
+        """The result of one request. One that is cancelled before its batch begins is not computed."""
+        future: asyncio.Future[R] = asyncio.get_running_loop().create_future()
+        self._waiting.append((request, future))
+        if self._worker is None or self._worker.done():
+            self._worker = asyncio.create_task(self._work())
+        return await future
+
+    async def _work(self) -> None:
+        """Until nothing waits."""
+        loop = asyncio.get_running_loop()
+        while batch := self._next_batch():
+            try:
+                results = await loop.run_in_executor(self._thread, self._compute, [request for request, _ in batch])
+            except Exception as error:  # noqa: BLE001 - belongs to the requests; the next batch may do better
+                for _, future in batch:
+                    if not future.done():
+                        future.set_exception(error)
+                continue
+            for (_, future), result in zip(batch, results, strict=True):
+                if not future.done():
+                    future.set_result(result)
+
+    def _next_batch(self) -> list[tuple[S, asyncio.Future[R]]]:
+        batch: list[tuple[S, asyncio.Future[R]]] = []
+        rows = 0
+        while self._waiting:
+            request, future = self._waiting[0]
+            if not future.done():
+                if batch and rows + len(request) > self._max_rows:
+                    break
+                batch.append((request, future))
+                rows += len(request)
+            self._waiting.popleft()
+        return batch

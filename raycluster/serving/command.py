@@ -1,0 +1,108 @@
+"""`raycluster serve`: the endpoint on this machine, until it is told to stop."""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+import os
+import signal
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from raycluster.errors import ConfigError
+from raycluster.model import model_folder
+from raycluster.serving.access import read_tokens
+from raycluster.serving.settings import ServeSettings
+from raycluster.storage import locate
+
+log = logging.getLogger(__name__)
+
+TIMEOUT_S = 120
+"""End-to-end timeout of Serve's proxy: above the service's own, which answer in words."""
+
+
+def serve_forever(settings: ServeSettings, host: str, port: int) -> dict[str, Any]:
+    """Serve on host and port until SIGINT or SIGTERM; returns the result for the final JSON line.
+
+    Raises :class:`RayclusterError` for whatever keeps it from starting.
+    """
+    if os.environ.get("RAY_ADDRESS"):
+        raise ConfigError(
+            "RAY_ADDRESS names a cluster, and `raycluster serve` is for one machine: there use `serve deploy cluster_configs/serve.yaml`, here unset it"
+        )
+    local = _is_loopback(host)
+    if local and not settings.allowed_hosts:
+        settings = settings.model_copy(update={"allowed_hosts": ("127.0.0.1", "localhost", "[::1]", host)})
+    if not local and not read_tokens(settings.tokens_file):
+        log.warning(
+            "serve     %s can be reached from elsewhere, and no token is asked for: set RAYCLUSTER_TOKENS", host
+        )
+    _check_free(host, port)
+    model_folder(locate(settings.run, settings.storage))  # said at once, before Ray is started
+    url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    with running(settings, host, port):
+        stop = threading.Event()
+        # Now, not before: Ray sets handlers of its own, which end the process with a core dump.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: stop.set())
+        log.info("serve     %s answers at %s (Ctrl-C ends it)", settings.run, url)
+        stop.wait()
+    return {"command": "serve", "status": "ok", "url": url, "model": settings.run}
+
+
+@contextmanager
+def running(settings: ServeSettings, host: str, port: int) -> Iterator[None]:
+    """Context in which the endpoint runs on the Ray of this process, which is started if need be."""
+    import ray
+    from ray import serve
+
+    from raycluster.distributed import connect
+    from raycluster.serving import proxy
+    from raycluster.serving.app import build
+
+    os.environ.setdefault(proxy.VARIABLE, proxy.IMPORT_PATH)
+    connect()
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    application = build(_fitted(settings, ray.cluster_resources().get("CPU", 1.0)))
+    options = {"host": host, "port": port, "request_timeout_s": TIMEOUT_S}
+    try:
+        serve.start(proxy_location="HeadOnly", http_options=options)
+        serve.run(application, name="raycluster")
+        yield
+    finally:
+        serve.shutdown()
+
+
+def _fitted(settings: ServeSettings, cpus: float) -> ServeSettings:
+    """The replicas of one machine: what was not said takes its place from the cores. Serve's own actors reserve none."""
+    given = settings.model_fields_set
+    update: dict[str, Any] = {}
+    if "ingress" not in given:
+        update["ingress"] = settings.ingress.model_copy(
+            update={"max_replicas": 1, "num_cpus": 1.0 if cpus >= 4 else 0.5}
+        )
+    if "model" not in given:
+        most = cpus - (update["ingress"] if update else settings.ingress).num_cpus
+        update["model"] = settings.model.model_copy(update={"num_cpus": float(int(most)) if most >= 1 else 0.5})
+    return settings.model_copy(update=update)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _check_free(host: str, port: int) -> None:
+    """Serve would try for a minute and then say it in a traceback."""
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except OSError as error:
+        raise ConfigError(f"--host {host}, --port {port}: cannot listen there ({error}); choose another") from None

@@ -1,0 +1,265 @@
+"""The model that answers, and how another one takes its place: load, check, warm up, swap – or be refused with the reason."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from raycluster.config import EncoderConfig, StorageConfig, fingerprint, validate
+from raycluster.encoder.clip import EncoderSpec
+from raycluster.errors import ArtifactError, ConfigError, RayclusterError
+from raycluster.model import Model, load_model, model_folder, outliers, probabilities, top_two
+from raycluster.run_folder import now
+from raycluster.serving.gallery import Gallery, read_gallery
+from raycluster.storage import locate
+
+log = logging.getLogger(__name__)
+
+GRACE_S = 60.0
+"""How long the model before is kept for pictures that were still preprocessed for it."""
+
+
+@dataclass(frozen=True)
+class Card:
+    """What an ingress must know of the model that answers; small, it travels often."""
+
+    version: str
+    """Hash of model.json, which holds the hashes of all other files."""
+    folder: str
+    method: str
+    n_clusters: int
+    dim: int
+    spec: EncoderSpec | None
+    """The encoder; None for a model trained on ready-made embeddings."""
+    pixels: str | None
+    """Name of the preprocessing: equal for encoders that take the same uint8 pictures."""
+    max_bytes: int
+    max_pixels: int
+    device: str
+    loaded: str
+    refused: dict[str, str] | None = None
+    """`{run, reason, at}` of the newest model that was offered and refused."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the model says of the n rows of one request."""
+
+    version: str
+    cluster: np.ndarray
+    """int32 [n]."""
+    confidence: np.ndarray
+    """float32 [n]."""
+    margin: np.ndarray
+    """float32 [n]."""
+    outlier: np.ndarray
+    """bool [n]."""
+    top: np.ndarray
+    """int32 [n, k], most probable cluster first."""
+    top_confidence: np.ndarray
+    """float32 [n, k]."""
+    names: dict[int, str]
+    """Names of all clusters in `top`."""
+
+
+@dataclass(frozen=True)
+class Stale:
+    """The pictures were preprocessed for another encoder: do it again for this one."""
+
+    card: Card
+
+
+@dataclass(frozen=True)
+class Job:
+    """The rows of one request."""
+
+    rows: np.ndarray
+    """uint8 [n, height, width, 3], or embeddings [n, d]."""
+    pixels: str | None
+    """Name of the preprocessing; None for embeddings."""
+    top_k: int
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model that has been loaded and has computed something."""
+
+    model: Model
+    card: Card
+    gallery: Gallery
+
+    @classmethod
+    def load(cls, run: str, storage: StorageConfig, device: str, max_batch: int) -> Loaded:
+        """Load the current model of `run`, verify every file, and warm it up.
+
+        Raises :class:`RayclusterError` where it is missing, damaged, or not what its record says.
+        """
+        model = load_model(run, storage, device)
+        encoder, spec, limits = model.record["encoder"]["config"], None, EncoderConfig(model="builtin")
+        rows = np.zeros((1, model.record["dim"]), np.float16)
+        if encoder is not None:
+            limits, spec = validate(encoder, EncoderConfig, "model.json: encoder"), model.spec
+            # The sizes that requests will come in: kernels are chosen, and memory is taken, at the first of each.
+            model.encode(np.zeros((max_batch, *spec.pixel_shape), np.uint8), max_batch)
+            rows = model.encode(np.zeros((1, *spec.pixel_shape), np.uint8))
+        p = probabilities(model.method, rows)
+        clusters = model.record["n_clusters"]
+        if p.shape != (1, clusters) or not torch.isfinite(p).all() or len(model.clusters) != clusters:
+            raise ArtifactError(f"{model.folder.uri}: the model does not give {clusters} probabilities; train it again")
+        card = Card(
+            version=fingerprint(model.record),
+            folder=model.folder.uri,
+            method=model.record["method"],
+            n_clusters=clusters,
+            dim=model.record["dim"],
+            spec=spec,
+            pixels=None if spec is None else preprocessing(spec),
+            max_bytes=limits.max_bytes,
+            max_pixels=limits.max_pixels,
+            device=device,
+            loaded=now(),
+        )
+        return cls(model, card, read_gallery(model))
+
+    def answer(self, jobs: Sequence[Job], max_batch: int) -> list[Answer]:
+        """Assign the rows of several requests of one kind in one go."""
+        rows = np.concatenate([job.rows for job in jobs])
+        embeddings = self.model.encode(rows, max_batch) if jobs[0].pixels else rows
+        p, outlier = probabilities(self.model.method, embeddings), outliers(self.model.novelty, embeddings)
+        cluster, confidence, margin, _ = top_two(p)
+        values, indices = p.topk(min(max(job.top_k for job in jobs), p.shape[1]), dim=1)
+        answers, start = [], 0
+        for job in jobs:
+            here = slice(start, start + len(job))
+            top = indices[here, : job.top_k].to(torch.int32).numpy()
+            names = {int(c): self.model.names[c] for c in np.unique(np.append(top, cluster[here]))}
+            answers.append(
+                Answer(
+                    self.card.version,
+                    cluster[here],
+                    confidence[here],
+                    margin[here],
+                    outlier[here],
+                    top,
+                    values[here, : job.top_k].numpy(),
+                    names,
+                )
+            )
+            start += len(job)
+        return answers
+
+
+def preprocessing(spec: EncoderSpec) -> str:
+    """Name of what :func:`~raycluster.encoder.clip.pil_transform` does for this encoder."""
+    return fingerprint([spec.image_size, spec.interpolation, spec.resize_mode, spec.fill_color])
+
+
+class LiveModel:
+    """The model in use. One thread computes with it while another may offer a new one."""
+
+    def __init__(self, run: str, storage: StorageConfig, device: str, max_batch: int) -> None:
+        """Raises :class:`RayclusterError` if the model of `run` cannot be used."""
+        self._storage, self._device, self._max_batch = storage, device, max_batch
+        self._run, self._looked_at = run, ""
+        self._refused: dict[str, str] | None = None
+        self._previous: tuple[Loaded, float] | None = None
+        self._current = self._load(run)
+
+    @property
+    def card(self) -> Card:
+        """Of the model in use, with what was refused since."""
+        return replace(self._current.card, refused=self._refused)
+
+    @property
+    def gallery(self) -> Gallery:
+        """The clusters of the model in use."""
+        return self._current.gallery
+
+    def offer(self, run: str) -> bool:
+        """Put the current model of `run` in place of the one in use; False, and nothing changes, if it cannot be used. Never raises."""
+        self._run = run
+        try:
+            candidate = self._load(run)
+            self._check_compatible(candidate)
+        # Whatever is wrong with a model that is offered, the one in use goes on answering.
+        except Exception as error:  # noqa: BLE001
+            reason = str(error) if isinstance(error, RayclusterError) else f"{type(error).__name__}: {error}"
+            self._refused = {"run": run, "reason": " ".join(reason.split())[:1000], "at": now()}
+            log.error("model of %s refused: %s", run, self._refused["reason"])
+            return False
+        before, self._current, self._refused = self._current, candidate, None
+        self._previous = (before, time.monotonic()) if before.card.pixels != candidate.card.pixels else None
+        log.info("model %s of %s in use, %s before", candidate.card.version, run, before.card.version)
+        return True
+
+    def look(self) -> bool:
+        """Take over the run's current model if it is another than when last looked; whether that happened. Never raises."""
+        try:
+            place = model_folder(locate(self._run, self._storage)).uri
+        except Exception as error:  # noqa: BLE001 - a run that is being made again has no current model for a while
+            log.info("no model in %s at present: %s", self._run, error)
+            return False
+        if place != self._looked_at:
+            return self.offer(self._run)
+        if not self.gallery.described:
+            # The clusters are described some stages after the model is there.
+            self._current = replace(self._current, gallery=read_gallery(self._current.model))
+        return False
+
+    def answer(self, jobs: Sequence[Job]) -> list[Answer | Stale]:
+        """Assign the rows of several requests; pictures made for an encoder that is gone come back as :class:`Stale`."""
+        current, results = self._current, dict[int, Answer | Stale]()
+        kinds = {job.pixels: [i for i, other in enumerate(jobs) if other.pixels == job.pixels] for job in jobs}
+        for pixels, places in kinds.items():
+            model = current if pixels in (None, current.card.pixels) else self._before(pixels)
+            if model is None:
+                results.update((place, Stale(self.card)) for place in places)
+            else:
+                answers = model.answer([jobs[place] for place in places], self._max_batch)
+                results.update(zip(places, answers, strict=True))
+        return [results[place] for place in range(len(jobs))]
+
+    def _load(self, run: str) -> Loaded:
+        place = model_folder(locate(run, self._storage)).uri
+        # Noted first: what is refused is offered again only when the run has another model.
+        self._looked_at = place
+        return Loaded.load(run, self._storage, self._device, self._max_batch)
+
+    def _check_compatible(self, new: Loaded) -> None:
+        old, card = self._current.card, new.card
+        if old.spec is not None and card.spec is None:
+            raise ConfigError(
+                f"{card.folder}: trained on ready-made embeddings, but this endpoint answers pictures; deploy it as an endpoint of its own"
+            )
+        if card.spec is None and card.dim != old.dim:
+            raise ConfigError(
+                f"{card.folder}: takes embeddings of {card.dim} numbers, this endpoint {old.dim}; deploy it as an endpoint of its own"
+            )
+
+    def _before(self, pixels: str | None) -> Loaded | None:
+        if self._previous and time.monotonic() - self._previous[1] > GRACE_S:
+            self._previous = None
+        return self._previous[0] if self._previous and self._previous[0].card.pixels == pixels else None
+
+
+def describe_encoder(card: Card) -> dict[str, Any] | None:
+    """Name, weights and precision of the encoder, for `/v1/model`."""
+    spec = card.spec
+    if spec is None:
+        return None
+    facts = {
+        "model": spec.model,
+        "pretrained": spec.pretrained,
+        "precision": spec.precision,
+        "tuned": spec.tower is not None,
+    }
+    return {**facts, "image_size": list(spec.image_size), "fingerprint": spec.fingerprint}

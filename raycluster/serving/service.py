@@ -1,0 +1,257 @@
+"""What the endpoint does, without HTTP and without Ray: pictures or embeddings in, assignments out.
+
+Pictures are fetched and decoded here, by the same functions as in the batch stages, and go to the model as uint8 arrays.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import warnings
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+
+from raycluster.encoder.clip import pil_transform
+from raycluster.images.decode import decode_batch
+from raycluster.images.fetch import Fetched, StorageError, fetch
+from raycluster.serving.access import allowed_locations, permitted, read_tokens
+from raycluster.serving.gallery import picture
+from raycluster.serving.intake import Gate, Picture, Refused, overloaded
+from raycluster.serving.live import Answer, Card, Stale
+from raycluster.serving.settings import ServeSettings
+from raycluster.serving.wire import Assignment, Candidate, EmbeddingItem, Exemplar, ItemError
+
+CARD_SECONDS = 2.0
+"""How long the model's card is believed before it is asked for again; answers always carry their own version."""
+SWAPS = 4
+"""How often a request is preprocessed anew because the model changed under it."""
+MAX_SCANS = 100
+"""A progressive JPEG has about ten scans. Each is a pass over the whole picture, so thousands of them in a small file take minutes."""
+FETCH_THREADS = 8
+SHOWN_CLUSTERS = 256
+"""Clusters whose thumbnails are kept."""
+
+T = TypeVar("T")
+
+
+class ModelClient(Protocol):
+    """The model, wherever it runs."""
+
+    async def card(self) -> Card:
+        """Of the model in use."""
+
+    async def assign(self, rows: np.ndarray, pixels: str | None, top_k: int) -> Answer | Stale:
+        """Assign pictures (uint8 [n, height, width, 3], preprocessed as `pixels`) or embeddings [n, d] (`pixels` None)."""
+
+    async def clusters(self, start: int, stop: int) -> tuple[str, list[dict[str, Any]], int]:
+        """Version, some clusters as plain data, and how many there are."""
+
+
+class Service:
+    """One replica's work on requests. Belongs to one event loop."""
+
+    def __init__(self, settings: ServeSettings, model: ModelClient, threads: int) -> None:
+        """`threads`: pictures decoded at a time. Raises :class:`ConfigError` for tokens or prefixes that cannot be used."""
+        self.settings, self.limits, self.model = settings, settings.limits, model
+        self.tokens, self.gate = read_tokens(settings.tokens_file), Gate(settings.limits)
+        self._allowed = allowed_locations(settings.allowed_prefixes, settings.storage)
+        self._decoders = ThreadPoolExecutor(threads, thread_name_prefix="decode")
+        self._fetchers = ThreadPoolExecutor(FETCH_THREADS, thread_name_prefix="fetch")
+        self._card: Card | None = None
+        self._asked = 0.0
+        self._shown: OrderedDict[tuple[str, int], list[Exemplar]] = OrderedDict()
+        # Several threads decode at once, so decode_batch's own filter may be gone too early.
+        warnings.filterwarnings("ignore", module="PIL")
+
+    @property
+    def version(self) -> str | None:
+        """Of the model that was last heard of."""
+        return self._card.version if self._card else None
+
+    async def card(self, fresh: bool = False) -> Card:
+        """The card of the model in use, at most `CARD_SECONDS` old. Raises :class:`Refused` (503) if no model answers in time."""
+        if fresh or self._card is None or time.monotonic() - self._asked > CARD_SECONDS:
+            async with self._in_time(min(5.0, self.limits.request_seconds)):
+                self._card, self._asked = await self.model.card(), time.monotonic()
+        assert self._card is not None
+        return self._card
+
+    async def assign_pictures(self, pictures: Sequence[Picture], top_k: int) -> tuple[str, list[Assignment]]:
+        """Version of the model, and what became of each picture."""
+        async with self._in_time(self.limits.request_seconds):
+            card = await self.card()
+            if card.spec is None:
+                raise Refused(
+                    422, "no_pictures", "this model was trained on ready-made embeddings: use /v1/assign/embeddings"
+                )
+            with self.gate.admit_items(len(pictures)):
+                fetched = await asyncio.gather(*(self._fetch(each, card) for each in pictures))
+                return await self._assign_fetched(pictures, fetched, card, top_k)
+
+    async def _assign_fetched(
+        self, pictures: Sequence[Picture], fetched: Sequence[Fetched | ItemError], card: Card, top_k: int
+    ) -> tuple[str, list[Assignment]]:
+        for _ in range(SWAPS):
+            decoded = await asyncio.gather(*(self._decode(each, card) for each in fetched))
+            pixels = [each for each in decoded if isinstance(each, np.ndarray)]
+            faults = [each if isinstance(each, ItemError) else None for each in decoded]
+            ids = [each.id for each in pictures]
+            if not pixels:
+                return card.version, list(_assignments(ids, faults, None))
+            answer = await self.model.assign(np.stack(pixels), card.pixels, top_k)
+            if isinstance(answer, Answer):
+                return answer.version, list(_assignments(ids, faults, answer))
+            card = self._card = answer.card
+        raise overloaded("the model is being replaced")
+
+    async def assign_embeddings(self, items: Sequence[EmbeddingItem], top_k: int) -> tuple[str, list[Assignment]]:
+        """Version of the model, and what became of each embedding."""
+        async with self._in_time(self.limits.request_seconds):
+            card = await self.card()
+            faults = [_embedding_fault(item.embedding, card.dim) for item in items]
+            ids = [item.id if item.id is not None else str(index) for index, item in enumerate(items)]
+            rows = [item.embedding for item, fault in zip(items, faults, strict=True) if fault is None]
+            if not rows:
+                return card.version, list(_assignments(ids, faults, None))
+            answer = await self.model.assign(np.array(rows, np.float16), None, top_k)
+            if isinstance(answer, Stale):
+                raise overloaded("the model is being replaced")
+            return answer.version, list(_assignments(ids, faults, answer))
+
+    async def clusters(self, start: int, stop: int) -> tuple[str, list[dict[str, Any]], int]:
+        """Version, some clusters as plain data, and how many there are."""
+        async with self._in_time(self.limits.request_seconds):
+            return await self.model.clusters(start, stop)
+
+    async def exemplars(self, version: str, cluster: dict[str, Any]) -> list[Exemplar]:
+        """The typical images of a cluster, with thumbnails where there are pictures."""
+        key = (version, cluster["cluster"])
+        if cluster["exemplars"] and key not in self._shown:
+            card = await self.card()
+            images = cluster["exemplars"]
+            async with self._in_time(self.limits.request_seconds):
+                small = await asyncio.gather(*(self._thumbnail(image["uri"], card) for image in images))
+            self._shown[key] = [
+                Exemplar(image_id=image["image_id"], confidence=image["confidence"], thumbnail=jpeg)
+                for image, jpeg in zip(images, small, strict=True)
+            ]
+            while len(self._shown) > SHOWN_CLUSTERS:
+                self._shown.popitem(last=False)
+        return self._shown.get(key, [])
+
+    async def _thumbnail(self, uri: str, card: Card) -> str | None:
+        if card.spec is None:
+            return None
+        # These places stand in the run's own table; no request can name one.
+        work = (uri, self.settings.storage, card.max_bytes, card.max_pixels)
+        try:
+            return await self._run(self._fetchers, picture, *work)
+        except StorageError:
+            return None
+
+    async def _fetch(self, item: Picture, card: Card) -> Fetched | ItemError:
+        """The bytes of a picture, or why there are none."""
+        most = min(self.limits.max_image_bytes, card.max_bytes)
+        if item.fault is not None:
+            return ItemError(code=item.fault[0], message=item.fault[1])
+        if item.uri is None:
+            data = item.data or b""
+            if len(data) > most:
+                return ItemError(code="too_large", message=f"{len(data)} bytes, more than {most}")
+            return Fetched(data)
+        storage = self.settings.storage
+        place = await self._run(self._fetchers, permitted, item.uri, self._allowed, storage)
+        if place is None:
+            return ItemError(code="forbidden", message="not below a place that this server allows")
+        try:
+            return await self._run(self._fetchers, lambda: fetch(place.uri, storage, most, sleep=_short_sleep))
+        except StorageError:
+            return ItemError(code="unavailable", message="the storage did not answer; try again later")
+
+    async def _decode(self, fetched: Fetched | ItemError, card: Card) -> np.ndarray | ItemError:
+        """Pixels uint8 [height, width, 3] at the model's size, or why there are none."""
+        if isinstance(fetched, ItemError):
+            return fetched
+        return await self._run(self._decoders, decode_picture, fetched, card, self.limits.max_image_pixels)
+
+    async def _run(self, pool: ThreadPoolExecutor, function: Callable[..., T], *arguments: Any) -> T:
+        return await asyncio.get_running_loop().run_in_executor(pool, function, *arguments)
+
+    def _in_time(self, seconds: float) -> _InTime:
+        return _InTime(seconds)
+
+
+class _InTime:
+    """`asyncio.timeout` whose error is a 503."""
+
+    def __init__(self, seconds: float) -> None:
+        self._timeout = asyncio.timeout(seconds)
+
+    async def __aenter__(self) -> None:
+        await self._timeout.__aenter__()
+
+    async def __aexit__(self, kind: Any, error: Any, trace: Any) -> None:
+        try:
+            await self._timeout.__aexit__(kind, error, trace)
+        except TimeoutError:
+            raise overloaded("no answer from the model in time") from None
+
+
+def decode_picture(fetched: Fetched, card: Card, max_pixels: int) -> np.ndarray | ItemError:
+    """Decode and preprocess one picture as the batch stages do: uint8 [height, width, 3], or why not."""
+    spec = card.spec
+    assert spec is not None
+    if fetched.data is not None and fetched.data[:2] == b"\xff\xd8" and fetched.data.count(b"\xff\xda") > MAX_SCANS:
+        return ItemError(code="too_large", message=f"a JPEG with more than {MAX_SCANS} scans")
+    most = min(max_pixels, card.max_pixels)
+    decoded = decode_batch([fetched], pil_transform(spec), most, min_side=min(spec.image_size))
+    status, pixels = decoded.status[0], decoded.pixels[0]
+    if status == "ok" and pixels is not None:
+        return np.frombuffer(pixels, np.uint8).reshape(spec.pixel_shape)
+    assert status != "ok"
+    return ItemError(code=status, message=decoded.error[0] or status)
+
+
+def _short_sleep(seconds: float) -> None:
+    """Between tries to read a picture: somebody is waiting."""
+    time.sleep(min(seconds, 0.5))
+
+
+def _embedding_fault(embedding: list[float], dim: int) -> ItemError | None:
+    if len(embedding) != dim:
+        return ItemError(code="wrong_dimension", message=f"{len(embedding)} numbers, this model takes {dim}")
+    with np.errstate(over="ignore"):
+        # The batch tables hold float16, and so does the model's input.
+        if not np.isfinite(np.array(embedding, np.float16)).all():
+            return ItemError(code="out_of_range", message="a number is beyond ±65504, the range of float16")
+    return None
+
+
+def _assignments(ids: Sequence[str], faults: Sequence[ItemError | None], answer: Answer | None) -> Iterator[Assignment]:
+    """One for each id, in order; the rows of `answer` are those without a fault."""
+    row = 0
+    for name, fault in zip(ids, faults, strict=True):
+        if fault is not None or answer is None:
+            yield Assignment(
+                id=name, cluster=None, name=None, confidence=None, margin=None, outlier=None, top=[], error=fault
+            )
+            continue
+        cluster = int(answer.cluster[row])
+        yield Assignment(
+            id=name,
+            cluster=cluster,
+            name=answer.names[cluster],
+            confidence=float(answer.confidence[row]),
+            margin=float(answer.margin[row]),
+            outlier=bool(answer.outlier[row]),
+            top=[
+                Candidate(cluster=int(c), name=answer.names[int(c)], confidence=float(p))
+                for c, p in zip(answer.top[row], answer.top_confidence[row], strict=True)
+            ],
+            error=None,
+        )
+        row += 1

@@ -1,0 +1,72 @@
+"""Batch equals serving: the functions of the batch stages and the API say the same of the same pictures, for every method."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from safetensors.torch import save
+from serving_kit import LocalEndpoint, make_model, post
+
+from raycluster.assignments import assign_rows
+from raycluster.config import EncoderConfig, StorageConfig
+from raycluster.encoder.embed import EmbedJob, EncodeRows, decode_rows
+from raycluster.methods import registry
+from raycluster.model import ENCODER_FILE, Model, load_model
+from raycluster.pipeline import RunResult
+from raycluster.serving.live import LiveModel
+from raycluster.storage import locate
+
+METHODS: dict[str, dict[str, Any]] = {
+    **{name: {"name": name} for name in registry.method_names()},
+    "tac, not trained": {"name": "tac", "trained": False},
+}
+
+
+def batch_table(model: Model, files: list[Path]) -> pa.Table:
+    """What `embed` and `assign` write of these files."""
+    ids = list(range(len(files)))
+    uris = [str(path) for path in files]
+    manifest = pa.table({"row_id": ids, "image_id": uris, "uri": uris, "size": [path.stat().st_size for path in files]})
+    job = EmbedJob(model.spec, EncoderConfig(model="builtin"), StorageConfig(), locate("/nowhere"))
+    # Other batches than those of a request: what a row gets must not depend on its neighbors.
+    embeddings = EncodeRows(job, "cpu", 1, 5)(decode_rows(manifest, job))
+    return assign_rows(model.method, embeddings, manifest, model.novelty)
+
+
+def check_equal(model: str, files: list[Path]) -> np.ndarray:
+    """Returns the confidences."""
+    expected = batch_table(load_model(model), files)
+    with LocalEndpoint(LiveModel(model, StorageConfig(), "cpu", 32)) as endpoint:
+        reply = post(endpoint.url, files)
+    assert reply.status_code == 200, reply.text
+    items = reply.json()["items"]
+    assert [item["error"]["code"] if item["error"] else "ok" for item in items] == expected["status"].to_pylist()
+    for key in ("cluster", "outlier"):
+        assert [item[key] for item in items] == expected[key].to_pylist()
+    for key in ("confidence", "margin"):
+        found = np.array([item[key] for item in items], float)
+        np.testing.assert_allclose(found, expected[key].to_numpy().astype(float), atol=1e-4)
+    assert len({item["cluster"] for item in items}) > 2
+    return np.array([item["confidence"] for item in items], float)
+
+
+@pytest.mark.parametrize("method", METHODS, ids=str)
+def test_every_method(run: RunResult, files: list[Path], photos: Path, tmp_path: Path, method: str) -> None:
+    check_equal(make_model(run, tmp_path / "model", METHODS[method]), [*files, photos / "text.jpg"])
+
+
+def test_a_fine_tuned_encoder(run: RunResult, files: list[Path], tmp_path: Path) -> None:
+    plain = load_model(run.output)
+    state = {key: value.clone() for key, value in plain.encoder.model.visual.state_dict().items()}
+    for key, value in state.items():
+        if value.is_floating_point() and value.ndim > 1:
+            state[key] = (value * 1.05).contiguous()
+    model = make_model(run, tmp_path / "model", {"name": "seic"}, {ENCODER_FILE: save(state)})
+    tuned = check_equal(model, files)
+    untuned = batch_table(replace(load_model(model), record={**load_model(model).record, "sha256": {}}), files)
+    assert np.abs(tuned - untuned["confidence"].to_numpy()).max() > 1e-4

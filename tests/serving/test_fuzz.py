@@ -1,0 +1,52 @@
+"""The API fuzzed from its own description: no 500, and every reply as described."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, Phase, given, settings
+from schemathesis import GenerationMode
+from serving_kit import LocalEndpoint, ServeEndpoint
+
+SLOW = [HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large, HealthCheck.nested_given]
+
+
+def fuzz(url: str, examples: int, repeatable: bool) -> Counter[tuple[str, int]]:
+    """As described and not as described, so many of each for each operation. Returns how often each answered which status."""
+    schema = schemathesis.openapi.from_url(f"{url}/openapi.json")
+    answered: Counter[tuple[str, int]] = Counter()
+    for result in schema.get_all_operations():
+        operation = result.ok()
+        for mode in GenerationMode:
+            # Not every operation can be asked for wrongly.
+            if mode == GenerationMode.NEGATIVE and not (operation.body or operation.query or operation.path_parameters):
+                continue
+
+            @settings(max_examples=examples, deadline=None, derandomize=repeatable, suppress_health_check=SLOW,
+                      phases=[Phase.explicit, Phase.generate], database=None)  # fmt: skip
+            @given(case=operation.as_strategy(generation_mode=mode))
+            def ask(case: schemathesis.Case) -> None:
+                reply = case.call(timeout=30)
+                answered[case.operation.label, reply.status_code] += 1
+                case.validate_response(reply)
+
+            ask()
+    return answered
+
+
+def test_some_cases(local: LocalEndpoint) -> None:
+    answered = fuzz(local.url, 15, repeatable=True)
+    assert answered["POST /v1/assign", 200]
+    assert answered["POST /v1/assign", 422]
+    assert {status for _, status in answered} <= {200, 404, 413, 415, 422}
+
+
+@pytest.mark.torture
+@pytest.mark.ray
+def test_thousands_of_cases_on_serve(endpoint: ServeEndpoint) -> None:
+    answered = fuzz(endpoint.url, 1000, repeatable=False)
+    print(dict(answered))
+    assert answered.total() > 5000
+    assert max(status for _, status in answered) < 500 or {s for _, s in answered if s >= 500} == {503}
