@@ -55,17 +55,26 @@ def plain_loop(files: list[Path], model: str) -> float:
     return counted / (time.perf_counter() - started)
 
 
-def stage(folder: Path, model: str) -> tuple[float, float]:
-    """Images a second of `raycluster embed`, and the peak memory of its processes in MiB."""
+def stage(images: str, model: str, *more: str) -> tuple[float, float]:
+    """Images a second of `raycluster embed`, with `more` options, and the peak memory of its processes in MiB."""
     with tempfile.TemporaryDirectory() as output:
-        command = [sys.executable, "-m", "raycluster.cli", "embed", "--images", str(folder), "--output", output]
-        command += ["--clusters", "2", "--encoder.model", model]
-        result, peak = run_measured(command)
-        parts = sorted(Path(result["tables"]["embeddings"]).glob("part-*"), key=lambda p: p.stat().st_mtime)
-        times = np.array([part.stat().st_mtime for part in parts])
-        rows = np.cumsum([pq.read_metadata(part).num_rows for part in parts])
-        first, last = np.searchsorted(rows, 0.2 * rows[-1]), np.searchsorted(rows, 0.9 * rows[-1])
-        return float((rows[last] - rows[first]) / (times[last] - times[first])), peak
+        result, peak = run_measured([*command(images, model, output), *more])
+        return steady_rate(Path(result["tables"]["embeddings"])), peak
+
+
+def command(images: str, model: str, output: str) -> list[str]:
+    """The command that embeds these pictures."""
+    start = [sys.executable, "-m", "raycluster.cli", "embed", "--images", images, "--output", output]
+    return [*start, "--clusters", "2", "--encoder.model", model]
+
+
+def steady_rate(embeddings: Path) -> float:
+    """Images a second between a fifth and nine tenths of a table, by the times of its parts."""
+    parts = sorted(embeddings.glob("part-*"), key=lambda p: p.stat().st_mtime)
+    times = np.array([part.stat().st_mtime for part in parts])
+    rows = np.cumsum([pq.read_metadata(part).num_rows for part in parts])
+    first, last = np.searchsorted(rows, 0.2 * rows[-1]), np.searchsorted(rows, 0.9 * rows[-1])
+    return float((rows[last] - rows[first]) / (times[last] - times[first]))
 
 
 def linked(files: list[Path], count: int, folder: Path) -> Path:
@@ -98,14 +107,14 @@ def main() -> None:
             draw_dataset(options.images, 480, SHOWN_KINDS, seed=900)
         files = sorted(path for path in options.images.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg", ".png"))
         small, large = (linked(files, size, Path(scratch) / str(size)) for size in options.sizes)
-        _, at_small = stage(small, options.model)
+        _, at_small = stage(str(small), options.model)
         print(f"cores: {os.cpu_count()}, model {options.model}, {len(files)} different files")
         measured = []
         for _ in range(options.repeats):
             plain = [sys.executable, __file__, "--plain", str(small), "--model", options.model]
             loop = float(subprocess.run(plain, check=True, capture_output=True, text=True).stdout.split()[-1])
             # The large size: in a short stage pictures that were decoded while the actors started make it look faster.
-            rate, memory = stage(large, options.model)
+            rate, memory = stage(str(large), options.model)
             measured.append((rate / loop, memory))
             print(f"{len(list(large.iterdir()))} images: stage {rate:.0f} images/s; plain loop {loop:.0f} images/s")
         ratio, memory = (statistics.median(values) for values in zip(*measured, strict=True))

@@ -2,32 +2,47 @@
 
     python tests/benchmarks/scale.py manifest                        # a list of 1,000,000 URIs and a folder of 100,000 files
     python tests/benchmarks/scale.py manifest --prefix s3://bucket/photos/ --endpoint http://host:9000
+    python tests/benchmarks/scale.py storage --images photos/ --model local-dir:/path/to/clip --prefix s3://bucket/scale --endpoint http://host:9000
+    python tests/benchmarks/scale.py workers --images photos/ --model local-dir:/path/to/clip     # 1 … cores − 1 encoder workers
+    python tests/benchmarks/scale.py kill                                                         # what a killed driver loses
+    python tests/benchmarks/scale.py node                                                         # what a killed node costs
 
 Each measurement is the command as a user types it, in a process of its own. Memory is the driver's resident set at its highest, libraries
-and all; Ray's processes beside it are not counted.
+and all; Ray's processes beside it are not counted. Pictures are linked over and over to `--count`; without `--images` they are drawn.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
+import signal
+import statistics
 import subprocess
 import sys
 import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from embed import command as embedding
+from embed import linked, stage, steady_rate
+
+from raycluster.config import StorageConfig
+from raycluster.storage import locate
 
 
-def driven(command: list[str]) -> tuple[dict[str, Any], float, float]:
+def driven(command: list[str], **environment: str) -> tuple[dict[str, Any], float, float]:
     """The command's JSON line, its seconds, and the peak resident set of its own process in MiB."""
     started, peak, done = time.perf_counter(), [0.0], threading.Event()
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, **environment}
+    )
 
     def watch() -> None:
         while not done.wait(0.05):
@@ -91,6 +106,124 @@ def manifest_sources(folder: Path, options: argparse.Namespace) -> Iterator[tupl
         yield "prefix", options.prefix
 
 
+def pictures(options: argparse.Namespace, scratch: str) -> Path:
+    """A folder of `--count` links to pictures."""
+    given = options.images
+    if given is None:
+        from raycluster.demo.drawing import draw_dataset
+        from raycluster.demo.kinds import SHOWN_KINDS
+
+        given = Path(scratch) / "drawn"
+        draw_dataset(given, 480, SHOWN_KINDS, seed=900)
+    files = sorted(path for path in given.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg", ".png"))
+    return linked(files, options.count, Path(scratch) / "linked")
+
+
+def storage(options: argparse.Namespace) -> None:
+    """Images a second of the embed stage: from S3, and from local files, in turn."""
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = pictures(options, scratch)
+        prefix = locate(options.prefix, StorageConfig(endpoint_url=options.endpoint))
+        with ThreadPoolExecutor(16) as pool:
+            list(pool.map(lambda file: (prefix / file.name).write_bytes(file.read_bytes()), folder.iterdir()))
+        more = ["--storage.endpoint_url", options.endpoint] if options.endpoint else []
+        ratios = []
+        for _ in range(options.repeats):
+            remote, _ = stage(options.prefix, options.model, *more)
+            local, _ = stage(str(folder), options.model)
+            ratios.append(remote / local)
+            print(f"S3 {remote:.0f} images/s, local {local:.0f} images/s: {ratios[-1]:.2f}", flush=True)
+        print(f"median ratio {statistics.median(ratios):.2f}")
+
+
+def workers(options: argparse.Namespace) -> None:
+    """Images a second with n encoder workers of one thread on n + 1 cores, one of which is for decoding."""
+    cores = sorted(os.sched_getaffinity(0))
+    script = (
+        "import ray, sys; from raycluster.cli import main; "
+        "ray.init(address='local', num_cpus=int(sys.argv[1]), include_dashboard=False, log_to_driver=False); "
+        "sys.exit(main(sys.argv[2:]))"
+    )
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = pictures(options, scratch)
+        rates: dict[int, list[float]] = {}
+        for repeat in range(options.repeats):
+            for n in range(1, len(cores)):
+                output = f"{scratch}/{repeat}-{n}"
+                pinned = ["taskset", "-c", ",".join(map(str, cores[: n + 1])), sys.executable, "-c", script, str(n + 1)]
+                arguments = embedding(str(folder), options.model, output)[3:]
+                result, _, _ = driven([*pinned, *arguments, "--resources.encoder_actors", str(n)], OMP_NUM_THREADS="1")
+                rates.setdefault(n, []).append(steady_rate(Path(result["tables"]["embeddings"])))
+        one = statistics.median(rates[1])
+        for n, found in rates.items():
+            rate = statistics.median(found)
+            print(f"{n} workers on {n + 1} cores: {rate:.1f} images/s, efficiency {rate / n / one:.2f}", flush=True)
+
+
+def kill(options: argparse.Namespace) -> None:
+    """Rows embedded but lost when the driver is killed, as a share of the stage."""
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = pictures(options, scratch)
+        result, _, _ = driven(embedding(str(folder), options.model, f"{scratch}/whole"))
+        rate = steady_rate(Path(result["tables"]["embeddings"]))
+        lost = []
+        for turn in range(options.repeats):
+            output, share = Path(scratch) / f"killed-{turn}", (turn + 1) / (options.repeats + 1)
+            process = subprocess.Popen(
+                embedding(str(folder), options.model, str(output)), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            )
+            first = saved = 0
+            while saved < max(1, share * options.count):
+                time.sleep(0.02)
+                saved = rows_below(output)
+                if saved and not first:
+                    first, began = saved, time.perf_counter()
+            # Between two parts: what is computed meanwhile is what a kill loses.
+            time.sleep(0.5 * options.count / rate / 20)
+            os.kill(process.pid, signal.SIGKILL)
+            computed = first + rate * (time.perf_counter() - began)
+            process.wait()
+            saved = rows_below(output)
+            lost.append(max(0.0, computed - saved) / options.count)
+            again, _, _ = driven(embedding(str(folder), options.model, str(output)))
+            print(
+                f"killed with {saved} of {options.count} rows saved; about {computed - saved:.0f} lost, {lost[-1]:.1%} of the stage; "
+                f"again {again['stages']['embed']['seconds']:.0f} s",
+                flush=True,
+            )
+        print(f"whole stage {result['stages']['embed']['seconds']:.0f} s; median {statistics.median(lost):.1%} lost")
+
+
+def rows_below(output: Path) -> int:
+    """Rows in the parts of an embeddings table that is being written."""
+    return sum(pq.read_metadata(part).num_rows for part in output.glob("embeddings/*/part-*.parquet"))
+
+
+def node(options: argparse.Namespace) -> None:
+    """Seconds of the embed stage on three nodes of this machine: undisturbed, and when one is killed half-way."""
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    from ray_nodes import cluster_of
+
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = pictures(options, scratch)
+        for turn in range(options.repeats):
+            seconds = []
+            for killed in (False, True):
+                output = Path(scratch) / f"{turn}-{killed}"
+                with cluster_of(1, 1, 1) as (nodes, workers):
+                    environment = {**os.environ, **nodes.environment, "RAY_ADDRESS": nodes.address}
+                    process = subprocess.Popen(
+                        embedding(str(folder), options.model, str(output)), stdout=subprocess.PIPE, env=environment
+                    )
+                    while killed and rows_below(output) < options.count / 2:
+                        time.sleep(0.05)
+                    if killed:
+                        nodes.kill(workers[-1])
+                    printed, _ = process.communicate()
+                    seconds.append(json.loads(printed)["stages"]["embed"]["seconds"])
+            print(f"undisturbed {seconds[0]:.0f} s, with a node killed {seconds[1]:.0f} s", flush=True)
+
+
 def main() -> None:
     """Print what was measured."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -101,6 +234,16 @@ def main() -> None:
     command.add_argument("--prefix", help="s3:// prefix to list too")
     command.add_argument("--endpoint", help="its server, if it is not AWS")
     command.set_defaults(function=manifest)
+    for function in (storage, workers, kill, node):
+        command = commands.add_parser(function.__name__, help=function.__doc__)
+        command.add_argument("--images", type=Path, help="folder of pictures")
+        command.add_argument("--model", default="builtin")
+        command.add_argument("--count", type=int, default=2000)
+        command.add_argument("--repeats", type=int, default=3)
+        command.set_defaults(function=function)
+        if function is storage:
+            command.add_argument("--prefix", required=True, help="s3:// prefix to write the pictures to")
+            command.add_argument("--endpoint", help="its server, if it is not AWS")
     options = parser.parse_args()
     options.function(options)
 
