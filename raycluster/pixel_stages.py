@@ -100,7 +100,7 @@ class PixelStages(RunTables):
         def make(block: Block) -> dict[int, bytes]:
             return thumbnails(block.read(COLUMNS), report.thumbnail, encoder, storage)
 
-        blocks = find_blocks(self.pictured, wanted, THUMBNAILS, fair=4 * max(1, int(self.ready.resources.cpus)))
+        blocks = find_blocks(self.pictured, wanted, THUMBNAILS, fair=max(1, int(self.ready.resources.cpus)))
         return {row: jpeg for made in map_tasks(make, blocks) for row, jpeg in made.items()}
 
     def finetune(self, step: Step) -> Outcome:

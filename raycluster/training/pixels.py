@@ -78,15 +78,16 @@ def batches(job: PixelJob, images: ray.ObjectRef, steps: range, rank: int, world
     ahead = max(1, BLOCKS_AHEAD * job.block_rows // share)
     table = ray.get(images)
     groups = group_ids(table) if "group" in table.column_names else None
-    reader_cpus = READER_CPUS if groups is not None else 0.0
-    task_cpus = min(1.0, cpus) - reader_cpus
+    task_cpus = min(1.0, cpus) - (0.0 if groups is None else READER_CPUS)
     for start in range(steps.start, steps.stop, ahead):
         parts = list(_shares(job, groups, range(start, min(start + ahead, steps.stop)), rank, world))
         rows = _Rows(job, images, np.concatenate([p for p, _ in parts]), np.concatenate([e for _, e in parts]))
         in_flight = 4 * max(1, int(cpus)) * job.block_rows + 2 * share
         memory = max(2**27, 2 * in_flight * int(np.prod(job.spec.pixel_shape)))
         with streaming(memory, cpus=max(cpus, task_cpus), ordered=True):
-            stream = _rows_with_pictures(rows, groups, job, world, reader_cpus or task_cpus)
+            stream = ray.data.read_datasource(rows, override_num_blocks=len(rows.blocks), num_cpus=task_cpus)
+            if groups is not None:
+                stream = _with_pictures(stream, groups, job, world)
             stream = stream.map_batches(
                 view_rows, fn_kwargs={"job": job}, batch_size=None, batch_format="pyarrow", num_cpus=task_cpus
             )
@@ -94,22 +95,18 @@ def batches(job: PixelJob, images: ray.ObjectRef, steps: range, rank: int, world
                 yield _views(block, job)
 
 
-def _rows_with_pictures(
-    rows: _Rows, groups: np.ndarray | None, job: PixelJob, world: int, cpus: float
-) -> ray.data.Dataset:
-    """The rows block by block; of shards with the pictures, of originals with what they are fetched by."""
-    stream = ray.data.read_datasource(rows, override_num_blocks=len(rows.blocks), num_cpus=cpus)
-    if groups is None:
-        return stream
+def _with_pictures(rows: ray.data.Dataset, groups: np.ndarray, job: PixelJob, world: int) -> ray.data.Dataset:
+    """The rows of shards, in the same blocks, with their pictures."""
     # A worker that takes every second row of a batch reads every second lane.
     apart = math.gcd(lane_count(len(np.unique(groups))), world) if job.batch_size % world == 0 else 1
-    return stream.map_batches(
+    return rows.map_batches(
         GroupReader,
         fn_constructor_args=(job.storage, OPEN_GROUPS // apart),
         compute=ActorPoolStrategy(size=1),
         batch_size=None,
         batch_format="pyarrow",
-        num_cpus=cpus,
+        # Another demand than that of the tasks around it, or Ray would fuse them, and the actor would import torch.
+        num_cpus=READER_CPUS,
     )
 
 
