@@ -57,8 +57,18 @@ def training_rows(run: RunResult) -> np.ndarray:
     return vectors(table.filter(pc.equal(table["status"], "ok")))
 
 
-def make_model(run: RunResult, folder: Path, method: dict[str, Any], more: dict[str, bytes] | None = None) -> str:
-    """A model folder for another method on the run's embeddings: fitted, or of untrained heads. Returns its path."""
+def make_model(
+    run: RunResult,
+    folder: Path,
+    method: dict[str, Any],
+    more: dict[str, bytes] | None = None,
+    encoder: dict[str, Any] | None = None,
+    spoil: bool = False,
+) -> str:
+    """A model folder for another method on the run's embeddings: fitted, or of untrained heads. Returns its path.
+
+    `encoder`: record of the encoder, of the run's own by default; `spoil`: its numbers are none.
+    """
     base, images = load_model(run.output), torch.from_numpy(training_rows(run))
     config = validate(method, MethodConfig, "method")
     made = registry.build(config, base.record["dim"], base.record["n_clusters"], len(images), seed=1)
@@ -71,7 +81,10 @@ def make_model(run: RunResult, folder: Path, method: dict[str, Any], more: dict[
     memory, _ = remember(made, images.numpy())
     clusters = [{**cluster, "name": f"{method['name']} {cluster['name']}"} for cluster in base.clusters]
     facts = {key: base.record[key] for key in ("seed", "training")}
-    save_model(locate(str(folder)), made, memory, base.record["encoder"], clusters, facts, more)
+    if spoil:
+        for tensor in made.state_dict().values():
+            tensor.fill_(torch.nan)
+    save_model(locate(str(folder)), made, memory, encoder or base.record["encoder"], clusters, facts, more)
     return str(folder)
 
 

@@ -178,6 +178,11 @@ def _add_errors(app: FastAPI, service: Service) -> None:
         faults = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors()[:5])
         return _refusal(service, Refused(422, "invalid", faults))
 
+    @app.exception_handler(Exception)
+    async def broken(_: Request, error: Exception) -> Response:
+        # Serve logs the traceback; what went wrong in here is nobody's business out there.
+        return _refusal(service, Refused(500, "internal", f"{type(error).__name__}: see the server's log"))
+
     @app.exception_handler(HTTPException)
     async def http(_: Request, error: HTTPException) -> Response:
         code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "refused")

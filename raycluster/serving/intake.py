@@ -188,18 +188,20 @@ async def parse_multipart(content_type: str, body: bytes, limits: Limits) -> tup
                 422, "too_many_items", f"more than {limits.max_items} files are not allowed; split the request"
             ) from None
         raise Refused(422, "invalid", f"body: {_printable(error.message)[:300]}") from None
-    files, top_k = [], DEFAULT_TOP_K
+    files: list[UploadFile] = []
+    top_k: int | None = None
     for key, value in form.multi_items():
         if key == "files" and isinstance(value, UploadFile):
             files.append(value)
-        elif key == "top_k" and isinstance(value, str):
+        elif key == "top_k" and isinstance(value, str) and top_k is None:
             top_k = _integer(value)
         else:
-            raise Refused(422, "invalid", "body: the form may hold the files `files` and the field `top_k` only")
+            raise Refused(422, "invalid", "body: the form may hold the files `files` and once the field `top_k`")
     if not files:
         raise Refused(422, "invalid", "files: send at least one picture as the form file `files`")
-    check_counts(len(files), top_k, limits.max_items, limits.max_top_k)
-    return [Picture(_name(file.filename, index), data=file.file.read()) for index, file in enumerate(files)], top_k
+    wanted = DEFAULT_TOP_K if top_k is None else top_k
+    check_counts(len(files), wanted, limits.max_items, limits.max_top_k)
+    return [Picture(_name(file.filename, index), data=file.file.read()) for index, file in enumerate(files)], wanted
 
 
 def _name(filename: str | None, index: int) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 ErrorCode = Literal[
     "missing", "forbidden", "empty", "undecodable", "too_large", "unsupported", "changed", "failed",
@@ -17,13 +17,26 @@ ErrorCode = Literal[
 
 DEFAULT_TOP_K = 3
 ItemId = Annotated[str, Field(max_length=1024)]
-TopK = Annotated[int, Field(ge=1, description="Clusters to name for each item, most probable first.")]
+
+
+def _number(value: object) -> object:
+    """JSON's integers, 3.0 among them; Pydantic would take true and "3" too, or with strictness no 3.0."""
+    if isinstance(value, bool | str):
+        raise ValueError("give a whole number")
+    return value
+
+
+TopK = Annotated[
+    int,
+    Field(ge=1, strict=False, description="Clusters to name for each item, most probable first."),
+    BeforeValidator(_number),
+]
 
 
 class Strict(BaseModel):
     """Part of a request; an unknown key is an error."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
 
 
 class PictureItem(Strict):

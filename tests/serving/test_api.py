@@ -104,7 +104,9 @@ def test_embeddings(local: LocalEndpoint, run: RunResult, files: list[Path], liv
         (b'{"items": [{"uri": "/a", "extra": 1}]}', "extra"),
         (b'{"items": [{"uri": "/a"}], "top_k": 0}', "top_k"),
         (b'{"items": [{"uri": "/a"}], "top_k": 101}', "top_k"),
-        (b'{"items": [{"uri": "/a"}], "top_k": "x"}', "top_k"),
+        (b'{"items": [{"uri": "/a"}], "top_k": "3"}', "top_k"),
+        (b'{"items": [{"uri": "/a"}], "top_k": true}', "top_k"),
+        (b'{"items": [{"uri": 5}]}', "uri"),
         (b'{"items": [{"uri": "/a"}], "other": 1}', "other"),
         (b'{"items": [{"uri": "/a", "id": "\\ud800"}]}', "body"),
         (b'{"items": ' + b"[" * 100_000, "body"),
@@ -136,6 +138,7 @@ def test_too_many_items(local: LocalEndpoint, files: list[Path]) -> None:
         {"files": {"files": b"x"}, "data": {"top_k": "0"}},
         {"files": {"files": b"x"}, "data": {"top_k": "1e3"}},
         {"files": {"files": b"x"}, "data": {"more": "1"}},
+        {"files": {"files": b"x"}, "data": {"top_k": ["1", "2"]}},
     ],
 )
 def test_forms_that_are_not_as_described(local: LocalEndpoint, form: dict[str, Any]) -> None:

@@ -8,6 +8,7 @@ import pytest
 import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
 from schemathesis import GenerationMode
+from schemathesis.specs.openapi.checks import negative_data_rejection
 from serving_kit import LocalEndpoint, ServeEndpoint
 
 SLOW = [HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large, HealthCheck.nested_given]
@@ -30,7 +31,9 @@ def fuzz(url: str, examples: int, repeatable: bool) -> Counter[tuple[str, int]]:
             def ask(case: schemathesis.Case) -> None:
                 reply = case.call(timeout=30)
                 answered[case.operation.label, reply.status_code] += 1
-                case.validate_response(reply)
+                # In a form, a list of one is the same as one, and none the same as left out: whether that was wrong nobody can tell.
+                form = case.media_type == "multipart/form-data"
+                case.validate_response(reply, excluded_checks=[negative_data_rejection] if form else [])
 
             ask()
     return answered
