@@ -76,16 +76,19 @@ def ask(
         ray.remote(
             num_cpus=0,
             num_gpus=gpus,
-            max_retries=0,
+            max_retries=1,
             scheduling_strategy=NodeAffinitySchedulingStrategy(node.id, soft=False),
         )(question).remote(*shared): node
         for node in nodes
     }
+    found: dict[Node, Any] = {}
     left, started = list(asked), time.monotonic()
     while left:
         spent = time.monotonic() - started
-        left = ray.wait(left, num_returns=len(left), timeout=min(PATIENT_S, max(0.0, wait - spent)))[1]
-        left = _without_the_dead(left, asked)
+        done, left = ray.wait(left, num_returns=len(left), timeout=min(PATIENT_S, max(0.0, wait - spent)))
+        found |= {asked[reference]: answer for reference in done for answer in _answers(reference, asked[reference])}
+        living = {node.id for node in alive()} if left else set()
+        left = [reference for reference in left if asked[reference].id in living]
         names = ", ".join(asked[reference].address for reference in left)
         if left and time.monotonic() - started >= wait:
             raise RayclusterError(
@@ -93,20 +96,21 @@ def ask(
             )
         if left:
             log.info("ray: waiting for node %s, which may still be installing its runtime environment", names)
-    return {node: ray.get(reference) for reference, node in asked.items() if _survived(reference, node)}
+    return {node: found[node] for node in nodes if node in found}
 
 
-def _without_the_dead(left: list[ray.ObjectRef], asked: dict[ray.ObjectRef, Node]) -> list[ray.ObjectRef]:
-    living = {node.id for node in alive()} if left else set()
-    return [reference for reference in left if asked[reference].id in living]
-
-
-def _survived(reference: ray.ObjectRef, node: Node) -> bool:
-    """Whether there is an answer; an error is raised later unless the node is gone, as spot instances go."""
-    if node.id in {each.id for each in alive()}:
-        return True
-    log.info("ray: node %s went away", node.address)
-    return False
+def _answers(reference: ray.ObjectRef, node: Node) -> list[Any]:
+    """The answer of a node; none of one that died meanwhile, as spot instances do."""
+    try:
+        return [ray.get(reference)]
+    except (ray.exceptions.NodeDiedError, ray.exceptions.TaskUnschedulableError):
+        log.info("ray: node %s went away", node.address)
+        return []
+    except ray.exceptions.RuntimeEnvSetupError as error:
+        raise RayclusterError(
+            f"ray: node {node.address} cannot install the job's runtime environment ({' '.join(str(error).split())[-300:]}); "
+            "mend the file given as --runtime-env, or use an image that needs none (cluster_configs/Dockerfile)"
+        ) from error
 
 
 def versions_question() -> Callable[[], dict[str, str]]:
@@ -137,11 +141,11 @@ def versions_question() -> Callable[[], dict[str, str]]:
     return versions
 
 
-def differences(here: Mapping[str, str], there: Mapping[str, Mapping[str, str]]) -> list[str]:
-    """Versions that nodes (by address) have and this process has not, one sentence each."""
+def differences(here: Mapping[str, str], there: Mapping[Node, Mapping[str, str]]) -> list[str]:
+    """Versions that nodes have and this process has not, one sentence each."""
     return [
-        f"{package} is {found[package]} on node {address} and {here[package]} here"
-        for address, found in there.items()
+        f"{package} is {found[package]} on node {node.address} and {here[package]} here"
+        for node, found in there.items()
         for package in here
         if found[package] != here[package]
     ]
@@ -150,9 +154,7 @@ def differences(here: Mapping[str, str], there: Mapping[str, Mapping[str, str]])
 def check_versions(wait: float = ANSWER_S) -> None:
     """Raise :class:`ConfigError` where a node has another version of Python, Ray, torch or raycluster than this process."""
     question = versions_question()
-    problems = differences(
-        question(), {node.address: answer for node, answer in ask(alive(), question, wait=wait).items()}
-    )
+    problems = differences(question(), ask(alive(), question, wait=wait))
     if problems:
         raise ConfigError(f"ray: {some(problems)}; {SAME_VERSIONS}")
 

@@ -105,6 +105,26 @@ class Nodes:
             assert time.monotonic() < deadline, done.stdout + done.stderr
             time.sleep(1)
 
+    @contextlib.contextmanager
+    def add_apart(self, mount: str) -> Iterator[None]:
+        """Within this context a worker node for which `mount` (a shell command) has changed what it sees of the disk."""
+        start = f"{RAY} start --address={self.address} --num-cpus=1 --block --temp-dir={self.own_folder()}"
+        alone = ["unshare", "--map-root-user", "--mount", "sh", "-c", f"{mount} && exec {start}"]
+        known = self.living()
+        node = subprocess.Popen(
+            alone, env={**os.environ, **self.environment}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        try:
+            wait_until(lambda: self.living() > known, node, 90)
+            yield
+        finally:
+            node.terminate()
+            node.wait(60)
+
+    def living(self) -> int:
+        """How many nodes the cluster has."""
+        return sum(each["Alive"] for each in self.cluster.global_state.node_table())
+
     @property
     def address(self) -> str:
         """For RAY_ADDRESS."""
@@ -139,21 +159,13 @@ def finished(job: subprocess.Popen[str], timeout: float) -> tuple[int, str]:
 
 
 def wait_until(condition: Callable[[], Any], job: subprocess.Popen[str], timeout: float, pause: float = 0.1) -> Any:
-    """What `condition` gives once it is true; fails when the job ends before."""
+    """What `condition` gives once it is true; fails when the process ends before."""
     deadline = time.monotonic() + timeout
     while not (found := condition()):
-        assert job.poll() is None, f"the job ended too early:\n{job.communicate()[0]}"
+        assert job.poll() is None, f"it ended too early:\n{job.communicate()[0]}"
         assert time.monotonic() < deadline, "waited in vain"
         time.sleep(pause)
     return found
-
-
-def wait_for(condition: Callable[[], Any], timeout: float) -> None:
-    """Until it is true."""
-    deadline = time.monotonic() + timeout
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.2)
 
 
 def free_ports(count: int) -> list[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -12,7 +13,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 import ray
-from ray_nodes import RAY, ROOT, Nodes, cluster_of, wait_for
+from ray_nodes import ROOT, Nodes, cluster_of
 
 from raycluster import distributed, nodes
 from raycluster.config import EncoderConfig, ResourcesConfig, RunConfig
@@ -24,8 +25,10 @@ from raycluster.storage import locate
 
 def test_a_difference_is_named_with_node_and_both_versions() -> None:
     here = {"python": "3.11.7", "torch": "2.15.0"}
-    assert nodes.differences(here, {"10.0.0.2": here}) == []
-    assert nodes.differences(here, {"10.0.0.2": {**here, "torch": "absent"}}) == [
+    # Two nodes of one machine have one address.
+    first, second = nodes.Node("a", "10.0.0.2", 4, 0), nodes.Node("b", "10.0.0.2", 4, 0)
+    assert nodes.differences(here, {first: here, second: here}) == []
+    assert nodes.differences(here, {first: {**here, "torch": "absent"}, second: here}) == [
         "torch is absent on node 10.0.0.2 and 2.15.0 here"
     ]
     assert nodes.some(["a", "b", "c", "d", "e"]) == "a; b; c; and 2 more"
@@ -121,71 +124,48 @@ def command(cluster: Nodes, *words: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.torture
 @pytest.mark.timeout(400)
 def test_a_node_with_other_code_is_refused(tmp_path: Path) -> None:
+    draw_dataset(tmp_path / "photos", 12, ("fish", "car"), seed=3)
     shutil.copytree(ROOT / "raycluster", tmp_path / "raycluster")
     with (tmp_path / "raycluster" / "assign.py").open("a") as file:
         file.write("# another version\n")
     with cluster_of(1) as (cluster, _):
         assert command(cluster, "doctor").returncode == 0
-        cluster.environment["PYTHONPATH"] = str(tmp_path)
-        cluster.add(num_cpus=1)
-        words = ("--images", str(tmp_path), "--output", str(tmp_path / "out"), "--clusters", "2")
-        done = command(cluster, "run", *words, "--encoder.model", "builtin")
+        with cluster.add_apart(f"mount --bind {tmp_path / 'raycluster'} {ROOT / 'raycluster'}"):
+            done = command(cluster, *run(tmp_path / "photos", tmp_path / "out"))
+            looked = command(cluster, "doctor")
     assert done.returncode == 2, done.stderr
     assert "raycluster is code" in done.stderr
     assert "submit with `--working-dir .`" in done.stderr
+    assert looked.returncode == 2
+    failed = [check["name"] for check in json.loads(looked.stdout)["checks"] if check["state"] == "failed"]
+    assert failed == ["versions"]
+
+
+def run(images: Path, output: Path, model: str = "builtin") -> tuple[str, ...]:
+    words = ("run", "--images", str(images), "--output", str(output), "--clusters", "2")
+    return (*words, "--encoder.model", model, "--method.name", "kmeans")
 
 
 @pytest.mark.torture
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(600)
 def test_a_folder_that_another_node_does_not_see_is_refused(tmp_path: Path) -> None:
-    draw_dataset(tmp_path / "photos", 12, ("fish", "car"), seed=3)
-    shutil.copytree(ROOT / "raycluster" / "demo" / "clip", tmp_path / "clip")
-    run = (
-        "run",
-        "--clusters",
-        "2",
-        "--images",
-        str(tmp_path / "photos"),
-        "--encoder.model",
-        "builtin",
-        "--method.name",
-        "kmeans",
-    )
-    with cluster_of(1) as (cluster, _):
-        # A machine of its own as far as `tmp_path` goes.
-        hidden = f"mount -t tmpfs none {tmp_path} && exec {RAY} start --address={cluster.address} --num-cpus=1 --block"
-        folder = cluster.own_folder()
-        other = subprocess.Popen(
-            ["unshare", "-rm", "sh", "-c", f"{hidden} --temp-dir={folder}"],
-            env={**os.environ, **cluster.environment},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        try:
-            wait_for(lambda: len(cluster.cluster.list_all_nodes()) == 3, 60)
-            blind = command(cluster, *run, "--output", str(tmp_path / "out"))
-            assert blind.returncode == 2
-            assert f"output: {tmp_path}/out is on this machine's disk" in blind.stderr
-            # The folder of the test above it is there on both.
-            seen = tmp_path.parent / f"{tmp_path.name}-out"
-            blind = command(cluster, *run, "--output", str(seen))
-            assert blind.returncode == 2
-            assert f"images: {tmp_path}/photos" in blind.stderr
-            assert "on several nodes use s3://" in blind.stderr
-            draw_dataset(seen.parent / f"{tmp_path.name}-photos", 12, ("fish", "car"), seed=3)
-            elsewhere = [*run]
-            elsewhere[elsewhere.index(str(tmp_path / "photos"))] = str(seen.parent / f"{tmp_path.name}-photos")
-            elsewhere[elsewhere.index("builtin")] = f"local-dir:{tmp_path / 'clip'}"
-            blind = command(cluster, *elsewhere, "--output", str(seen))
-            assert blind.returncode == 2
-            assert "encoder.model:" in blind.stderr
-            assert "put the same files at the same path everywhere" in blind.stderr
-            elsewhere[elsewhere.index(f"local-dir:{tmp_path / 'clip'}")] = "builtin"
-            well = command(cluster, *elsewhere, "--output", str(seen))
-            assert well.returncode == 0, well.stderr
-        finally:
-            other.terminate()
-            other.wait(30)
+    hidden, seen = tmp_path / "hidden", tmp_path / "seen"
+    for place in (hidden, seen):
+        draw_dataset(place / "photos", 12, ("fish", "car"), seed=3)
+    shutil.copytree(ROOT / "raycluster" / "demo" / "clip", hidden / "clip")
+    with cluster_of(1) as (cluster, _), cluster.add_apart(f"mount -t tmpfs none {hidden}"):
+        for refused, words in {
+            f"output: {hidden}/out is on this machine's disk": run(seen / "photos", hidden / "out"),
+            f"images: {hidden}/photos": run(hidden / "photos", seen / "out"),
+            "encoder.model:": run(seen / "photos", seen / "out", f"local-dir:{hidden}/clip"),
+        }.items():
+            done = command(cluster, *words)
+            assert done.returncode == 2, done.stderr
+            assert refused in done.stderr
+            assert "on several nodes" in done.stderr
+        # A disk that all nodes mount is as good as object storage.
+        done = command(cluster, *run(seen / "photos", seen / "out"))
+        assert done.returncode == 0, done.stderr
 
 
 def test_places_need_no_look_on_one_node(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
