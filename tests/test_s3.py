@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -24,8 +25,11 @@ def root(s3: StorageConfig) -> Location:
 
 
 @pytest.mark.timeout(400)
-@pytest.mark.parametrize("method", ["consensus", "seic"])
-def test_ready_made_embeddings_from_a_bucket_to_a_bucket(method: str, root: Location) -> None:
+@pytest.mark.parametrize(
+    "method", [{"name": "consensus"}, {"name": "seic", "epochs": 20}], ids=lambda method: method["name"]
+)
+def test_ready_made_embeddings_from_a_bucket_to_a_bucket(method: dict[str, Any], root: Location) -> None:
+    """With a method that is trained, for Ray Train's checkpoints lie there too."""
     rng = np.random.default_rng(0)
     centers, truth = rng.normal(size=(4, 16)).astype(np.float32), np.arange(80) % 4
     rows = centers[truth] + 0.2 * rng.normal(size=(80, 16)).astype(np.float32)
@@ -38,7 +42,7 @@ def test_ready_made_embeddings_from_a_bucket_to_a_bucket(method: str, root: Loca
         "output": (root / "out").uri,
         "clusters": 4,
         "storage": root.options.model_dump(),
-        "method": {"name": method},
+        "method": method,
     }
     result = raycluster.run(config)
     assert result.metrics["acc"] == 1.0
