@@ -5,6 +5,7 @@ Needs a real S3 endpoint (RAYCLUSTER_TEST_S3, keys from the AWS variables), as t
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import time
@@ -74,6 +75,10 @@ def upload(root: Location, pictures: int, scratch: Path, **changes: Any) -> str:
     return (root / "run.yaml").uri
 
 
+def final_line(output: str) -> dict[str, Any]:
+    return json.loads(next(line for line in output.splitlines() if line.startswith("{")))
+
+
 def check(root: Location, pictures: int) -> np.ndarray:
     """Every picture has a fate, once, in every table; returns the clusters by row id."""
     result = (root / "out" / "run.json").read_json()["result"]
@@ -92,6 +97,11 @@ def test_a_job_on_two_nodes(tmp_path: Path) -> None:
     root = bucket()
     config = upload(root, 64, tmp_path, method={"name": "kmeans"})
     with cluster_of(2, 1, environment=environment()) as (nodes, _):
+        looked = finished(nodes.submit(sys.executable, "jobs/doctor.py", "--config", config), 200)
+        assert "succeeded" in looked[1]
+        checks = {check["name"]: check["state"] for check in final_line(looked[1])["checks"]}
+        assert checks["nodes' storage"] == "ok"
+        assert set(checks.values()) == {"ok"}
         # The driver takes a core of a worker node: the head computes nothing.
         job = nodes.submit(sys.executable, "jobs/run.py", "--config", config, options=("--entrypoint-num-cpus", "0.5"))
         code, output = finished(job, 400)
