@@ -3,9 +3,9 @@
 A picture is stored so that an encoder sees the same as in the original, as far as a smaller picture can:
 
 - The sides keep their ratio as exactly as whole pixels allow: the short one may be up to `ROOM` pixels longer than asked for. Rounded
-  naively, the encoder's own resize often ends a pixel beside that of the original, and its crop half a pixel: on photographs this was
-  nine tenths of all difference.
-- Lanczos, and JPEG of quality 95 with all of its color: the next worse step, quality 90, doubles the difference.
+  naively, the encoder's own resize often ends a pixel beside that of the original, and its crop half a pixel: on photographs this made
+  more than half of the difference between embeddings, at twice the encoder's side nine tenths.
+- Lanczos, and JPEG of quality 95 with all of its color: what quality 90 adds to the difference is more than twice as much.
 - The original is kept where it takes no more bytes and is not much larger: small pictures, and what graphics formats are good at.
 """
 

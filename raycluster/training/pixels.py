@@ -36,7 +36,7 @@ BLOCK_ROWS = 128
 BLOCK_BYTES = 2**26
 """Most rows and bytes of a block, the work of one decode task."""
 OPEN_GROUPS = 80
-"""Row groups of shards that a worker keeps, of which :func:`grouped_order` needs about 50 at a time: 250 MB at the default size for 224 pixels."""
+"""Row groups of shards that a worker keeps, of which :func:`grouped_order` needs about 50 at a time: 300 MB at the default size for 224 pixels."""
 READER_CPUS = 0.25
 """CPUs that the reader of shards reserves; it mostly waits."""
 BLOCKS_AHEAD = 2000
