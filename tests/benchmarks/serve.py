@@ -8,6 +8,7 @@ Three servers in turn on the same cores, asked by clients on other cores, one pi
 of these cores; `plain` is a FastAPI app that calls the model one request at a time; `raycluster` is the endpoint, all of whose processes –
 proxy, ingress, model, Ray's own – share these cores. With `--apart` only the model replica has them, and proxy and
 ingress run on `--other-cores`. Pictures are held in memory by the clients. k-means on their embeddings is the model.
+Beside the rates stands the CPU time that all processes of a server took for a picture: unlike the rates, it says something on a busy machine too.
 """
 
 from __future__ import annotations
@@ -62,8 +63,8 @@ def make_model(files: Sequence[Path], encoder: str, folder: Path) -> None:
     save_model(locate(str(folder)), method, remember(method, images)[0], record, names, {"seed": 0, "training": {}})
 
 
-def limit(files: list[Path], folder: str, seconds: float, cores: int) -> float:
-    """Images a second of one process."""
+def limit(files: list[Path], folder: str, seconds: float, cores: int) -> tuple[float, float]:
+    """Images a second of one process, and its CPU milliseconds an image."""
     from concurrent.futures import ThreadPoolExecutor
 
     import torch
@@ -85,7 +86,7 @@ def limit(files: list[Path], folder: str, seconds: float, cores: int) -> float:
             -1, *spec.pixel_shape
         )
 
-    starts, done, started = count(step=FORWARD), 0, 0.0
+    starts, done, started, cpu = count(step=FORWARD), 0, 0.0, 0.0
     with ThreadPoolExecutor(cores) as pool:
         ahead = [pool.submit(read, next(starts)) for _ in range(2 * cores)]
         for index in count():
@@ -94,13 +95,13 @@ def limit(files: list[Path], folder: str, seconds: float, cores: int) -> float:
             probabilities(model.method, embeddings), outliers(model.novelty, embeddings)
             ahead.append(pool.submit(read, next(starts)))
             if index == 3:
-                done, started = 0, time.perf_counter()
+                done, started, cpu = 0, time.perf_counter(), time.process_time()
             elif index > 3:
                 done += len(pixels)
                 if time.perf_counter() - started > seconds:
                     for future in ahead:
                         future.cancel()
-                    return done / (time.perf_counter() - started)
+                    return done / (time.perf_counter() - started), 1000 * (time.process_time() - cpu) / done
     raise AssertionError
 
 
@@ -151,8 +152,8 @@ def endpoint(folder: str, port: int, cores: int) -> None:
         threading.Event().wait()
 
 
-def client(port: int, files: list[Path], clients: int, seconds: float) -> tuple[float, float, float, int]:
-    """Images a second, p50 and p99 in milliseconds, failed requests."""
+def client(port: int, files: list[Path], clients: int, seconds: float) -> tuple[float, float, float, int, int]:
+    """Images a second, p50 and p99 in milliseconds, all requests, failed ones."""
     bodies = [_form(file.read_bytes()) for file in files]
     times: list[tuple[float, float]] = []
     failed, end = [0], time.perf_counter() + 3 + seconds
@@ -178,7 +179,7 @@ def client(port: int, files: list[Path], clients: int, seconds: float) -> tuple[
     counted = [(a, b) for a, b in times if end - seconds <= b <= end]
     latencies = sorted(1000 * (b - a) for a, b in counted)
     at = lambda share: latencies[min(len(latencies) - 1, int(share * len(latencies)))]  # noqa: E731
-    return len(counted) / seconds, at(0.5), at(0.99), failed[0]
+    return len(counted) / seconds, at(0.5), at(0.99), len(times), failed[0]
 
 
 def _form(data: bytes) -> bytes:
@@ -187,8 +188,8 @@ def _form(data: bytes) -> bytes:
 
 
 @contextmanager
-def server(kind: str, folder: str, cores: list[int]) -> Iterator[int]:
-    """Start a server on these cores; yields its port."""
+def server(kind: str, folder: str, cores: list[int]) -> Iterator[tuple[int, int]]:
+    """Start a server on these cores; yields its port and process."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -199,7 +200,7 @@ def server(kind: str, folder: str, cores: list[int]) -> Iterator[int]:
             assert process.poll() is None, f"{kind} ended"
             assert time.monotonic() < deadline, f"{kind} does not start"
             time.sleep(0.5)
-        yield port
+        yield port, process.pid
     finally:
         process.terminate()
         process.wait(60)
@@ -219,6 +220,22 @@ def _pinned(cores: list[int], *arguments: str, **options: Any) -> subprocess.Pop
     # Ray sets the threads of its workers itself; for everything else the cores are the limit.
     command = ["taskset", "-c", listed, sys.executable, __file__, "--cores", listed, *arguments]
     return subprocess.Popen(command, text=True, stderr=subprocess.DEVNULL, **options)
+
+
+def _cpu_seconds(pid: int) -> float:
+    """CPU time of a process and all below it, those included that have ended and were waited for."""
+    spent: dict[int, tuple[int, float]] = {}
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            fields = (process / "stat").read_text().rpartition(")")[2].split()
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        spent[int(process.name)] = int(fields[1]), sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
+    below, total = {pid}, 0.0
+    while below:
+        total += sum(spent[each][1] for each in below if each in spent)
+        below = {each for each, (parent, _) in spent.items() if parent in below}
+    return total
 
 
 def _move(name: str, cores: list[int]) -> None:
@@ -273,7 +290,7 @@ def _act(options: argparse.Namespace) -> None:
     """What a process started by this one does."""
     cores = len(options.cores)
     if options.role == "limit":
-        print(limit(_files(options.images), options.folder, options.seconds, cores))
+        print(*limit(_files(options.images), options.folder, options.seconds, cores))
     elif options.role == "client":
         print(*client(options.port, _files(options.images), options.clients[0], options.seconds))
     else:
@@ -285,22 +302,24 @@ def _measure(options: argparse.Namespace, folder: str) -> None:
     ratios = []
     for _ in range(options.repeats):
         process = _pinned(options.cores, "--role", "limit", "--folder", folder, *images, stdout=subprocess.PIPE)
-        top = float(process.communicate()[0].split()[-1])
-        print(f"{'limit':>10}: {top:.1f} images/s")
+        top, cpu = map(float, process.communicate()[0].split()[-2:])
+        print(f"{'limit':>10}: {'':11} {top:6.1f} images/s{'':32}  CPU {cpu:4.0f} ms/image")
         rates: dict[str, float] = {}
         for kind in ("plain", "raycluster"):
-            with server(kind, folder, options.cores) as port:
+            with server(kind, folder, options.cores) as (port, pid):
                 if kind == "raycluster" and options.apart:
                     for name in ("ray::ProxyActor", "ray::ServeReplica:raycluster:Ingress", "ray::ServeController"):
                         _move(name, options.other_cores)
                 for clients in options.clients:
                     asking = ["--role", "client", "--port", str(port), "--clients", str(clients), *images]
+                    cpu = _cpu_seconds(pid)
                     out = _pinned(options.client_cores, *asking, stdout=subprocess.PIPE).communicate()[0]
-                    rate, median, worst, failed = map(float, out.split())
+                    rate, median, worst, done, failed = map(float, out.split())
+                    cpu = 1000 * (_cpu_seconds(pid) - cpu) / done
                     assert not failed, f"{kind}: {failed:.0f} requests failed"
                     rates[kind] = rate
                     print(
-                        f"{kind:>10}: {clients:3} clients {rate:6.1f} images/s  p50 {median:6.0f} ms  p99 {worst:6.0f} ms  failed {failed:.0f}"
+                        f"{kind:>10}: {clients:3} clients {rate:6.1f} images/s  p50 {median:6.0f} ms  p99 {worst:6.0f} ms  CPU {cpu:4.0f} ms/image"
                     )
         ratios.append((rates["raycluster"] / top, rates["raycluster"] / rates["plain"]))
         print(
