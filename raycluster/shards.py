@@ -82,7 +82,7 @@ def write_groups(part: Location, groups: Iterable[pa.Table]) -> Counter[str]:
     """Write a part group by group, and give its status counts."""
     counts: Counter[str] = Counter()
     with (
-        part._replacing() as (filesystem, path),
+        part.replacing() as (filesystem, path),
         pq.ParquetWriter(
             path,
             SHARDS,

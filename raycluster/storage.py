@@ -100,7 +100,7 @@ class Location:
 
     def write_bytes(self, data: bytes) -> None:
         """Write the whole file at once: readers see the old file or the new one, never a part."""
-        with self._replacing() as (filesystem, path), filesystem.open_output_stream(path) as stream:
+        with self.replacing() as (filesystem, path), filesystem.open_output_stream(path) as stream:
             stream.write(data)
 
     def create(self, data: bytes) -> bool:
@@ -129,7 +129,7 @@ class Location:
 
     def write_table(self, table: pa.Table, row_group_size: int | None = None) -> None:
         """Write one Parquet file at once."""
-        with self._replacing() as (filesystem, path):
+        with self.replacing() as (filesystem, path):
             pq.write_table(table, path, filesystem=filesystem, compression="zstd", row_group_size=row_group_size)
 
     def delete(self) -> None:
@@ -140,7 +140,7 @@ class Location:
         elif info.type == fs.FileType.Directory:
             self.filesystem.delete_dir(self.path)
 
-    def _replacing(self) -> _Replacing:
+    def replacing(self) -> _Replacing:
         return _Replacing(self)
 
 

@@ -132,9 +132,6 @@ def test_serve_would_take_its_file() -> None:
 
 
 def test_the_applications_import_path_resolves_and_takes_the_arguments() -> None:
-    pytest.importorskip("raycluster.serving", reason="raycluster.serving is not merged yet")
-    from ray.serve._private.build_app import call_user_app_builder_with_args_if_necessary  # noqa: F401
-
     (application,) = serve_files()["serve.yaml"]["applications"]
     module, _, name = application["import_path"].partition(":")
     builder = getattr(importlib.import_module(module), name)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import socket
 import time
 from collections.abc import Iterator
@@ -19,15 +18,13 @@ from raycluster.doctor import doctor
 from raycluster.probes import Check, storage_checks
 from raycluster.storage import locate
 
-S3 = os.environ.get("RAYCLUSTER_TEST_S3")
-needs_s3 = pytest.mark.skipif(S3 is None, reason="RAYCLUSTER_TEST_S3 names no S3 endpoint")
 needs_ray = pytest.mark.usefixtures("local_ray")
 
 OUTPUT = tuple(f"output {step}" for step in ("list", "put", "get", "delete", "lock"))
 
 
 def configured(output: str, images: str = "s3://raycluster-test/", **storage: Any) -> RunConfig:
-    options = {"endpoint_url": S3, "region": "us-east-1", **storage}
+    options = {"region": "us-east-1", **storage}
     return validate({"images": images, "output": output, "clusters": 2, "storage": options})
 
 
@@ -108,11 +105,11 @@ def test_a_local_output_that_works_is_left_as_it_was(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def bucket() -> Iterator[str]:
-    """A bucket of its own, empty, on the real server."""
+def bucket(s3: StorageConfig) -> Iterator[str]:
+    """A bucket of its own, empty, on the server."""
     import botocore.session
 
-    client = botocore.session.get_session().create_client("s3", endpoint_url=S3, region_name="us-east-1")
+    client = botocore.session.get_session().create_client("s3", endpoint_url=s3.endpoint_url, region_name="us-east-1")
     name = f"raycluster-doctor-{time.time_ns()}"
     client.create_bucket(Bucket=name)
     yield name
@@ -123,37 +120,39 @@ def bucket() -> Iterator[str]:
     client.delete_bucket(Bucket=name)
 
 
-@needs_s3
-def test_all_is_well_and_nothing_is_left_behind(bucket: str) -> None:
-    found = checked(configured(f"s3://{bucket}/out", f"s3://{bucket}"))
+def test_all_is_well_and_nothing_is_left_behind(bucket: str, s3: StorageConfig) -> None:
+    found = checked(configured(f"s3://{bucket}/out", f"s3://{bucket}", endpoint_url=s3.endpoint_url))
     assert {check.state for check in found.values()} == {"ok"}, found
-    assert not locate(f"s3://{bucket}", StorageConfig(endpoint_url=S3, region="us-east-1")).list(recursive=True)
+    assert not locate(f"s3://{bucket}", s3).list(recursive=True)
 
 
-@needs_s3
-def test_wrong_keys(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wrong_keys(bucket: str, s3: StorageConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
-    found = checked(configured(f"s3://{bucket}/out", f"s3://{bucket}"))
+    found = checked(configured(f"s3://{bucket}/out", f"s3://{bucket}", endpoint_url=s3.endpoint_url))
     assert_failed(found["output list"], "access is denied", "check the keys that `credentials` names")
     assert_failed(found["images list"], "access is denied", "s3:ListBucket")
 
 
-@needs_s3
-def test_a_bucket_that_is_not_there() -> None:
-    found = checked(configured("s3://raycluster-no-such-bucket/out", "s3://raycluster-no-such-bucket/in"))
+def test_a_bucket_that_is_not_there(s3: StorageConfig) -> None:
+    found = checked(
+        configured(
+            "s3://raycluster-no-such-bucket/out", "s3://raycluster-no-such-bucket/in", endpoint_url=s3.endpoint_url
+        )
+    )
     assert_failed(found["output list"], "the bucket raycluster-no-such-bucket does not exist", "create it")
     assert_failed(found["images list"], "the bucket raycluster-no-such-bucket does not exist", "correct its name")
 
 
-@needs_s3
 @pytest.mark.parametrize(("denied", "failing"), [("s3:PutObject", "output put"), ("s3:DeleteObject", "output delete")])
-def test_an_output_that_may_only_be_read_or_only_be_written(bucket: str, denied: str, failing: str) -> None:
+def test_an_output_that_may_only_be_read_or_only_be_written(
+    bucket: str, s3: StorageConfig, denied: str, failing: str
+) -> None:
     import botocore.session
 
-    client = botocore.session.get_session().create_client("s3", endpoint_url=S3, region_name="us-east-1")
+    client = botocore.session.get_session().create_client("s3", endpoint_url=s3.endpoint_url, region_name="us-east-1")
     statement = {"Effect": "Deny", "Principal": "*", "Action": denied, "Resource": f"arn:aws:s3:::{bucket}/*"}
     client.put_bucket_policy(Bucket=bucket, Policy=json.dumps({"Version": "2012-10-17", "Statement": [statement]}))
-    found = checked(configured(f"s3://{bucket}/out", f"s3://{bucket}"))
+    found = checked(configured(f"s3://{bucket}/out", f"s3://{bucket}", endpoint_url=s3.endpoint_url))
     assert_failed(found[failing], "access is denied", f"allowed {denied} there")
 
 

@@ -37,7 +37,6 @@ from raycluster.tables import SHARDS
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
 
 KINDS = ("house", "fish", "tree", "star")
-S3 = os.environ.get("RAYCLUSTER_TEST_S3")
 BAD = {"empty.jpg": "empty", "text.jpg": "undecodable", "gone.jpg": "missing"}
 
 
@@ -284,22 +283,17 @@ def test_killed_while_it_writes_shards_it_goes_on(tmp_path: Path) -> None:
     assert not list((tmp_path / "out" / "shards").glob("*/*.tmp"))
 
 
-@pytest.mark.skipif(S3 is None, reason="RAYCLUSTER_TEST_S3 names no S3 endpoint")
-def test_in_a_bucket_a_part_that_was_broken_off_is_completed(photos: Path) -> None:
-    from pyarrow import fs
-
-    fs.S3FileSystem(endpoint_override=S3, region="us-east-1", allow_bucket_creation=True).create_dir("raycluster-test")
-    storage = StorageConfig(endpoint_url=S3, region="us-east-1")
-    root = locate(f"s3://raycluster-test/shards-{time.time_ns()}", storage)
+def test_in_a_bucket_a_part_that_was_broken_off_is_completed(photos: Path, s3: StorageConfig) -> None:
+    root = locate(f"s3://raycluster-test/shards-{time.time_ns()}", s3)
     for file in sorted(photos.glob("*-*.jpg")):
         (root / "photos" / file.name).write_bytes(file.read_bytes())
-    listing = number_rows(list_images(((root / "photos").uri,), storage, None).table, None, 0)
+    listing = number_rows(list_images(((root / "photos").uri,), s3, None).table, None, 0)
     (root / "manifest" / "part-000000000000.parquet").write_table(listing)
-    job = ShardJob(64, EncoderConfig(model="builtin"), storage, root / "shards")
+    job = ShardJob(64, EncoderConfig(model="builtin"), s3, root / "shards")
 
     def broken() -> Iterator[pa.Table]:
         rows = listing.slice(0, 10)
-        yield shard_rows(rows, pictures(rows, storage, 2**20), 64, 10**8)
+        yield shard_rows(rows, pictures(rows, s3, 2**20), 64, 10**8)
         raise OSError("the network is gone")
 
     with pytest.raises(OSError, match="the network is gone"):
@@ -312,4 +306,4 @@ def test_in_a_bucket_a_part_that_was_broken_off_is_completed(photos: Path) -> No
     assert np.array_equal(np.sort(row_ids(parts(job.folder))), np.arange(48))
     where = find_rows(parts(job.folder), np.arange(48))
     where = where.set_column(1, "uri", where["uri"].cast(pa.string()))
-    assert GroupReader(storage, capacity=1)(where)["status"].to_pylist() == ["ok"] * 48
+    assert GroupReader(s3, capacity=1)(where)["status"].to_pylist() == ["ok"] * 48

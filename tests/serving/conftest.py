@@ -46,9 +46,12 @@ def local(live: LiveModel) -> Iterator[LocalEndpoint]:
         yield endpoint
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def endpoint(run: RunResult) -> Iterator[ServeEndpoint]:
-    """The endpoint on the shared Ray, deployed as `serve deploy` does; tight limits where a test wants to reach them."""
+    """The endpoint on the shared Ray, deployed as `serve deploy` does; tight limits where a test wants to reach them.
+
+    Not for the session: its replicas reserve CPUs, for which the runs of other tests would wait for ever.
+    """
     limits = {"max_items": 16, "max_body_bytes": 2**20, "body_seconds": 3.0, "max_waiting_items": 64}
     with ServeEndpoint({"run": run.output, "limits": limits}) as endpoint:
         yield endpoint
