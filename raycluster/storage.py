@@ -141,11 +141,12 @@ class Location:
             self.filesystem.delete_dir(self.path)
 
     def replacing(self) -> _Replacing:
+        """Context `(filesystem, path)` to write the file in: it takes its place at the end; a local one not if the body raises."""
         return _Replacing(self)
 
 
 class _Replacing:
-    """Context in which a file is written beside its place and then moved there (one PUT on S3, which is atomic)."""
+    """Context in which a file is written beside its place and then moved there (on S3 in place: an upload is atomic)."""
 
     def __init__(self, target: Location) -> None:
         self.target = target
