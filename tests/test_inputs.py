@@ -156,13 +156,14 @@ def test_fine_tuning_sees_pictures_in_tars_and_tables(pictures: dict[str, bytes]
     from raycluster.config import EncoderConfig
     from raycluster.encoder.clip import resolve_encoder
     from raycluster.images.manifest import list_images, number_rows
-    from raycluster.training.pixels import PixelJob, view_rows
+    from raycluster.training.pixels import PixelJob, training_rows, view_rows
 
     sources = write_sources(locate(str(tmp_path)), pictures)
     images = number_rows(list_images(tuple(sources), StorageConfig(), None).table, None, 0)
     limits = EncoderConfig(model="builtin")
     job = PixelJob(resolve_encoder(limits, False), limits, StorageConfig(), 0, len(images), 8)
     order = np.random.default_rng(0).permutation(len(images))
-    views = view_rows(images, order, np.zeros(len(order), np.int64), job)
+    rows = training_rows(images, order, np.zeros(len(order), np.int64), job.seed)
+    views = view_rows(rows, job)
     found = dict(zip(order.tolist(), views["status"].to_pylist(), strict=True))
     assert [row for row, status in sorted(found.items()) if status != "ok"] == [6, 13, 26, 27]
