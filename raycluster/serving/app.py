@@ -10,6 +10,8 @@ import logging
 import math
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import accumulate, chain
 from typing import Any, TypeVar
 
 import numpy as np
@@ -29,7 +31,7 @@ from raycluster.serving.intake import RETRY_AFTER_S, overloaded
 from raycluster.serving.live import Answer, Card, Job, LiveModel, Loaded, Stale
 from raycluster.serving.metrics import ModelMetrics, RequestMetrics, gather
 from raycluster.serving.service import Service
-from raycluster.serving.settings import Replicas, ServeSettings
+from raycluster.serving.settings import ModelReplicas, Replicas, ServeSettings
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +63,8 @@ class ModelReplica:
         self._device = "cuda" if torch.cuda.is_available() and ray.get_gpu_ids() else "cpu"
         self._live: LiveModel | None = None
         self._metrics = ModelMetrics()
-        self._batcher: Batcher[Job, Answer | Stale] = Batcher(self._compute, settings.model.max_batch)
+        self._batcher: Batcher[Job, Answer | Stale] = Batcher(self._in_thread, settings.model.max_batch)
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="model")
         self._watcher: asyncio.Task[None] | None = None
         self._changing = asyncio.Lock()
 
@@ -112,6 +115,9 @@ class ModelReplica:
                 elif live.card.refused != refused:
                     self._metrics.refuse()
 
+    async def _in_thread(self, jobs: Sequence[Job]) -> Sequence[Answer | Stale]:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self._compute, jobs)
+
     def _compute(self, jobs: Sequence[Job]) -> Sequence[Answer | Stale]:
         started = time.monotonic()
         assert self._live is not None
@@ -141,10 +147,13 @@ class ModelReplica:
 
 
 class HandleClient:
-    """The model behind a deployment handle. A request whose replica dies is given to another one."""
+    """The model behind a deployment handle. A call costs milliseconds, so what waits goes together; if a replica dies under it, to another."""
 
-    def __init__(self, handle: DeploymentHandle) -> None:
+    def __init__(self, handle: DeploymentHandle, model: ModelReplicas) -> None:
         self._handle = handle
+        # Two a replica: one that is computed, one that is on its way.
+        calls = 2 * max(model.min_replicas, model.max_replicas)
+        self._batcher: Batcher[Job, Answer | Stale] = Batcher(self._send, model.max_batch, calls)
 
     async def card(self) -> Card:
         """Of the model in use."""
@@ -152,7 +161,24 @@ class HandleClient:
 
     async def assign(self, rows: np.ndarray, pixels: str | None, top_k: int) -> Answer | Stale:
         """Assign pictures or embeddings."""
-        return await self._ask(lambda: self._handle.assign.remote(rows, pixels, top_k))
+        return await self._batcher.submit(Job(rows, pixels, top_k))
+
+    async def _send(self, jobs: Sequence[Job]) -> Sequence[Answer | Stale]:
+        """One call, or of pictures and embeddings, or while encoders change, one of each kind."""
+        kinds: dict[str | None, list[int]] = {}
+        for place, job in enumerate(jobs):
+            kinds.setdefault(job.pixels, []).append(place)
+        together = [await self._send_kind([jobs[place] for place in places]) for places in kinds.values()]
+        found = dict(zip(chain(*kinds.values()), chain(*together), strict=True))
+        return [found[place] for place in range(len(jobs))]
+
+    async def _send_kind(self, jobs: Sequence[Job]) -> Sequence[Answer | Stale]:
+        rows, top_k = np.concatenate([job.rows for job in jobs]), max(job.top_k for job in jobs)
+        answer = await self._ask(lambda: self._handle.assign.remote(rows, jobs[0].pixels, top_k))
+        if isinstance(answer, Stale):
+            return [answer] * len(jobs)
+        ends = list(accumulate(map(len, jobs)))
+        return [answer.part(end - len(job), end, job.top_k) for job, end in zip(jobs, ends, strict=True)]
 
     async def clusters(self, start: int, stop: int) -> tuple[str, list[dict[str, Any]], int]:
         """Some clusters."""
@@ -178,7 +204,7 @@ class Ingress:
 
     def __init__(self, model: DeploymentHandle, settings: ServeSettings) -> None:
         threads = math.ceil(settings.ingress.num_cpus)
-        self._service = Service(settings, HandleClient(model), threads)
+        self._service = Service(settings, HandleClient(model, settings.model), threads)
         self._metrics = RequestMetrics()
 
     def __serve_build_asgi_app__(self) -> FastAPI:

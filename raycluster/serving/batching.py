@@ -1,4 +1,6 @@
-"""Batches of what waits: whenever the model is free it takes as many waiting requests as fit, in the order they came.
+"""Batches of what waits: whenever there is room for another batch, it takes as many waiting requests as fit, in the order they came.
+
+The ingress makes one call of what waits for the model, and the model one forward pass of what waits for it.
 
 Serve's own `@serve.batch` closes a batch before the model is free: with a short wait, requests that arrive while a batch is
 computed become many small batches of their own; with a long one, a lone request waits for company that never comes. And with
@@ -9,8 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Generic, Protocol, TypeVar
 
 
@@ -25,29 +26,31 @@ R = TypeVar("R")
 
 
 class Batcher(Generic[S, R]):
-    """Runs `compute` on batches of requests in a thread of its own. Belongs to one event loop."""
+    """Runs `compute` on batches of requests. Belongs to one event loop."""
 
-    def __init__(self, compute: Callable[[Sequence[S]], Sequence[R]], max_rows: int) -> None:
-        """`compute`: requests → their results in order; `max_rows`: most rows of a batch; a larger request is a batch by itself."""
-        self._compute, self._max_rows = compute, max_rows
+    def __init__(
+        self, compute: Callable[[Sequence[S]], Awaitable[Sequence[R]]], max_rows: int, parallel: int = 1
+    ) -> None:
+        """`compute`: requests → their results in order; `max_rows`: most rows of a batch; a larger request is a batch by itself; `parallel`: batches at a time."""
+        self._compute, self._max_rows, self._parallel = compute, max_rows, parallel
         self._waiting: deque[tuple[S, asyncio.Future[R]]] = deque()
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="model")
-        self._worker: asyncio.Task[None] | None = None
+        self._workers: set[asyncio.Task[None]] = set()
 
     async def submit(self, request: S) -> R:
         """The result of one request. One that is cancelled before its batch begins is not computed."""
         future: asyncio.Future[R] = asyncio.get_running_loop().create_future()
         self._waiting.append((request, future))
-        if self._worker is None or self._worker.done():
-            self._worker = asyncio.create_task(self._work())
+        if len(self._workers) < self._parallel:
+            worker = asyncio.create_task(self._work())
+            self._workers.add(worker)
+            worker.add_done_callback(self._workers.discard)
         return await future
 
     async def _work(self) -> None:
         """Until nothing waits."""
-        loop = asyncio.get_running_loop()
         while batch := self._next_batch():
             try:
-                results = await loop.run_in_executor(self._thread, self._compute, [request for request, _ in batch])
+                results = await self._compute([request for request, _ in batch])
             except Exception as error:  # noqa: BLE001 - belongs to the requests; the next batch may do better
                 for _, future in batch:
                     if not future.done():

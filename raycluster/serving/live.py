@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -65,7 +66,21 @@ class Answer:
     top_confidence: np.ndarray
     """float32 [n, k]."""
     names: dict[int, str]
-    """Names of all clusters in `top`."""
+    """Names of all clusters in `top`, and perhaps of more."""
+
+    def part(self, start: int, stop: int, top_k: int) -> Answer:
+        """Of some of the rows."""
+        here = slice(start, stop)
+        return Answer(
+            self.version,
+            self.cluster[here],
+            self.confidence[here],
+            self.margin[here],
+            self.outlier[here],
+            self.top[here, :top_k],
+            self.top_confidence[here, :top_k],
+            self.names,
+        )
 
 
 @dataclass(frozen=True)
@@ -137,25 +152,11 @@ class Loaded:
         p, outlier = probabilities(self.model.method, embeddings), outliers(self.model.novelty, embeddings)
         cluster, confidence, margin, _ = top_two(p)
         values, indices = p.topk(min(max(job.top_k for job in jobs), p.shape[1]), dim=1)
-        answers, start = [], 0
-        for job in jobs:
-            here = slice(start, start + len(job))
-            top = indices[here, : job.top_k].to(torch.int32).numpy()
-            names = {int(c): self.model.names[c] for c in np.unique(np.append(top, cluster[here]))}
-            answers.append(
-                Answer(
-                    self.card.version,
-                    cluster[here],
-                    confidence[here],
-                    margin[here],
-                    outlier[here],
-                    top,
-                    values[here, : job.top_k].numpy(),
-                    names,
-                )
-            )
-            start += len(job)
-        return answers
+        top = indices.to(torch.int32).numpy()
+        names = {int(c): self.model.names[c] for c in np.unique(np.append(top, cluster))}
+        whole = Answer(self.card.version, cluster, confidence, margin, outlier, top, values.numpy(), names)
+        ends = list(accumulate(map(len, jobs)))
+        return [whole.part(end - len(job), end, job.top_k) for job, end in zip(jobs, ends, strict=True)]
 
 
 def preprocessing(spec: EncoderSpec) -> str:

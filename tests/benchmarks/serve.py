@@ -3,7 +3,7 @@
     python tests/benchmarks/serve.py --images photos/ --model local-dir:/path/to/clip
     python tests/benchmarks/serve.py                      # drawn pictures and the built-in model
 
-Three servers in turn on the same cores, asked by clients on other cores, one picture a request over kept connections:
+Three servers in turn on the same cores, asked by clients on other cores, `--each` pictures a request over kept connections:
 `limit` is no server at all but decode, preprocess and forward in one process, pictures decoded ahead by threads, the model on all
 of these cores; `plain` is a FastAPI app that calls the model one request at a time; `raycluster` is the endpoint, all of whose processes –
 proxy, ingress, model, Ray's own – share these cores. With `--apart` only the model replica has them, and proxy and
@@ -152,9 +152,12 @@ def endpoint(folder: str, port: int, cores: int) -> None:
         threading.Event().wait()
 
 
-def client(port: int, files: list[Path], clients: int, seconds: float) -> tuple[float, float, float, int, int]:
+def client(
+    port: int, files: list[Path], clients: int, seconds: float, each: int
+) -> tuple[float, float, float, int, int]:
     """Images a second, p50 and p99 in milliseconds, all requests, failed ones."""
-    bodies = [_form(file.read_bytes()) for file in files]
+    contents = [file.read_bytes() for file in files]
+    bodies = [_form([contents[(i + k) % len(contents)] for k in range(each)]) for i in range(len(contents))]
     times: list[tuple[float, float]] = []
     failed, end = [0], time.perf_counter() + 3 + seconds
     turn = count()
@@ -179,12 +182,12 @@ def client(port: int, files: list[Path], clients: int, seconds: float) -> tuple[
     counted = [(a, b) for a, b in times if end - seconds <= b <= end]
     latencies = sorted(1000 * (b - a) for a, b in counted)
     at = lambda share: latencies[min(len(latencies) - 1, int(share * len(latencies)))]  # noqa: E731
-    return len(counted) / seconds, at(0.5), at(0.99), len(times), failed[0]
+    return each * len(counted) / seconds, at(0.5), at(0.99), each * len(times), failed[0]
 
 
-def _form(data: bytes) -> bytes:
+def _form(pictures: list[bytes]) -> bytes:
     head = b'--b\r\ncontent-disposition: form-data; name="files"; filename="a.jpg"\r\n\r\n'
-    return head + data + b"\r\n--b--\r\n"
+    return b"".join(head + data + b"\r\n" for data in pictures) + b"--b--\r\n"
 
 
 @contextmanager
@@ -261,6 +264,7 @@ def main() -> None:
     parser.add_argument("--client-cores", type=numbers, default=every[half:] or every)
     parser.add_argument("--other-cores", type=numbers, help="with --apart: of proxy and ingress")
     parser.add_argument("--apart", action="store_true")
+    parser.add_argument("--each", type=int, default=1, help="pictures a request")
     parser.add_argument("--clients", type=numbers, default=[1, 8, 64])
     parser.add_argument("--seconds", type=float, default=15)
     parser.add_argument("--repeats", type=int, default=3)
@@ -281,7 +285,7 @@ def main() -> None:
         folder = str(Path(scratch) / "model")
         make_model(_files(options.images), options.model, Path(folder))
         print(
-            f"server on cores {options.cores}, clients on {options.client_cores}, model {options.model}; load {os.getloadavg()[0]:.1f}"
+            f"server on cores {options.cores}, clients on {options.client_cores}, {options.each} a request, model {options.model}; load {os.getloadavg()[0]:.1f}"
         )
         _measure(options, folder)
 
@@ -292,7 +296,7 @@ def _act(options: argparse.Namespace) -> None:
     if options.role == "limit":
         print(*limit(_files(options.images), options.folder, options.seconds, cores))
     elif options.role == "client":
-        print(*client(options.port, _files(options.images), options.clients[0], options.seconds))
+        print(*client(options.port, _files(options.images), options.clients[0], options.seconds, options.each))
     else:
         {"plain": plain, "raycluster": endpoint}[options.role](options.folder, options.port, cores)
 
@@ -311,7 +315,17 @@ def _measure(options: argparse.Namespace, folder: str) -> None:
                     for name in ("ray::ProxyActor", "ray::ServeReplica:raycluster:Ingress", "ray::ServeController"):
                         _move(name, options.other_cores)
                 for clients in options.clients:
-                    asking = ["--role", "client", "--port", str(port), "--clients", str(clients), *images]
+                    asking = [
+                        "--role",
+                        "client",
+                        "--port",
+                        str(port),
+                        "--clients",
+                        str(clients),
+                        "--each",
+                        str(options.each),
+                        *images,
+                    ]
                     cpu = _cpu_seconds(pid)
                     out = _pinned(options.client_cores, *asking, stdout=subprocess.PIPE).communicate()[0]
                     rate, median, worst, done, failed = map(float, out.split())
