@@ -55,6 +55,7 @@ def test_ready_made_embeddings_from_a_bucket_to_a_bucket(method: dict[str, Any],
     )
 
 
+@pytest.mark.torture
 @pytest.mark.timeout(400)
 def test_pictures_from_a_bucket_are_clustered_and_the_encoder_is_tuned(root: Location, tmp_path: Path) -> None:
     draw_dataset(tmp_path, 32, ("house", "fish"), seed=4)
@@ -70,7 +71,7 @@ def test_pictures_from_a_bucket_are_clustered_and_the_encoder_is_tuned(root: Loc
         "vocabulary": {"source": (root / "nouns.txt").uri, "cache": (root / "cache").uri},
         "storage": root.options.model_dump(),
         "resources": {"encoder_actors": 1},
-        "finetune": {"enabled": True, "rank": 4, "batch_size": 16, "epochs": 2, "checkpoint_seconds": 0},
+        "finetune": {"enabled": True, "rank": 4, "batch_size": 16, "epochs": 1},
     }
     result = raycluster.run(config)
     assert "reembed" in result.stages, result.warnings

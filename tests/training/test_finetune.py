@@ -150,6 +150,7 @@ def test_two_workers_are_one(undisturbed: Tuned, images: pa.Table, method: Metho
     assert agreement >= 0.98
 
 
+@pytest.mark.torture
 def test_a_killed_worker_resumes_in_the_middle_of_an_epoch(
     undisturbed: Tuned, images: pa.Table, method: Method, tmp_path: Path
 ) -> None:
@@ -194,6 +195,7 @@ def test_shards_are_read_in_the_order_of_their_row_groups(stored: pa.Table, imag
                 np.testing.assert_array_equal(views.strong[i], expected[1])
 
 
+@pytest.mark.torture
 def test_on_shards_two_workers_are_one(stored: pa.Table, method: Method, tmp_path: Path) -> None:
     two = tuned(stored, method, tmp_path / "s2", workers=2, epochs=2)
     config = FinetuneConfig(rank=8, learning_rate=2e-4, batch_size=BATCH, epochs=2)

@@ -77,6 +77,7 @@ def test_two_workers_of_which_one_is_killed_end_with_the_model_of_one(tmp_path: 
     assert float((clusters(again) == clusters(alone)).float().mean()) >= 0.99
 
 
+@pytest.mark.torture
 @pytest.mark.timeout(400)
 def test_a_killed_driver_resumes_at_the_last_checkpoint(tmp_path: Path) -> None:
     given = arrays()
