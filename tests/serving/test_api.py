@@ -155,6 +155,12 @@ def test_other_kinds_of_bodies(local: LocalEndpoint, header: str) -> None:
         check_error(reply, 415, "unsupported_media_type")
 
 
+def test_compressed_bodies(local: LocalEndpoint) -> None:
+    headers = {"content-type": "application/json", "content-encoding": "gzip"}
+    reply = requests.post(f"{local.url}/v1/assign", data=b"\x1f\x8b", headers=headers, timeout=20)
+    check_error(reply, 415, "unsupported_media_type")
+
+
 def test_bodies_that_are_too_large(local: LocalEndpoint) -> None:
     message = check_error(
         requests.post(f"{local.url}/v1/assign", files={"files": b"x" * 2**21}, timeout=20), 413, "too_large"
