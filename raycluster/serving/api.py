@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from typing import Annotated, Any
@@ -64,6 +65,9 @@ def _add_assign(app: FastAPI, service: Service, observe: Observer) -> None:
         except Refused as refused:
             status = refused.status
             raise
+        except asyncio.CancelledError:  # the client hung up
+            status = 499
+            raise
         finally:
             observe(route, status, time.monotonic() - started, codes)
         response.headers[VERSION_HEADER] = version
@@ -72,9 +76,7 @@ def _add_assign(app: FastAPI, service: Service, observe: Observer) -> None:
     @app.post("/v1/assign", response_model=wire.AssignReply, operation_id="assign")
     async def assign(request: Request, response: Response) -> wire.AssignReply:
         """Assign pictures to clusters: a form with `files`, or JSON. A picture that cannot be used gets its own error."""
-        kind = intake.media_type(request)
-        if kind not in ("multipart/form-data", "application/json"):
-            raise Refused(415, "unsupported_media_type", "send multipart/form-data or application/json")
+        kind = intake.media_type(request, "multipart/form-data", "application/json")
 
         async def work(body: bytes) -> tuple[str, list[wire.Assignment]]:
             if kind == "application/json":
@@ -89,8 +91,7 @@ def _add_assign(app: FastAPI, service: Service, observe: Observer) -> None:
     @app.post("/v1/assign/embeddings", response_model=wire.AssignReply, operation_id="assign_embeddings")
     async def assign_embeddings(request: Request, response: Response) -> wire.AssignReply:
         """Assign ready-made embeddings, as the model's encoder gives them."""
-        if intake.media_type(request) != "application/json":
-            raise Refused(415, "unsupported_media_type", "send application/json")
+        intake.media_type(request, "application/json")
 
         async def work(body: bytes) -> tuple[str, list[wire.Assignment]]:
             parsed = intake.parse_json(body, wire.EmbeddingsRequest, limits.max_embeddings, limits.max_top_k)

@@ -90,9 +90,12 @@ class Holding:
         self.taken += count
 
 
-def media_type(request: Request) -> str:
-    """The media type of the body, without its parameters."""
-    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+def media_type(request: Request, *read: str) -> str:
+    """Which of the media types in `read` the body has; else :class:`Refused` with 415. A compressed body is none: it may be a bomb."""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind not in read or request.headers.get("content-encoding", "identity").lower() != "identity":
+        raise Refused(415, "unsupported_media_type", f"send {' or '.join(read)}, not compressed")
+    return kind
 
 
 async def read_body(request: Request, limits: Limits, holding: Holding) -> bytes:

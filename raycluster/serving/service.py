@@ -149,8 +149,9 @@ class Service:
         # These places stand in the run's own table; no request can name one.
         work = (uri, self.settings.storage, card.max_bytes, card.max_pixels)
         try:
-            return await self._run(self._fetchers, picture, *work)
-        except StorageError:
+            async with asyncio.timeout(self.limits.fetch_seconds):
+                return await self._run(self._fetchers, picture, *work)
+        except (StorageError, TimeoutError):
             return None
 
     async def _fetch(self, item: Picture, card: Card) -> Fetched | ItemError:
@@ -168,8 +169,10 @@ class Service:
         if place is None:
             return ItemError(code="forbidden", message="not below a place that this server allows")
         try:
-            return await self._run(self._fetchers, lambda: fetch(place.uri, storage, most, sleep=_short_sleep))
-        except StorageError:
+            # The thread goes on until the storage's client gives up.
+            async with asyncio.timeout(self.limits.fetch_seconds):
+                return await self._run(self._fetchers, lambda: fetch(place.uri, storage, most, sleep=_short_sleep))
+        except (StorageError, TimeoutError):
             return ItemError(code="unavailable", message="the storage did not answer; try again later")
 
     async def _decode(self, fetched: Fetched | ItemError, card: Card) -> np.ndarray | ItemError:

@@ -26,6 +26,8 @@ class Limits(Section):
     """Pixels that a picture's header may announce; the model's own `max_pixels` counts too."""
     body_seconds: float = Field(default=20.0, gt=0)
     """Time in which the whole body must have arrived."""
+    fetch_seconds: float = Field(default=15.0, gt=0)
+    """Time in which a picture named by URI must have been read; else the item says so, and its neighbors are answered."""
     request_seconds: float = Field(default=60.0, gt=0)
     """Time from the arrived body to the reply; then 503."""
     max_waiting_bytes: int = Field(default=512 * 2**20, ge=1024)

@@ -196,7 +196,7 @@ class ModelReply(Reply):
     """UTC time, ISO 8601."""
     refused: Refusal | None
     """The newest model that was offered in its place and refused, if any."""
-    limits: dict[str, float]
+    limits: dict[str, int | float]
     """What one request may ask for."""
 
 

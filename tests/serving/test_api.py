@@ -20,8 +20,10 @@ from PIL import Image
 from serving_kit import LocalEndpoint, post, wait_until
 
 import raycluster
+from raycluster.config import StorageConfig
 from raycluster.pipeline import RunResult
 from raycluster.serving.live import LiveModel
+from raycluster.storage import locate
 
 TOKEN = "a-token-of-some-length"
 
@@ -153,6 +155,12 @@ def test_other_kinds_of_bodies(local: LocalEndpoint, header: str) -> None:
         check_error(reply, 415, "unsupported_media_type")
 
 
+def test_compressed_bodies(local: LocalEndpoint) -> None:
+    headers = {"content-type": "application/json", "content-encoding": "gzip"}
+    reply = requests.post(f"{local.url}/v1/assign", data=b"\x1f\x8b", headers=headers, timeout=20)
+    check_error(reply, 415, "unsupported_media_type")
+
+
 def test_bodies_that_are_too_large(local: LocalEndpoint) -> None:
     message = check_error(
         requests.post(f"{local.url}/v1/assign", files={"files": b"x" * 2**21}, timeout=20), 413, "too_large"
@@ -238,6 +246,25 @@ def test_uris_only_below_allowed_places(
     assert codes == [None, None, "forbidden", "forbidden", "missing", "failed", "forbidden", "forbidden"]
     items = post_json(local.url, body).json()["items"]
     assert {item["error"]["code"] for item in items} == {"forbidden"}
+
+
+def test_pictures_in_a_bucket(live: LiveModel, files: list[Path], s3: StorageConfig) -> None:
+    root = locate(f"s3://raycluster-test/serving-{time.time_ns()}", s3)
+    for name in ("open/a.jpg", "secret/a.jpg"):
+        (root / name).write_bytes(files[0].read_bytes())
+    names = ("open/a.jpg", "open/gone.jpg", "secret/a.jpg", "open/../secret/a.jpg", "open")
+    body = {"items": [{"uri": f"{root.uri}/{name}"} for name in names]}
+    with LocalEndpoint(live, storage=s3.model_dump(), allowed_prefixes=[f"{root.uri}/open/"]) as endpoint:
+        items = post_json(endpoint.url, body).json()["items"]
+    assert [item["error"] and item["error"]["code"] for item in items] == [None, "missing", *["forbidden"] * 3]
+    away = {"endpoint_url": "http://127.0.0.1:1", "region": "x"}
+    body["items"].append({"image_base64": encoded(files[0])})
+    with LocalEndpoint(
+        live, storage=away, allowed_prefixes=[f"{root.uri}/open/"], limits={"fetch_seconds": 1.0}
+    ) as endpoint:
+        items = post_json(endpoint.url, body).json()["items"]
+    assert items[0]["error"]["code"] == "unavailable"
+    assert items[-1]["error"] is None
 
 
 def test_tokens_are_asked_for(live: LiveModel, files: list[Path], tmp_path: Path) -> None:

@@ -59,15 +59,21 @@ def ready(url: str) -> bool:
         return False
 
 
+def settle(endpoint: ServeEndpoint, replicas: int) -> None:
+    """Wait until the old replicas are gone."""
+    titles = ("ServeReplica:raycluster:Model", "ServeReplica:raycluster:Ingress")
+    wait_until(lambda: endpoint.status() == "RUNNING" and all(len(processes(t)) == replicas for t in titles), 240)
+
+
 @pytest.fixture(scope="module")
 def twice(endpoint: ServeEndpoint) -> Iterator[ServeEndpoint]:
     """The endpoint with two replicas of each deployment."""
     double = {"num_cpus": 0.25, "min_replicas": 2, "max_replicas": 2}
     endpoint.deploy(ingress=double, model=double)
-    wait_until(lambda: endpoint.status() == "RUNNING" and len(processes("ServeReplica:raycluster:Model")) == 2, 180)
+    settle(endpoint, 2)
     yield endpoint
     endpoint.deploy()
-    assert endpoint.wait_for_status() == "RUNNING"
+    settle(endpoint, 1)
 
 
 @pytest.mark.timeout(600)
