@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
@@ -69,28 +70,12 @@ def run(
         raise ConfigError("shards.enabled is false, so there are no shards to write; set it to true")
     folder = RunFolder(locate(settings.output, settings.storage))
     result = RunResult(command, "unfinished", folder.root.uri)
-    if not dry_run:
-        _check_writable(folder)
-    with nullcontext() if dry_run else lock.held(folder.root):
+
+    def begin() -> Stages:
         ready = prepare(settings, folder, retrain, retry_failed)
-        stages = Stages(ready, plan.make(folder, ready.inputs), result.warnings)
-        if not dry_run:
-            folder.set_plan(stages.steps)
-            # From the start: who finds the folder sees what it is, and with it tasks can tell dead credentials from a private object.
-            _record(settings, folder, result)
-        for stage in STAGES[: STAGES.index(until) + 1]:
-            # Looked up anew: what follows fine-tuning depends on what came of it.
-            if (step := stages.steps.get(stage)) is None:
-                continue
-            _do(stages, step, result, dry_run)
-            if stage == "finetune" and not dry_run:
-                _go_on_with_the_better(stages)
-            if stage in ("shard", "embed") and not dry_run:
-                _gate_failures(stages, stage)
-        result.status = "ok"
-        if not dry_run:
-            _record(settings, folder, result)
-    return result
+        return Stages(ready, plan.make(folder, ready.inputs), result.warnings)
+
+    return _carry_out(settings, folder, result, begin, STAGES[: STAGES.index(until) + 1], dry_run)
 
 
 def assign(*, retry_failed: bool = False, dry_run: bool = False, **given: Any) -> RunResult:
@@ -106,18 +91,40 @@ def assign(*, retry_failed: bool = False, dry_run: bool = False, **given: Any) -
     folder = RunFolder(locate(settings.output, settings.storage))
     new_pictures.check_output(folder, model)
     result = RunResult("assign", "unfinished", folder.root.uri, model=model.folder.uri)
+
+    def begin() -> Stages:
+        ready = new_pictures.prepare(settings, model, folder, retry_failed)
+        steps = plan.for_model(folder, ready.inputs, new_pictures.identity(model))
+        return new_pictures.NewPictures(ready, steps, result.warnings, known=model)
+
+    return _carry_out(settings, folder, result, begin, tuple(FOLDERS), dry_run)
+
+
+def _carry_out(
+    settings: Section,
+    folder: RunFolder,
+    result: RunResult,
+    begin: Callable[[], Stages],
+    order: Sequence[str],
+    dry_run: bool,
+) -> RunResult:
+    """Do what is not done of the planned stages in `order`, under the folder's lock; `begin` checks everything and plans."""
     if not dry_run:
         _check_writable(folder)
     with nullcontext() if dry_run else lock.held(folder.root):
-        ready = new_pictures.prepare(settings, model, folder, retry_failed)
-        steps = plan.for_model(folder, ready.inputs, new_pictures.identity(model))
-        stages = new_pictures.NewPictures(ready, steps, result.warnings, known=model)
+        stages = begin()
         if not dry_run:
-            folder.set_plan(steps)
+            folder.set_plan(stages.steps)
+            # From the start: who finds the folder sees what it is, and with it tasks can tell dead credentials from a private object.
             _record(settings, folder, result)
-        for stage, step in steps.items():
+        for stage in order:
+            # Looked up anew: what follows fine-tuning depends on what came of it.
+            if (step := stages.steps.get(stage)) is None:
+                continue
             _do(stages, step, result, dry_run)
-            if stage == "embed" and not dry_run:
+            if stage == "finetune" and not dry_run:
+                _go_on_with_the_better(stages)
+            if stage in ("shard", "embed") and not dry_run:
                 _gate_failures(stages, stage)
         if result.metrics.get("drifted"):
             result.warnings += result.metrics["verdict"]

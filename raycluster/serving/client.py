@@ -121,14 +121,27 @@ class Client:
             try:
                 files[index] = picture if isinstance(picture, bytes) else Path(picture).read_bytes()
             except OSError as error:
-                items[index] = _unread(error)
-        if files:
-            # Numbered, and named again here: many names of files would have to be escaped in a form.
-            form = [("files", (str(index), data, "application/octet-stream")) for index, data in files.items()]
-            answered = self._items("/v1/assign", files=form, data={"top_k": str(top_k)})
-            items.update(zip(files, answered, strict=True))
+                items[index] = _failed(_code(error), str(error))
+        items.update(self._assign_files(files, top_k))
         names = {index: str(index) if isinstance(picture, bytes) else str(picture) for index, picture in batch}
         return [{**items[index], "id": name} for index, name in names.items()]
+
+    def _assign_files(self, files: dict[int, bytes], top_k: int) -> dict[int, dict[str, Any]]:
+        if not files:
+            return {}
+        # Numbered, and named again by the caller: many names of files would have to be escaped in a form.
+        form = [("files", (str(index), data, "application/octet-stream")) for index, data in files.items()]
+        try:
+            return dict(zip(files, self._items("/v1/assign", files=form, data={"top_k": str(top_k)}), strict=True))
+        except EndpointError as error:
+            if error.status != 413:
+                raise
+            if len(files) == 1:
+                return {index: _failed("too_large", str(error)) for index in files}
+        # Large pictures: each half may be what the endpoint takes at once.
+        numbered = list(files.items())
+        halves = (dict(numbered[: len(files) // 2]), dict(numbered[len(files) // 2 :]))
+        return {index: item for half in halves for index, item in self._assign_files(half, top_k).items()}
 
     def _items(self, path: str, **body: Any) -> list[dict[str, Any]]:
         reply = self._ask("POST", path, **body).json()
@@ -182,16 +195,16 @@ def _batches(source: Iterator[T], size: int) -> Iterator[list[T]]:
         yield batch
 
 
-def _unread(error: OSError) -> dict[str, Any]:
-    code = (
-        "missing"
-        if isinstance(error, FileNotFoundError)
-        else "forbidden"
-        if isinstance(error, PermissionError)
-        else "failed"
-    )
+def _failed(code: str, message: str) -> dict[str, Any]:
+    """An item as the endpoint would answer it, for a picture that it never saw."""
     nothing = dict.fromkeys(("cluster", "name", "confidence", "margin", "outlier"))
-    return {**nothing, "top": [], "error": {"code": code, "message": str(error)}, "model": None}
+    return {**nothing, "top": [], "error": {"code": code, "message": message}, "model": None}
+
+
+def _code(error: OSError) -> str:
+    if isinstance(error, FileNotFoundError):
+        return "missing"
+    return "forbidden" if isinstance(error, PermissionError) else "failed"
 
 
 def _refusal(reply: requests.Response) -> EndpointError:

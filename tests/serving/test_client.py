@@ -58,6 +58,16 @@ def test_no_more_is_taken_than_is_being_sent(local: LocalEndpoint, files: list[P
     items.close()  # type: ignore[attr-defined]
 
 
+def test_large_pictures_are_sent_in_smaller_requests(live: LiveModel, files: list[Path]) -> None:
+    # What follows the end of a JPEG is ignored.
+    large = [path.read_bytes() + bytes(2**20) for path in files[:5]] + [files[5].read_bytes() + bytes(4 * 2**20)]
+    with LocalEndpoint(live, limits={"max_body_bytes": 3 * 2**20}) as endpoint:
+        items = list(Client(endpoint.url, batch=6, patience=10).assign(large))
+        assert [item["error"] and item["error"]["code"] for item in items] == [None] * 5 + ["too_large"]
+        alone = list(Client(endpoint.url).assign(files[:5]))
+    assert [item["cluster"] for item in items[:5]] == [item["cluster"] for item in alone]
+
+
 def test_the_rest_of_the_api(live: LiveModel, files: list[Path], photos: Path, tmp_path: Path) -> None:
     (tmp_path / "tokens").write_text(TOKEN)
     with LocalEndpoint(live, tokens_file=str(tmp_path / "tokens"), allowed_prefixes=[str(photos)]) as endpoint:
