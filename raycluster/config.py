@@ -40,9 +40,9 @@ class EncoderConfig(Section):
     """The CLIP model that turns pictures and nouns into embeddings."""
 
     model: str = "ViT-B-32-quickgelu"
-    """An open_clip architecture, `local-dir:<folder>` in open_clip's format, or `builtin` (the tiny demo model)."""
+    """An open_clip architecture, a folder in open_clip's format (`local-dir:<folder>`, `s3://…`), or `builtin` (the tiny demo model)."""
     pretrained: str | None = None
-    """open_clip weight tag (`openai`, …) or a local checkpoint file; absent for `local-dir:` and `builtin`."""
+    """open_clip weight tag (`openai`, …) or a checkpoint file (`s3://` allowed); absent for folders and `builtin`."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Arithmetic of the forward pass: `auto` is bf16 on a GPU and fp32 on a CPU."""
     max_bytes: int = Field(default=64 * 2**20, gt=0)
@@ -59,7 +59,7 @@ class EncoderConfig(Section):
 
     @model_validator(mode="after")
     def _weights_match_model(self) -> EncoderConfig:
-        carries_weights = self.model == "builtin" or self.model.startswith("local-dir:")
+        carries_weights = self.model == "builtin" or self.model.startswith(("local-dir:", "s3://"))
         if carries_weights and self.pretrained is not None:
             raise ValueError(f"model {self.model!r} brings its own weights: remove `pretrained`")
         if not carries_weights and self.pretrained is None:

@@ -139,7 +139,7 @@ class Model:
                 "this model was trained on ready-made embeddings: predict on embeddings of the same encoder"
             )
         config = {**stored["config"], "precision": stored["precision"]}
-        spec = resolve_encoder(validate(config, EncoderConfig, "model.json: encoder"), use_gpu=True)
+        spec = resolve_encoder(validate(config, EncoderConfig, "model.json: encoder"), True, self.storage)
         if spec.fingerprint != stored["fingerprint"]:
             raise ArtifactError(
                 f"encoder {spec.model}: the weights found now (fingerprint {spec.fingerprint}) are not those the model was trained "

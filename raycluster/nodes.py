@@ -249,7 +249,7 @@ def _check_weights(field: str, config: EncoderConfig, spec: EncoderSpec, nodes: 
             )
             raise ConfigError(
                 f"{field}: {spec.pretrained or spec.model} is on this machine's disk, and on node {node.address} it {what}; on several "
-                "nodes put the same files at the same path everywhere (in the image, as cluster_configs/Dockerfile does), or name a weight tag"
+                "nodes put them into a bucket (s3://…), or the same files at the same path everywhere (in the image), or name a weight tag"
             )
 
 

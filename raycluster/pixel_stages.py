@@ -121,7 +121,7 @@ class PixelStages(RunTables):
             len(images),
             min(config.batch_size, len(images)),
         )
-        before = load_model(self.place(self.steps["train"]))
+        before = load_model(self.place(self.steps["train"]), self.config.storage)
         training = self.folder.root / "training" / step.fingerprint
         known = rows.gather(self.parts("embed"), sampled(sample, GUARDED, self.config.seed))
         sizes = probabilities(before.method, known).mean(dim=0)
@@ -183,7 +183,7 @@ class PixelStages(RunTables):
 
         chosen = sampled(sample, GUARDED, self.config.seed)
         chosen = rows.statuses(self.parts("reembed"), chosen)[0]
-        after = load_model(self.place(step))
+        after = load_model(self.place(step), self.config.storage)
         images = rows.gather(self.parts("embed"), chosen)
         own = probabilities(before.method, images).argmax(dim=1).numpy()
         tuned = probabilities(after.method, rows.gather(self.parts("reembed"), chosen)).argmax(dim=1).numpy()

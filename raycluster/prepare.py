@@ -68,7 +68,7 @@ def prepare(config: RunConfig, folder: RunFolder, retrain: bool, retry_failed: b
     nouns, noun_embeddings, key = _vocabulary(config, method)
     distributed.connect()
     resources = distributed.resolve(config.resources)
-    spec = resolve_encoder(config.encoder, resources.use_gpu) if config.images else None
+    spec = resolve_encoder(config.encoder, resources.use_gpu, config.storage) if config.images else None
     shard_size = _shard_size(config, spec)
     encoder = spec.fingerprint if spec else "provided"
     if key is None and nouns is not None:

@@ -104,7 +104,7 @@ class RunTables:
         """The model that assigns, loaded once."""
         from raycluster.model import load_model
 
-        return load_model(self.place(self.steps["finetune" if self.tuned else "train"]))
+        return load_model(self.place(self.steps["finetune" if self.tuned else "train"]), self.config.storage)
 
     def assignments(self, stage: str = "assign") -> pa.Table:
         """The whole assignments table."""

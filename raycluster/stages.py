@@ -137,7 +137,9 @@ class Stages(PixelStages):
         """Assign with the model before fine-tuning, for comparison and in case that it fails."""
         from raycluster.model import load_model
 
-        return self._assign(step, load_model(self.place(self.steps["train"])).method, self.parts("embed"))
+        return self._assign(
+            step, load_model(self.place(self.steps["train"]), self.config.storage).method, self.parts("embed")
+        )
 
     def assign(self, step: Step) -> Outcome:
         """Give every image of the manifest its cluster or its status."""

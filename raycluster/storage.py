@@ -184,6 +184,11 @@ def locate(uri: str, options: StorageConfig | None = None) -> Location:
     return Location(rest.rstrip("/"), "s3", s3.from_environment(options or StorageConfig()))
 
 
+def user_cache() -> Path:
+    """The folder of this machine for what any run can make again."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "raycluster"
+
+
 def impatient_filesystem(place: Location) -> fs.FileSystem:
     """The client for `place` that gives up within ten seconds: for asking whether a storage answers, not for work."""
     return place.filesystem if place.scheme == "file" else s3.filesystem(place.located_options, patient=False)

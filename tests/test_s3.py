@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -61,13 +62,15 @@ def test_pictures_from_a_bucket_are_clustered_and_the_encoder_is_tuned(root: Loc
     draw_dataset(tmp_path, 32, ("house", "fish"), seed=4)
     for path in tmp_path.glob("*/*.*"):
         (root / "photos" / path.parent.name / path.name).write_bytes(path.read_bytes())
+    for file in ("open_clip_config.json", "open_clip_model.safetensors"):
+        (root / "clip" / file).write_bytes((files("raycluster.demo") / "clip" / file).read_bytes())
     (root / "nouns.txt").write_bytes(b"house\nfish\ntree\n")
     config = {
         "images": (root / "photos").uri,
         "output": (root / "out").uri,
         "clusters": 2,
         "labels": "folder",
-        "encoder": {"model": "builtin"},
+        "encoder": {"model": (root / "clip").uri},
         "vocabulary": {"source": (root / "nouns.txt").uri, "cache": (root / "cache").uri},
         "storage": root.options.model_dump(),
         "resources": {"encoder_actors": 1},

@@ -15,7 +15,7 @@ from PIL.Image import Image
 from safetensors.torch import load
 from torch import Tensor
 
-from raycluster.config import EncoderConfig
+from raycluster.config import EncoderConfig, StorageConfig
 from raycluster.encoder.weights import find_weights
 from raycluster.errors import ConfigError
 from raycluster.storage import Location
@@ -36,8 +36,9 @@ class EncoderSpec:
     """An encoder, resolved: small enough to travel with every task, complete enough to load it anywhere."""
 
     model: str
-    """Name for `open_clip.create_model`, or `builtin`, whose place differs from node to node."""
+    """Name for `open_clip.create_model`; or `builtin` or an `s3://` address, whose place differs from node to node."""
     pretrained: str | None
+    """Weight tag, path of a checkpoint on every node, or its `s3://` address."""
     precision: str
     """`fp32`, `bf16` or `fp16`."""
     image_size: tuple[int, int]
@@ -52,6 +53,10 @@ class EncoderSpec:
     force_quick_gelu: bool
     fingerprint: str
     """Changes with configuration, preprocessing, precision or weights, not with the place where the weights lie."""
+    weights_sha256: str
+    """Hash of the checkpoint's content."""
+    storage: StorageConfig = StorageConfig()
+    """How `s3://` addresses are reached."""
     tower: TunedTower | None = None
     """A fine-tuned vision tower in place of the model's own."""
 
@@ -66,7 +71,7 @@ class EncoderSpec:
         return (*self.image_size, 3)
 
 
-def resolve_encoder(config: EncoderConfig, use_gpu: bool) -> EncoderSpec:
+def resolve_encoder(config: EncoderConfig, use_gpu: bool, storage: StorageConfig | None = None) -> EncoderSpec:
     """Find the weights and everything that must be known before pictures are decoded; loads no model.
 
     Raises :class:`ConfigError` for an unknown model, tag or file, and for weights that cannot be had.
@@ -76,7 +81,9 @@ def resolve_encoder(config: EncoderConfig, use_gpu: bool) -> EncoderSpec:
     precision = config.precision if config.precision != "auto" else "bf16" if use_gpu else "fp32"
     if precision == "fp16" and not use_gpu:
         raise ConfigError("encoder.precision: fp16 needs a GPU; use fp32 or bf16, or leave it out")
-    weights = find_weights(config)
+    storage = storage or StorageConfig()
+    weights = find_weights(config, storage)
+    sha256 = weights.sha256
     preprocess = merge_preprocess_dict(asdict(PreprocessCfg()), weights.preprocess)
     side = weights.model_config.get("vision_cfg", {}).get("image_size", 224)
     size = (side, side) if isinstance(side, int) else tuple(side)
@@ -85,11 +92,11 @@ def resolve_encoder(config: EncoderConfig, use_gpu: bool) -> EncoderSpec:
         "preprocess": {**preprocess, "size": size},
         "quick_gelu": weights.force_quick_gelu,
         "precision": precision,
-        "weights": weights.sha256,
+        "weights": sha256,
     }
     return EncoderSpec(
-        model=config.model if config.model == "builtin" else weights.model,
-        pretrained=weights.pretrained,
+        model=config.model if config.model == "builtin" or _remote(config.model) else weights.model,
+        pretrained=config.pretrained if _remote(config.pretrained) else weights.pretrained,
         precision=precision,
         image_size=size,
         mean=tuple(preprocess["mean"]),
@@ -100,7 +107,13 @@ def resolve_encoder(config: EncoderConfig, use_gpu: bool) -> EncoderSpec:
         dim=weights.model_config["embed_dim"],
         force_quick_gelu=weights.force_quick_gelu,
         fingerprint=hashlib.sha256(json.dumps(covered, sort_keys=True, default=str).encode()).hexdigest()[:16],
+        weights_sha256=sha256,
+        storage=storage,
     )
+
+
+def _remote(name: str | None) -> bool:
+    return name is not None and name.startswith("s3://")
 
 
 def check_encoder(spec: EncoderSpec) -> None:
@@ -158,10 +171,18 @@ class ClipEncoder:
 
     @classmethod
     def load(cls, spec: EncoderSpec, device: str) -> ClipEncoder:
-        """Load the model onto `device` (`cpu`, `cuda`); on a machine without the weights they are downloaded first."""
+        """Load the model onto `device` (`cpu`, `cuda`); on a machine without the weights they are downloaded first.
+
+        Raises :class:`ConfigError` for weights that cannot be loaded, or are others than when the spec was made.
+        """
         import open_clip
 
-        weights = find_weights(EncoderConfig(model=spec.model, pretrained=spec.pretrained))
+        weights = find_weights(EncoderConfig(model=spec.model, pretrained=spec.pretrained), spec.storage)
+        # Embeddings of two encoders in one table would look like any others.
+        if weights.sha256 != spec.weights_sha256:
+            raise ConfigError(
+                f"encoder: {weights.file} is not the checkpoint that this run began with; restore it, or start again"
+            )
         try:
             model = open_clip.create_model(
                 weights.model,

@@ -1,4 +1,4 @@
-"""Find the weights of an encoder before any costly work: hub tag, local checkpoint, open_clip folder, or the built-in model."""
+"""Find the weights of an encoder before any costly work: hub tag, checkpoint, open_clip folder, or the built-in model."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from typing import Any
 
 from filelock import FileLock
 
-from raycluster.config import EncoderConfig
+from raycluster.config import EncoderConfig, StorageConfig
+from raycluster.encoder.remote_weights import local_copy
 from raycluster.errors import ConfigError
 
 log = logging.getLogger(__name__)
@@ -47,13 +48,22 @@ class Weights:
             return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def find_weights(config: EncoderConfig) -> Weights:
-    """Locate, and for a hub tag download once, the weights of `encoder:`; raises :class:`ConfigError` with the remedy."""
+def find_weights(config: EncoderConfig, storage: StorageConfig | None = None) -> Weights:
+    """Locate, and for a hub tag or an `s3://` address download once, the weights of `encoder:`.
+
+    Raises :class:`ConfigError` with the remedy.
+    """
+    storage = storage or StorageConfig()
     if config.model == "builtin":
         return _folder(str(files("raycluster.demo") / "clip"))
     if config.model.startswith("local-dir:"):
         return _folder(config.model.removeprefix("local-dir:"))
-    return _architecture(config.model, config.pretrained or "")
+    if config.model.startswith("s3://"):
+        return _folder(str(local_copy(config.model, storage, "encoder.model")))
+    pretrained = config.pretrained or ""
+    if pretrained.startswith("s3://"):
+        pretrained = str(local_copy(pretrained, storage, "encoder.pretrained"))
+    return _architecture(config.model, pretrained)
 
 
 def _folder(name: str) -> Weights:

@@ -16,7 +16,7 @@ from raycluster.config import StorageConfig, VocabularyConfig, fingerprint
 from raycluster.errors import ArtifactError, ConfigError
 from raycluster.rows import unit, vector_column, vectors
 from raycluster.semantics.wordnet import load_wordnet
-from raycluster.storage import Location, locate, read_table
+from raycluster.storage import Location, locate, read_table, user_cache
 from raycluster.tables import nouns_schema
 
 
@@ -104,8 +104,7 @@ def vocabulary_key(nouns: list[str], prompts: tuple[str, ...], encoder_fingerpri
 def cache_folder(config: VocabularyConfig, storage: StorageConfig) -> Location:
     """Where noun embeddings are shared: `vocabulary.cache`, else `$RAYCLUSTER_CACHE`, else the user's cache folder."""
     chosen = config.cache or os.environ.get("RAYCLUSTER_CACHE")
-    user = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "raycluster"
-    return locate(chosen or str(user), storage)
+    return locate(chosen or str(user_cache()), storage)
 
 
 def embed_nouns(
