@@ -8,7 +8,7 @@
     python tests/benchmarks/scale.py node                                                         # what a killed node costs
 
 Each measurement is the command as a user types it, in a process of its own. Memory is the driver's resident set at its highest, libraries
-and all; Ray's processes beside it are not counted. Pictures are linked over and over to `--count`; without `--images` they are drawn.
+and all, and what of it no file on the disk backs; Ray's processes beside it are not counted. Pictures are linked over and over to `--count`; without `--images` they are drawn.
 """
 
 from __future__ import annotations
@@ -37,16 +37,18 @@ from raycluster.config import StorageConfig
 from raycluster.storage import locate
 
 
-def driven(command: list[str], **environment: str) -> tuple[dict[str, Any], float, float]:
-    """The command's JSON line, its seconds, and the peak resident set of its own process in MiB."""
-    started, peak, done = time.perf_counter(), [0.0], threading.Event()
+def driven(command: list[str], **environment: str) -> tuple[dict[str, Any], float, tuple[float, float]]:
+    """The command's JSON line, its seconds, and the peak memory of its own process in MiB: resident, and what of it is no file's."""
+    started, peak, done = time.perf_counter(), (0.0, 0.0), threading.Event()
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, **environment}
     )
 
     def watch() -> None:
+        nonlocal peak
         while not done.wait(0.05):
-            peak[0] = max(peak[0], high_water(process.pid))
+            resident, private = memory(process.pid)
+            peak = max(peak[0], resident), max(peak[1], private)
 
     watcher = threading.Thread(target=watch)
     watcher.start()
@@ -55,16 +57,19 @@ def driven(command: list[str], **environment: str) -> tuple[dict[str, Any], floa
     watcher.join()
     if process.returncode:
         raise SystemExit(errors)
-    return json.loads(printed), time.perf_counter() - started, peak[0]
+    return json.loads(printed), time.perf_counter() - started, peak
 
 
-def high_water(pid: int) -> float:
-    """The highest resident set of a process so far, in MiB; 0 when it has ended."""
+def memory(pid: int) -> tuple[float, float]:
+    """Of a process, in MiB, the highest resident set so far, and what it has now beside files (its libraries above all); 0 when it has ended."""
     try:
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     except (FileNotFoundError, ProcessLookupError):
-        return 0.0
-    return next((int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM:")), 0.0)
+        return 0.0, 0.0
+    sizes = {
+        key: int(value.split()[0]) / 1024 for key, _, value in (line.partition(":") for line in lines) if "kB" in value
+    }
+    return sizes.get("VmHWM", 0.0), sizes.get("RssAnon", 0.0)
 
 
 def manifest(options: argparse.Namespace) -> None:
@@ -80,9 +85,12 @@ def manifest(options: argparse.Namespace) -> None:
             if options.endpoint:
                 command += ["--storage.endpoint_url", options.endpoint]
             for turn in ("first", "again"):
-                result, seconds, peak = driven(command)
+                result, seconds, (peak, private) = driven(command)
                 rows = result["stages"]["manifest"]["rows"]
-                print(f"{name:8} {turn:6} {rows:9d} rows {seconds:7.1f} s {peak:7.0f} MiB", flush=True)
+                print(
+                    f"{name:8} {turn:6} {rows:9d} rows {seconds:7.1f} s {peak:7.0f} MiB, {private:.0f} of it private",
+                    flush=True,
+                )
 
 
 def manifest_sources(folder: Path, options: argparse.Namespace) -> Iterator[tuple[str, str]]:

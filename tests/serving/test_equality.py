@@ -1,4 +1,7 @@
-"""Batch equals serving: the functions of the batch stages and the API say the same of the same pictures, for every method."""
+"""Batch equals serving: the batch stages and the API say the same of the same pictures, for every method.
+
+In the suite by the stages' functions, with untrained heads; `make torture` trains them, and compares the tables on the disk with Ray Serve.
+"""
 
 from __future__ import annotations
 
@@ -8,16 +11,20 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from safetensors.torch import save
-from serving_kit import LocalEndpoint, make_model, post
+from serving_kit import LocalEndpoint, ServeEndpoint, configuration, make_model, post
 
+import raycluster
 from raycluster.assignments import assign_rows
 from raycluster.config import EncoderConfig, StorageConfig
 from raycluster.encoder.embed import EmbedJob, EncodeRows, decode_rows
 from raycluster.methods import registry
+from raycluster.methods.base import TrainedMethod
 from raycluster.model import ENCODER_FILE, Model, load_model
 from raycluster.pipeline import RunResult
+from raycluster.serving.client import Client
 from raycluster.serving.live import LiveModel
 from raycluster.storage import locate
 
@@ -25,6 +32,8 @@ METHODS: dict[str, dict[str, Any]] = {
     **{name: {"name": name} for name in registry.method_names()},
     "tac, not trained": {"name": "tac", "trained": False},
 }
+
+TUNED = [name for name in registry.method_names() if registry.method_class(name).image_head]
 
 
 def batch_table(model: Model, files: list[Path]) -> pa.Table:
@@ -44,9 +53,14 @@ def check_equal(model: str, files: list[Path]) -> np.ndarray:
     with LocalEndpoint(LiveModel(model, StorageConfig(), "cpu", 32)) as endpoint:
         reply = post(endpoint.url, files)
     assert reply.status_code == 200, reply.text
-    items = reply.json()["items"]
+    return check_items(reply.json()["items"], expected)
+
+
+def check_items(items: list[dict[str, Any]], expected: pa.Table) -> np.ndarray:
+    """Returns the confidences."""
     assert [item["error"]["code"] if item["error"] else "ok" for item in items] == expected["status"].to_pylist()
-    for key in ("cluster", "outlier"):
+    # The tables of a run itself do not say which rows are outliers.
+    for key in {"cluster", "outlier"} & set(expected.column_names):
         assert [item[key] for item in items] == expected[key].to_pylist()
     for key in ("confidence", "margin"):
         found = np.array([item[key] for item in items], float)
@@ -72,3 +86,22 @@ def test_a_fine_tuned_encoder(run: RunResult, files: list[Path], tmp_path: Path)
     tuned = check_equal(model, files)
     untuned = batch_table(replace(load_model(model), record={**load_model(model).record, "sha256": {}}), files)
     assert np.abs(tuned - untuned["confidence"].to_numpy()).max() > 1e-4
+
+
+@pytest.mark.torture
+@pytest.mark.ray
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(("method", "tuned"), [*((name, False) for name in METHODS), *((name, True) for name in TUNED)])
+def test_a_whole_run_and_its_endpoint(photos: Path, tmp_path: Path, method: str, tuned: bool, local_ray: None) -> None:
+    trained = (
+        issubclass(registry.method_class(METHODS[method]["name"]), TrainedMethod) and method in registry.method_names()
+    )
+    given: dict[str, Any] = {"method": {**METHODS[method], **({"epochs": 3} if trained else {})}}
+    if tuned:
+        given["finetune"] = {"enabled": True, "rank": 4, "batch_size": 16, "epochs": 2}
+    result = raycluster.run(configuration(photos, tmp_path / "out", **given))
+    assert not tuned or "reembed" in result.stages, result.warnings
+    expected = pq.read_table(result.tables["assignments"])
+    with ServeEndpoint({"run": result.output}) as endpoint:
+        items = list(Client(endpoint.url, batch=16).assign(expected["uri"].to_pylist()))
+    check_items(items, expected)
