@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from raycluster.model import load_model
+    from raycluster.model_files import load_model
     from raycluster.pipeline import assign, run
 
 __all__ = ["assign", "load_model", "run"]
@@ -24,7 +24,7 @@ def __getattr__(name: str) -> Any:
 
         return getattr(pipeline, name)
     if name == "load_model":
-        from raycluster.model import load_model
+        from raycluster.model_files import load_model
 
         return load_model
     raise AttributeError(f"module 'raycluster' has no attribute {name!r}")

@@ -13,7 +13,7 @@ import ray
 from raycluster.clustering.novelty import Novelty
 from raycluster.distributed import file_groups, map_tasks
 from raycluster.methods.base import Method
-from raycluster.model import outliers, probabilities, top_two
+from raycluster.prediction import outliers, probabilities, top_two
 from raycluster.rows import among, vectors
 from raycluster.run_folder import part_name
 from raycluster.storage import Location, read_table

@@ -1,95 +1,32 @@
-"""The servable model: save, load, verify, predict.
-
-A model folder holds `model.json` (written last, with the sha256 of every other file), `heads.safetensors` (all that the
-method needs to predict), `novelty.safetensors` (training rows, by which outliers are known), `snapshot.safetensors` (how the training
-set fell to the clusters, to see drift) and `clusters.json` (a name for each cluster); after fine-tuning also `encoder.safetensors`, the
-state of the vision tower, which open_clip loads into `model.visual`, and `adapter.safetensors`, what was trained of it.
-"""
+"""The servable model: a trained method, the encoder before it, and what it remembers of the rows it was trained on."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from safetensors.torch import load, save
 
 from raycluster.clustering.novelty import Novelty, fit_novelty
 from raycluster.config import EncoderConfig, StorageConfig, validate
 from raycluster.drift import Snapshot, snapshot
 from raycluster.errors import ArtifactError, ConfigError
-from raycluster.methods import registry
 from raycluster.methods.base import Method
-from raycluster.run_folder import FOLDERS, RunFolder
-from raycluster.storage import Location, locate
+from raycluster.prediction import Predictions, outliers, probabilities, top_two
+from raycluster.storage import Location
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
     from raycluster.encoder.clip import ClipEncoder, EncoderSpec
 
-FORMAT = 2
 ENCODER_FILE = "encoder.safetensors"
-_FILES = ("heads.safetensors", "novelty.safetensors", "snapshot.safetensors", "clusters.json")
 CHUNK = 16_384
 """Rows whose probabilities are held at once."""
-
-
-@dataclass(frozen=True)
-class Predictions:
-    """What the model says of n pictures; rows whose status is not `ok` hold cluster -1 and NaN."""
-
-    cluster: np.ndarray
-    """int32 [n]."""
-    name: list[str | None]
-    """Name of the cluster."""
-    confidence: np.ndarray
-    """float32 [n], the largest probability."""
-    margin: np.ndarray
-    """float32 [n], largest minus second largest probability."""
-    runner_up: np.ndarray
-    """int32 [n], the second most probable cluster."""
-    outlier: np.ndarray
-    """bool [n], whether the picture is unlike anything the model was trained on; False where the status is not `ok`."""
-    status: list[str]
-    """`ok`, or why there is no prediction (the statuses of the manifest)."""
-    error: list[str | None]
-    """The reason in words where the status is not `ok`."""
-
-
-def probabilities(method: Method, embeddings: np.ndarray) -> torch.Tensor:
-    """[n, d] embeddings as the encoder gives them → [n, C] float32 probabilities.
-
-    The one place where embeddings meet the heads, for batch and serving alike: float16 first, as the table stores them.
-    """
-    return method.predict(_rounded(embeddings).to(next(iter(method.state_dict().values())).device)).cpu()
-
-
-def outliers(novelty: Novelty, embeddings: np.ndarray) -> np.ndarray:
-    """[n, d] embeddings as the encoder gives them → bool [n]: unlike anything the model was trained on.
-
-    Rounded as in :func:`probabilities`, and likewise the same for batch and serving.
-    """
-    return novelty.flags(_rounded(embeddings).to(novelty.rows.device)).cpu().numpy()
-
-
-def _rounded(embeddings: np.ndarray) -> torch.Tensor:
-    # A copy: tables hand out read-only arrays, of which torch would warn.
-    return torch.from_numpy(np.array(embeddings, dtype=np.float16, order="C")).float()
-
-
-def top_two(p: torch.Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """[n, C] probabilities → cluster int32, confidence float32, margin float32, runner-up int32, each [n]."""
-    values, indices = p.topk(2, dim=1)
-    clusters, confidence = indices.to(torch.int32).numpy(), values.numpy()
-    return clusters[:, 0], confidence[:, 0], confidence[:, 0] - confidence[:, 1], clusters[:, 1]
 
 
 @dataclass(frozen=True)
@@ -227,97 +164,3 @@ def _png(image: Image) -> bytes:
     buffer = BytesIO()
     image.convert("RGB").save(buffer, "PNG", compress_level=1)
     return buffer.getvalue()
-
-
-def save_model(
-    folder: Location,
-    method: Method,
-    memory: Memory,
-    encoder: dict[str, Any],
-    clusters: list[dict[str, Any]],
-    facts: dict[str, Any],
-    more: Mapping[str, bytes] | None = None,
-) -> None:
-    """Write a model folder.
-
-    `encoder`: config (None for ready-made embeddings), precision, fingerprint of the encoder as it came; `facts` go along;
-    `more`: further files.
-    """
-    files = {
-        **(more or {}),
-        "heads.safetensors": save({key: t.detach().cpu().contiguous() for key, t in method.state_dict().items()}),
-        "novelty.safetensors": save({"rows": memory.novelty.rows.cpu().half().contiguous()}),
-        "snapshot.safetensors": save(
-            {name: torch.from_numpy(array) for name, array in asdict(memory.snapshot).items()}
-        ),
-        "clusters.json": (json.dumps(clusters, indent=1, ensure_ascii=False) + "\n").encode(),
-    }
-    for name, content in files.items():
-        (folder / name).write_bytes(content)
-    (folder / "model.json").write_json(
-        {
-            "format": FORMAT,
-            "method": method.name,
-            "constants": method.constants,
-            "dim": method.dim,
-            "n_clusters": method.n_clusters,
-            "n_rows": method.n_rows,
-            "scale": method.input_scale,
-            "novelty": {"limit": memory.novelty.limit, "expected": memory.novelty.expected},
-            "encoder": encoder,
-            **facts,
-            "versions": {package: version(package) for package in ("raycluster", "torch", "open_clip_torch")},
-            "sha256": {name: hashlib.sha256(content).hexdigest() for name, content in files.items()},
-        }
-    )
-
-
-def load_model(path: str | Path | Location, storage: StorageConfig | None = None, device: str = "cpu") -> Model:
-    """Load a model for prediction from a run's output folder or its `model` folder (the current model), or from a model folder itself.
-
-    Raises :class:`ConfigError` if no model is there and :class:`ArtifactError` if a file is not the one that was saved.
-    """
-    folder = model_folder(path if isinstance(path, Location) else locate(str(path), storage))
-    record = _read_record(folder)
-    contents = {name: (folder / name).read_verified(record["sha256"][name]) for name in _FILES}
-    method = registry.restore(
-        record["method"],
-        record["constants"],
-        record["dim"],
-        record["n_clusters"],
-        record["n_rows"],
-        load(contents["heads.safetensors"]),
-    )
-    novelty = Novelty(load(contents["novelty.safetensors"])["rows"].float().to(device), **record["novelty"])
-    then = Snapshot(**{name: tensor.numpy() for name, tensor in load(contents["snapshot.safetensors"]).items()})
-    names = json.loads(contents["clusters.json"])
-    return Model(method.to(device).eval(), novelty, then, record, names, folder, storage or StorageConfig(), device)
-
-
-def _read_record(folder: Location) -> dict[str, Any]:
-    try:
-        record = json.loads((folder / "model.json").read_bytes())
-        known = record["format"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ArtifactError(
-            f"{folder.uri}/model.json is damaged ({error}); restore it, or delete the folder and train again"
-        ) from None
-    if known != FORMAT:
-        raise ArtifactError(
-            f"{folder.uri}: model format {known}, this raycluster reads {FORMAT}; install the version that wrote it"
-        )
-    return record
-
-
-def model_folder(place: Location) -> Location:
-    """The model folder that `place` is, or the current one of the run folder that it is; raises :class:`ConfigError` if neither."""
-    if (place / "model.json").exists():
-        return place
-    # `<run>/model` holds a folder for each model that was made there.
-    root = place.parent if place.name == FOLDERS["train"] else place
-    marker = RunFolder(root).model()
-    if marker is None:
-        raise ConfigError(
-            f"{place.uri}: neither a run folder with a finished model nor a model folder; run `raycluster train` first"
-        )
-    return root / marker.path

@@ -13,7 +13,7 @@ from typing import Any
 from raycluster import lock, new_pictures, plan
 from raycluster.config import AssignConfig, RunConfig, Section, validate
 from raycluster.errors import ConfigError, RayclusterError
-from raycluster.model import load_model
+from raycluster.model_files import load_model
 from raycluster.plan import STAGES, Step
 from raycluster.prepare import prepare
 from raycluster.run_folder import FIGURES, FOLDERS, RunFolder, check_failures, now

@@ -105,7 +105,8 @@ class PixelStages(RunTables):
 
     def finetune(self, step: Step) -> Outcome:
         """Fine-tune the encoder on its own confident clusters, and see whether the result can be trusted."""
-        from raycluster.model import load_model, probabilities
+        from raycluster.model_files import load_model
+        from raycluster.prediction import probabilities
         from raycluster.training.finetune import finetune
         from raycluster.training.pixels import PixelJob
 
@@ -166,7 +167,8 @@ class PixelStages(RunTables):
         """`embeddings` [n, d]: of training rows, by the tuned encoder."""
         from safetensors.torch import save
 
-        from raycluster.model import ENCODER_FILE, remember, save_model
+        from raycluster.model import ENCODER_FILE, remember
+        from raycluster.model_files import save_model
 
         facts = {
             **{key: before.record[key] for key in ("seed", "training")},
@@ -178,7 +180,8 @@ class PixelStages(RunTables):
 
     def _guard(self, step: Step, before: Model, sample: np.ndarray) -> dict[str, float]:
         """Measures on a sample, which `reembed` has begun with."""
-        from raycluster.model import load_model, probabilities
+        from raycluster.model_files import load_model
+        from raycluster.prediction import probabilities
         from raycluster.training import guard
 
         chosen = sampled(sample, GUARDED, self.config.seed)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from raycluster.config import MethodConfig, RunConfig, fingerprint
-from raycluster.model import FORMAT
+from raycluster.model_files import FORMAT
 from raycluster.run_folder import FOLDERS, Marker, RunFolder
 from raycluster.training.guard import refusal
 

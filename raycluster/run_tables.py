@@ -102,7 +102,7 @@ class RunTables:
     @cached_property
     def model(self) -> Model:
         """The model that assigns, loaded once."""
-        from raycluster.model import load_model
+        from raycluster.model_files import load_model
 
         return load_model(self.place(self.steps["finetune" if self.tuned else "train"]), self.config.storage)
 

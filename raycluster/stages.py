@@ -99,7 +99,8 @@ class Stages(PixelStages):
     def train(self, step: Step) -> Outcome:
         """Train the heads, name the clusters, write the model."""
         from raycluster.methods.base import TrainedMethod
-        from raycluster.model import remember, save_model
+        from raycluster.model import remember
+        from raycluster.model_files import save_model
         from raycluster.training.heads import HeadsJob, train_heads
 
         sample, method_class = self.training_rows(), registry.method_class(self.ready.method.name)
@@ -135,7 +136,7 @@ class Stages(PixelStages):
 
     def baseline(self, step: Step) -> Outcome:
         """Assign with the model before fine-tuning, for comparison and in case that it fails."""
-        from raycluster.model import load_model
+        from raycluster.model_files import load_model
 
         return self._assign(
             step, load_model(self.place(self.steps["train"]), self.config.storage).method, self.parts("embed")

@@ -21,7 +21,8 @@ from torch.nn.functional import normalize
 from raycluster.config import MethodConfig, validate
 from raycluster.methods import registry
 from raycluster.methods.base import FittedMethod, TrainingData
-from raycluster.model import load_model, remember, save_model
+from raycluster.model import remember
+from raycluster.model_files import load_model, save_model
 from raycluster.pipeline import RunResult
 from raycluster.rows import vectors
 from raycluster.serving.api import create_app

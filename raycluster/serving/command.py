@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from raycluster.errors import ConfigError
-from raycluster.model import model_folder
+from raycluster.model_files import model_folder
 from raycluster.serving.access import read_tokens
 from raycluster.serving.settings import ServeSettings
 from raycluster.storage import locate

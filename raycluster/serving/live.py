@@ -15,7 +15,9 @@ import torch
 from raycluster.config import EncoderConfig, StorageConfig, fingerprint, validate
 from raycluster.encoder.clip import EncoderSpec
 from raycluster.errors import ArtifactError, ConfigError, RayclusterError
-from raycluster.model import Model, load_model, model_folder, outliers, probabilities, top_two
+from raycluster.model import Model
+from raycluster.model_files import load_model, model_folder
+from raycluster.prediction import outliers, probabilities, top_two
 from raycluster.run_folder import now
 from raycluster.serving.gallery import Gallery, read_gallery
 from raycluster.storage import locate

@@ -31,7 +31,7 @@ from raycluster.config import MethodConfig
 from raycluster.methods import registry
 from raycluster.methods.base import FittedMethod, TrainedMethod, TrainingData
 from raycluster.methods.consensus import consensus_clusters
-from raycluster.model import probabilities, top_two
+from raycluster.prediction import probabilities, top_two
 from raycluster.rows import unit, vectors
 from raycluster.training.loop import History, find_neighbors, train
 

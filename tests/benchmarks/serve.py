@@ -46,7 +46,8 @@ def make_model(files: Sequence[Path], encoder: str, folder: Path) -> None:
     from raycluster.images.fetch import Fetched
     from raycluster.methods import registry
     from raycluster.methods.base import FittedMethod, TrainingData
-    from raycluster.model import remember, save_model
+    from raycluster.model import remember
+    from raycluster.model_files import save_model
     from raycluster.storage import locate
 
     config = EncoderConfig(model=encoder, precision="fp32")
@@ -72,7 +73,8 @@ def limit(files: list[Path], folder: str, seconds: float, cores: int) -> tuple[f
     from raycluster.encoder.clip import pil_transform
     from raycluster.images.decode import decode_batch
     from raycluster.images.fetch import Fetched
-    from raycluster.model import load_model, outliers, probabilities
+    from raycluster.model_files import load_model
+    from raycluster.prediction import outliers, probabilities
 
     torch.set_num_threads(cores)
     model = load_model(folder)
@@ -112,7 +114,8 @@ def plain(folder: str, port: int, cores: int) -> None:
 
     from raycluster.encoder.clip import pil_transform
     from raycluster.images.decode import decode
-    from raycluster.model import load_model, probabilities, top_two
+    from raycluster.model_files import load_model
+    from raycluster.prediction import probabilities, top_two
 
     torch.set_num_threads(cores)
     model, one_at_a_time, app = load_model(folder), threading.Lock(), FastAPI()

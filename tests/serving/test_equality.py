@@ -22,7 +22,8 @@ from raycluster.config import EncoderConfig, StorageConfig
 from raycluster.encoder.embed import EmbedJob, EncodeRows, decode_rows
 from raycluster.methods import registry
 from raycluster.methods.base import TrainedMethod
-from raycluster.model import ENCODER_FILE, Model, load_model
+from raycluster.model import ENCODER_FILE, Model
+from raycluster.model_files import load_model
 from raycluster.pipeline import RunResult
 from raycluster.serving.client import Client
 from raycluster.serving.live import LiveModel
