@@ -1,4 +1,4 @@
-"""S3 clients for one `storage:` section: Arrow's for nearly everything, botocore's to list and to lock, s3fs for requester-pays.
+"""S3 clients for one `storage:` section: Arrow's for nearly everything, botocore's to list and to lock.
 
 Credentials come from the AWS chain of each (environment, profile, container and instance roles); no code here sees a key.
 """
@@ -84,13 +84,7 @@ def _usual_region() -> str | None:
 
 @lru_cache(maxsize=64)
 def filesystem(options: StorageConfig, patient: bool = True) -> fs.FileSystem:
-    """Arrow's client, or s3fs in its clothes where the requester pays. `options`: of :func:`located`; `patient`: False gives up within
-    ten seconds, for asking whether a storage answers.
-    """
-    if options.requester_pays:
-        from raycluster.s3_python import arrow_filesystem
-
-        return arrow_filesystem(options)
+    """Arrow's client. `options`: of :func:`located`; `patient`: False gives up within ten seconds, for asking whether a storage answers."""
     return fs.S3FileSystem(
         anonymous=options.anonymous,
         region=options.region,

@@ -1,10 +1,11 @@
-"""s3fs, for what Arrow's S3 client cannot do: requester-pays. Slow to import; :mod:`raycluster.s3` does when it is needed."""
+"""s3fs, for what Arrow's S3 client cannot do: requester-pays. Slow to import; :mod:`raycluster.storage` does when it is needed."""
 
 from __future__ import annotations
 
 import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any
 
 import aiohttp
@@ -75,6 +76,7 @@ class _Handler(fs.FSSpecHandler):
         return [self._create_file_info(path, info) for path, info in found.items() if path != selector.base_dir]
 
 
+@lru_cache(maxsize=64)
 def arrow_filesystem(options: StorageConfig) -> fs.FileSystem:
     """s3fs as a filesystem of Arrow. `options`: of :func:`raycluster.s3.located`."""
     client = _S3(

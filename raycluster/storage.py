@@ -50,7 +50,7 @@ class Location:
     @property
     def filesystem(self) -> fs.FileSystem:
         """Arrow's client for this storage. Raises :class:`OSError` if the bucket cannot be found."""
-        return fs.LocalFileSystem() if self.scheme == "file" else s3.filesystem(self.located_options)
+        return fs.LocalFileSystem() if self.scheme == "file" else _s3_client(self.located_options)
 
     @property
     def bucket_and_key(self) -> tuple[str, str]:
@@ -191,7 +191,16 @@ def user_cache() -> Path:
 
 def impatient_filesystem(place: Location) -> fs.FileSystem:
     """The client for `place` that gives up within ten seconds: for asking whether a storage answers, not for work."""
-    return place.filesystem if place.scheme == "file" else s3.filesystem(place.located_options, patient=False)
+    return place.filesystem if place.scheme == "file" else _s3_client(place.located_options, patient=False)
+
+
+def _s3_client(options: StorageConfig, patient: bool = True) -> fs.FileSystem:
+    """Arrow's, or where the requester pays s3fs in its clothes."""
+    if not options.requester_pays:
+        return s3.filesystem(options, patient)
+    from raycluster import s3_python  # slow to import
+
+    return s3_python.arrow_filesystem(options)
 
 
 def read_table(files: list[Location], columns: list[str] | None = None) -> pa.Table:
