@@ -1,4 +1,4 @@
-"""Ray at its plainest: join or start it, know its resources, map a function over items as tasks."""
+"""Ray at its plainest: join or start it, map a function over items as tasks, read its errors."""
 
 from __future__ import annotations
 
@@ -7,14 +7,12 @@ import os
 import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
 import ray
 
 from raycluster import nodes
-from raycluster.config import ResourcesConfig
 from raycluster.errors import ConfigError, RayclusterError
 from raycluster.storage import Location
 
@@ -24,75 +22,6 @@ FILES_A_TASK = 16
 """Part files read by one task: enough work to be worth starting it."""
 CONNECT_S = 10.0
 """Seconds within which a cluster must take a connection."""
-
-
-@dataclass(frozen=True)
-class Resources:
-    """What a run uses of the cluster."""
-
-    cpus: float
-    node_cpus: int
-    """CPUs of the smallest node."""
-    gpus: float
-    encoder_actors: int
-    train_workers: int
-
-    @property
-    def use_gpu(self) -> bool:
-        """Whether models run on GPUs."""
-        return self.gpus > 0
-
-    def threads(self, processes: int) -> int:
-        """Threads of each of so many processes that compute on the CPUs."""
-        return max(1, min(self.node_cpus, int(self.cpus // processes)))
-
-    def reserved_cpus(self, processes: int) -> float:
-        """CPUs that each of them reserves: its share of a node of which one core is left for decoding.
-
-        Without that core the decode tasks would wait for the processes, and the processes for them.
-        """
-        if self.node_cpus == 1:
-            return 0.5
-        share = self.threads(processes) * (self.node_cpus - 1) / self.node_cpus
-        # The same for the cluster as a whole: a submitted job's driver may hold cores of its only node.
-        share = min(share, max(self.cpus - 1, self.cpus / 4) / processes)
-        return share if share < 1 else float(int(share))  # Ray takes fractions below one only
-
-    @property
-    def device(self) -> str:
-        """Torch device of everything that computes: `cuda` or `cpu`."""
-        return "cuda" if self.use_gpu else "cpu"
-
-    @property
-    def encoder_actor(self) -> dict[str, float]:
-        """Ray resources of an encoder actor."""
-        return (
-            {"num_gpus": self.gpus / self.encoder_actors}
-            if self.use_gpu
-            else {"num_cpus": self.reserved_cpus(self.encoder_actors)}
-        )
-
-    @property
-    def task_cpus(self) -> float:
-        """CPUs that a decode task reserves: what the actors leave, less :attr:`writer_cpus`.
-
-        With a whole core for each decode task, Ray Data would not write a block before the last picture is decoded, and a
-        kill would lose everything.
-        """
-        return (1.0 if self.node_cpus > 1 else 0.5) - self.writer_cpus
-
-    @property
-    def writer_cpus(self) -> float:
-        """CPUs that a write task reserves."""
-        return 0.25
-
-    @property
-    def heavy_task(self) -> dict[str, float]:
-        """Ray resources for a task that runs alone: one GPU, or the cores of the smallest node but one.
-
-        A task that reserved every core would wait for ever beside anything else.
-        """
-        return {"num_cpus": 1, "num_gpus": 1} if self.use_gpu else {"num_cpus": max(1, self.node_cpus - 1)}
 
 
 def connect() -> None:
@@ -225,67 +154,6 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
             one.__context__,
             *getattr(one, "worker_failures", {}).values(),
         ]
-
-
-def _smallest_node_cpus() -> int:
-    """CPUs of the smallest node that has any."""
-    cpus = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
-    return max(1, min((n for n in cpus if n > 0), default=1))
-
-
-def _wait_for_nodes(config: ResourcesConfig) -> None:
-    """Ask the autoscaler for the nodes that `resources:` wants, and wait for them; nothing stays reserved.
-
-    A placement group is the request that ends with this process: one made by `request_resources` would outlive a kill and keep
-    GPUs up that nobody uses.
-    """
-    wanted = max(config.encoder_actors or 1, config.train_workers or 1)
-    kind = "GPU" if config.use_gpu else "CPU"
-    if ray.cluster_resources().get(kind, 0) >= wanted:
-        return
-    log.info("ray: waiting up to %.0f s for %d %ss", config.wait_seconds, wanted, kind)
-    group = ray.util.placement_group([{kind: 1}] * wanted)
-    came = group.wait(config.wait_seconds)
-    ray.util.remove_placement_group(group)
-    if not came:
-        raise ConfigError(
-            f"resources.wait_seconds: in {config.wait_seconds:.0f} s the cluster has grown to {ray.cluster_resources().get(kind, 0):.0f} of "
-            f"{wanted} {kind}s; see `ray status` for what its autoscaler says, wait longer, or lower resources.encoder_actors and train_workers"
-        )
-
-
-def resolve(config: ResourcesConfig) -> Resources:
-    """Fill the gaps of `resources:` from the cluster; raises :class:`ConfigError` for what it cannot give."""
-    if config.wait_seconds:
-        _wait_for_nodes(config)
-    cluster = ray.cluster_resources()
-    cpus, gpus = cluster.get("CPU", 0.0), cluster.get("GPU", 0.0)
-    if os.environ.get("RAY_ADDRESS"):
-        # What others hold, such as the driver of this job its --entrypoint-num-cpus, nothing of ours would ever get.
-        cpus = ray.available_resources().get("CPU", 0.0) or cpus
-    if config.use_gpu and not gpus:
-        raise ConfigError(
-            "resources.use_gpu is true, but this Ray cluster has no GPU: remove it, or join a cluster with GPUs"
-        )
-    if config.use_gpu is False:
-        gpus = 0.0
-    if not cpus:
-        raise ConfigError(
-            "resources: this Ray cluster has no CPU to compute on yet; start worker nodes, or set resources.wait_seconds, "
-            "encoder_actors and use_gpu to what its autoscaler is to be asked for"
-        )
-    limit = int(gpus) if gpus else int(cluster.get("CPU", 0.0))
-    for field, wanted in (("encoder_actors", config.encoder_actors), ("train_workers", config.train_workers)):
-        if wanted and wanted > limit:
-            kind = "GPUs" if gpus else "CPUs"
-            raise ConfigError(f"resources.{field} is {wanted}, but this Ray cluster has {limit} {kind}: lower it")
-    return Resources(
-        cpus,
-        _smallest_node_cpus(),
-        gpus,
-        config.encoder_actors or max(1, int(gpus or cpus)),
-        config.train_workers or max(1, int(gpus)),
-    )
 
 
 def file_groups(files: list[Location]) -> list[list[Location]]:

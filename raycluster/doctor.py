@@ -16,6 +16,7 @@ from raycluster.config import ResourcesConfig, RunConfig
 from raycluster.errors import ConfigError
 from raycluster.nodes import Node
 from raycluster.probes import Check, attempt, storage_checks
+from raycluster.resources import resolve
 from raycluster.storage import locate
 
 log = logging.getLogger(__name__)
@@ -88,7 +89,7 @@ def _versions() -> str:
 def _gpus(resources: ResourcesConfig, everywhere: list[Node]) -> str:
     """Each node's GPU is tried; and the cluster must have what `resources:` asks for."""
     if resources.wait_seconds == 0:
-        distributed.resolve(resources)
+        resolve(resources)
     holders = [node for node in everywhere if node.gpus > 0]
     if not holders:
         asked = " yet; the autoscaler will be asked for them" if resources.wait_seconds and resources.use_gpu else ""

@@ -19,6 +19,7 @@ from raycluster.errors import ConfigError
 from raycluster.model import Model
 from raycluster.plan import Inputs, Step
 from raycluster.prepare import Prepared, list_inputs
+from raycluster.resources import resolve
 from raycluster.run_folder import FIGURES, PLAN, RunFolder
 from raycluster.run_tables import Outcome
 from raycluster.stages import Stages
@@ -40,7 +41,7 @@ def prepare(settings: AssignConfig, model: Model, folder: RunFolder, retry_faile
             "embed them with the same encoder and give `embeddings` instead"
         )
     distributed.connect()
-    resources = distributed.resolve(config.resources)
+    resources = resolve(config.resources)
     spec = model.spec_on(resources.device) if config.images else None
     listing, facts = list_inputs(config, folder, retry_failed)
     # As the model was trained: the precision of today's device is no reason to do everything again.

@@ -11,7 +11,6 @@ import pyarrow as pa
 
 from raycluster import distributed, nodes, rows
 from raycluster.config import MethodConfig, RunConfig, fingerprint
-from raycluster.distributed import Resources
 from raycluster.encoder import provided
 from raycluster.encoder.clip import EncoderSpec, resolve_encoder
 from raycluster.errors import ConfigError
@@ -19,6 +18,7 @@ from raycluster.images.counting import counted
 from raycluster.images.manifest import content_digest, grown_only, list_images, number_rows
 from raycluster.methods import registry
 from raycluster.plan import Inputs, manifest_recipe
+from raycluster.resources import Resources, resolve
 from raycluster.run_folder import RunFolder
 from raycluster.semantics import vocabulary
 from raycluster.storage import read_table
@@ -67,7 +67,7 @@ def prepare(config: RunConfig, folder: RunFolder, retrain: bool, retry_failed: b
         _check_finetune(config, method)
     nouns, noun_embeddings, key = _vocabulary(config, method)
     distributed.connect()
-    resources = distributed.resolve(config.resources)
+    resources = resolve(config.resources)
     spec = resolve_encoder(config.encoder, resources.use_gpu, config.storage) if config.images else None
     shard_size = _shard_size(config, spec)
     encoder = spec.fingerprint if spec else "provided"

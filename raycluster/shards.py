@@ -16,10 +16,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raycluster.config import EncoderConfig, StorageConfig
-from raycluster.distributed import Resources, map_tasks
+from raycluster.distributed import map_tasks
 from raycluster.images.fetch import Fetched, retry
 from raycluster.images.pictures import ORIGINAL, ROW, pictures
 from raycluster.images.shard_rows import shard_rows
+from raycluster.resources import Resources
 from raycluster.row_blocks import THREADS, Block, check_found, find_blocks
 from raycluster.rows import among
 from raycluster.run_folder import part_name

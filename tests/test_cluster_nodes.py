@@ -20,6 +20,7 @@ from raycluster.config import EncoderConfig, ResourcesConfig, RunConfig
 from raycluster.demo.drawing import draw_dataset
 from raycluster.encoder.clip import resolve_encoder
 from raycluster.errors import ConfigError, RayclusterError
+from raycluster.resources import Resources, resolve
 from raycluster.storage import locate
 
 
@@ -60,7 +61,7 @@ def test_why_a_cluster_could_not_be_joined(said: str, kind: type[Exception], mea
 def test_a_driver_that_holds_cores_leaves_room_for_decoding() -> None:
     # Two cores, half of one held by the driver of a submitted job, and any number of actors.
     for cpus, actors in ((1.5, 1), (1.5, 2), (1.0, 1), (15.0, 15), (15.0, 16)):
-        found = distributed.Resources(cpus, 2 if cpus < 2 else 16, 0.0, actors, 1)
+        found = Resources(cpus, 2 if cpus < 2 else 16, 0.0, actors, 1)
         assert actors * found.reserved_cpus(actors) + found.task_cpus <= cpus
 
 
@@ -90,9 +91,9 @@ class TestOnThisMachine:
     def test_nodes_that_do_not_come_are_an_error_and_nothing_stays_reserved(self) -> None:
         wanted = ResourcesConfig(use_gpu=True, encoder_actors=2, wait_seconds=1)
         with pytest.raises(ConfigError, match=r"in 1 s the cluster has grown to 0 of 2 GPUs; see `ray status`"):
-            distributed.resolve(wanted)
+            resolve(wanted)
         cpus = int(ray.cluster_resources()["CPU"])
-        assert distributed.resolve(ResourcesConfig(encoder_actors=cpus, wait_seconds=30)).encoder_actors == cpus
+        assert resolve(ResourcesConfig(encoder_actors=cpus, wait_seconds=30)).encoder_actors == cpus
 
 
 def test_which_weights_lie_on_a_disk(shared: Path) -> None:

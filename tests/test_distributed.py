@@ -7,8 +7,9 @@ import pytest
 import ray
 
 from raycluster.config import ResourcesConfig
-from raycluster.distributed import map_tasks, raised_in_task, resolve
+from raycluster.distributed import map_tasks, raised_in_task
 from raycluster.errors import ConfigError, DataQualityError, RayclusterError
+from raycluster.resources import resolve
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
 

@@ -22,12 +22,12 @@ import raycluster
 from raycluster.cli import main
 from raycluster.config import EncoderConfig, StorageConfig
 from raycluster.demo.drawing import draw_picture
-from raycluster.distributed import Resources
 from raycluster.errors import ConfigError, DataQualityError
 from raycluster.images.manifest import list_images, number_rows
 from raycluster.images.pictures import pictures
 from raycluster.images.shard_rows import shard_rows
 from raycluster.pipeline import RunResult
+from raycluster.resources import Resources
 from raycluster.rows import row_ids, unit
 from raycluster.run_folder import parts
 from raycluster.shards import GROUP_ROWS, GroupReader, ShardJob, find_rows, group_ids, shard, write_groups

@@ -22,11 +22,12 @@ from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
 
 from raycluster.config import EncoderConfig, StorageConfig
-from raycluster.distributed import Resources, streaming
+from raycluster.distributed import streaming
 from raycluster.encoder.clip import ClipEncoder, EncoderSpec, pil_transform
 from raycluster.images.decode import decode_batch
 from raycluster.images.fetch import retry
 from raycluster.images.pictures import COLUMNS, pictures
+from raycluster.resources import Resources
 from raycluster.row_blocks import Block, find_blocks
 from raycluster.rows import binary_rows, vector_column
 from raycluster.run_folder import part_name

@@ -12,8 +12,9 @@ import ray
 import torch
 
 from raycluster.config import RunConfig
-from raycluster.distributed import Resources, file_groups, map_tasks
+from raycluster.distributed import file_groups, map_tasks
 from raycluster.encoder.clip import ClipEncoder, EncoderSpec
+from raycluster.resources import Resources
 from raycluster.rows import among, vector_column, vectors
 from raycluster.run_folder import part_name
 from raycluster.semantics import vocabulary

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from raycluster.config import FinetuneConfig
-from raycluster.distributed import Resources
 from raycluster.encoder.clip import ClipEncoder
 from raycluster.encoder.lora import merge
 from raycluster.errors import ConfigError
 from raycluster.methods.base import Method
+from raycluster.resources import Resources
 from raycluster.storage import Location
 from raycluster.training import trainer
 from raycluster.training.collectives import agreed

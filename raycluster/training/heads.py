@@ -12,10 +12,10 @@ import ray.train
 import torch
 
 from raycluster.config import MethodConfig
-from raycluster.distributed import Resources
 from raycluster.methods import registry
 from raycluster.methods.base import FittedMethod, Method, TrainedMethod
 from raycluster.methods.consensus import consensus_clusters
+from raycluster.resources import Resources
 from raycluster.storage import Location
 from raycluster.training import trainer
 from raycluster.training.loop import History, train

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from raycluster.clustering.neighbors import nearest_neighbors
 from raycluster.clustering.whitening import NeighborSearch
-from raycluster.distributed import Resources, map_tasks
+from raycluster.distributed import map_tasks
 from raycluster.methods.base import Method, TrainedMethod, TrainingData
+from raycluster.resources import Resources
 from raycluster.training.loop import find_neighbors
 
 Blocks = Callable[..., dict[str, Tensor]]

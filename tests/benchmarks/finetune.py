@@ -37,6 +37,7 @@ from raycluster.demo.kinds import SHOWN_KINDS
 from raycluster.demo.main import demo
 from raycluster.encoder.clip import resolve_encoder
 from raycluster.methods import registry
+from raycluster.resources import resolve
 from raycluster.training.finetune import FinetuneJob
 from raycluster.training.pixels import PixelJob, batches
 from raycluster.training.self_enhancement import Progress, SelfEnhancement, Views, train
@@ -102,7 +103,7 @@ def speed(options: argparse.Namespace) -> None:
         files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg", ".png"))
         encoder = _encoder(options.model, Path(scratch))
         distributed.connect()
-        resources = distributed.resolve(ResourcesConfig())
+        resources = resolve(ResourcesConfig())
         spec = resolve_encoder(encoder, resources.use_gpu)
         pixels = PixelJob(spec, encoder, StorageConfig(), 0, len(files), options.batch)
         job = FinetuneJob(FinetuneConfig(), pixels, torch.full((20,), 0.05))

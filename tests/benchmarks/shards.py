@@ -35,6 +35,7 @@ from raycluster.images.decode import decode
 from raycluster.images.manifest import list_images, number_rows
 from raycluster.images.shard_rows import stored
 from raycluster.prepare import SHARD_SIDE
+from raycluster.resources import Resources, resolve
 from raycluster.row_blocks import find_blocks
 from raycluster.run_folder import parts
 from raycluster.shards import ShardJob, shard
@@ -61,7 +62,7 @@ def copied(files: list[Path], count: int, enlarge: float, folder: Location) -> N
         list(pool.map(copy, range(count)))
 
 
-def one_pass(job: EmbedJob, files: list[Location], wanted: np.ndarray, resources: distributed.Resources) -> float:
+def one_pass(job: EmbedJob, files: list[Location], wanted: np.ndarray, resources: Resources) -> float:
     """Seconds in which every picture is read and decoded."""
     blocks = find_blocks(
         files, wanted, BLOCK_ROWS["cpu"], fair=4 * max(1, int(resources.cpus)), multiple=SMALLEST_BLOCK
@@ -139,7 +140,7 @@ def main() -> None:
             client.create_dir(root.path.split("/")[0])
         copied(files, options.count, options.enlarge, root / "photos")
         ray.init(address="local", num_cpus=options.cpus, include_dashboard=False, log_to_driver=False)
-        resources = distributed.resolve(ResourcesConfig(use_gpu=False))
+        resources = resolve(ResourcesConfig(use_gpu=False))
         listing = number_rows(list_images(((root / "photos").uri,), storage, None).table, None, 0)
         (root / "manifest" / "part-000000000000.parquet").write_table(listing, 4096)
         manifest, wanted = parts(root / "manifest"), np.arange(len(listing))

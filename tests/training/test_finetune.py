@@ -19,7 +19,6 @@ from ray_workers import worker_killed_after_a_checkpoint
 from raycluster.clustering.neighbors import nearest_neighbors
 from raycluster.config import EncoderConfig, FinetuneConfig, MethodConfig, StorageConfig
 from raycluster.demo.drawing import draw_dataset
-from raycluster.distributed import Resources
 from raycluster.encoder.clip import ClipEncoder, pil_transform, resolve_encoder
 from raycluster.errors import ConfigError
 from raycluster.images.pictures import pictures
@@ -27,6 +26,7 @@ from raycluster.images.shard_rows import shard_rows
 from raycluster.images.views import strong_view, two_views
 from raycluster.methods import registry
 from raycluster.methods.base import FittedMethod, Method, TrainingData
+from raycluster.resources import Resources
 from raycluster.run_folder import parts
 from raycluster.shards import find_rows, group_ids, write_groups
 from raycluster.storage import locate

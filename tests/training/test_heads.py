@@ -20,8 +20,8 @@ from ray_workers import checkpoints, worker_killed_after_a_checkpoint
 
 import raycluster
 from raycluster.config import MethodConfig
-from raycluster.distributed import Resources
 from raycluster.methods.base import Method
+from raycluster.resources import Resources
 from raycluster.storage import locate
 from raycluster.training.heads import HeadsJob, train_heads
 from raycluster.training.loop import History

@@ -9,8 +9,8 @@ import torch
 
 from raycluster.clustering.neighbors import nearest_neighbors
 from raycluster.config import MethodConfig
-from raycluster.distributed import Resources
 from raycluster.methods import registry
+from raycluster.resources import Resources
 from raycluster.training import neighbors as module
 from raycluster.training.neighbors import find_graphs, spread_search
 
