@@ -70,7 +70,7 @@ def configuration(images: Path, nouns: Path, folder: Path) -> Path:
         "output": str(folder / "out"),
         "clusters": 4,
         "encoder": {"model": "builtin"},
-        "vocabulary": {"source": str(nouns), "cache": str(nouns.parent / "cache")},
+        "vocabulary": {"source": str(nouns), "cache": str(folder / "cache")},
         "method": {"name": "dxmc", "epochs": 30, "batch_size": 64},
         "finetune": {"enabled": True, "rank": 4, "batch_size": 32, "epochs": 2, "checkpoint_seconds": 2},
     }
