@@ -69,7 +69,9 @@ function showItem(file, item) {
   const answer = make("div");
   const url = URL.createObjectURL(file);
   const picture = make("img", { className: "picture", src: url, alt: "" });
-  picture.onload = picture.onerror = () => URL.revokeObjectURL(url);
+  picture.onload = () => URL.revokeObjectURL(url);
+  // What the browser cannot show either gets an empty frame, not its broken-picture sign.
+  picture.onerror = () => { URL.revokeObjectURL(url); picture.removeAttribute("src"); };
   const row = make("li", {}, picture, answer);
   const name = make("p", {}, make("small", { textContent: file.name }));
   if (item.error) {
