@@ -19,7 +19,9 @@ def start(rank: int, world: int, folder: str, function: Callable[..., Result], a
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world)
     torch.save(function(rank, world, *arguments), f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
+    dist.barrier()
+    # Not destroy_process_group: gloo aborts the process now and then if a neighbor has hung up already.
+    os._exit(0)
 
 
 def on_workers(world: int, folder: Path, function: Callable[..., Result], *arguments: object) -> list[Result]:
