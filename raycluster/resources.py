@@ -7,6 +7,7 @@ import os
 from dataclasses import dataclass
 
 import ray
+import torch
 
 from raycluster.config import ResourcesConfig
 from raycluster.errors import ConfigError
@@ -81,6 +82,11 @@ class Resources:
         A task that reserved every core would wait for ever beside anything else.
         """
         return {"num_cpus": 1, "num_gpus": 1} if self.use_gpu else {"num_cpus": max(1, self.node_cpus - 1)}
+
+    def use_heavy_threads(self) -> None:
+        """In such a task: let torch compute on the cores it reserves. The process may have begun with a lighter one."""
+        if not self.use_gpu:
+            torch.set_num_threads(max(1, self.node_cpus - 1))
 
 
 def _smallest_node_cpus() -> int:

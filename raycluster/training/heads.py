@@ -1,4 +1,4 @@
-"""Train a method's heads with Ray Train: any number of workers, the same result as one, resumed after a kill."""
+"""Train a method's heads with Ray Train: any number of workers, the same result as one, resumed after a kill; or fit them in one task."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import numpy as np
 import ray
 import ray.train
 import torch
+from torch import Tensor
 
 from raycluster.config import MethodConfig
 from raycluster.methods import registry
@@ -51,14 +52,38 @@ def train_heads(
     `folder`: Ray Train's folder; its name must hold the fingerprint, for Ray returns the old result of a finished run.
     Returns the trained method on the CPU and the means of each epoch; of a fitted method, one entry.
     """
-    method = job.build()
-    workers = 1 if isinstance(method, FittedMethod) else resources.train_workers
-    shared = ray.put(dict(data))
-    neighbors, clusters = {}, None
-    if isinstance(method, TrainedMethod) and method.graphs():
-        neighbors = find_graphs(job.build, job.n_rows, shared, resources)
-    if isinstance(method, TrainedMethod) and method.config.init == "consensus":
-        clusters = _find_consensus(job, shared, resources)
+    method, shared = job.build(), ray.put(dict(data))
+    if isinstance(method, TrainedMethod):
+        state, history = _train(job, method, shared, folder, resources)
+    else:
+        state, history = _fit(job, shared, resources)
+    method.load_state_dict(state)
+    trainer.log_history("train", history)
+    return method.eval(), history
+
+
+def _fit(job: HeadsJob, data: ray.ObjectRef, resources: Resources) -> tuple[dict[str, Tensor], History]:
+    """In a task: Ray Train would only add its own start, ten seconds, to what has no steps to go on from."""
+
+    def fit(arrays: Mapping[str, np.ndarray]) -> tuple[dict[str, Tensor], dict[str, float]]:
+        resources.use_heavy_threads()
+        found = job.build().to(resources.device)
+        assert isinstance(found, FittedMethod)
+        facts = found.fit(training_data(arrays, resources.device), spread_search(resources))
+        state = {name: value.cpu() for name, value in found.state_dict().items()}
+        trainer.check_finite(state, facts)
+        return state, facts
+
+    state, facts = ray.get(ray.remote(**resources.heavy_task)(fit).remote(data))
+    return state, [facts]
+
+
+def _train(
+    job: HeadsJob, method: TrainedMethod, shared: ray.ObjectRef, folder: Location, resources: Resources
+) -> tuple[dict[str, Tensor], History]:
+    workers = resources.train_workers
+    neighbors = find_graphs(job.build, job.n_rows, shared, resources) if method.graphs() else {}
+    clusters = _find_consensus(job, shared, resources) if method.config.init == "consensus" else None
     cpus = max(1, resources.node_cpus - 1) if workers == 1 and not resources.use_gpu else 1
     config = {
         "job": job,
@@ -67,18 +92,15 @@ def train_heads(
         "neighbors": [ray.put(neighbors)],
         "consensus": [ray.put(clusters)],
         "threads": cpus,
-        "resources": resources,
     }
-    state, history = trainer.fit(_worker, config, folder, workers, cpus, resources.use_gpu)
-    method.load_state_dict(state)
-    trainer.log_history("train", history)
-    return method.eval(), history
+    return trainer.fit(_worker, config, folder, workers, cpus, resources.use_gpu)
 
 
 def _find_consensus(job: HeadsJob, data: ray.ObjectRef, resources: Resources) -> np.ndarray:
     """The house method's clusters, int64 [N], in one task."""
 
     def find(arrays: Mapping[str, np.ndarray]) -> np.ndarray:
+        resources.use_heavy_threads()
         rows = training_data(arrays, resources.device)
         return consensus_clusters(rows, job.n_clusters, job.seed, spread_search(resources)).cpu().numpy()
 
@@ -94,10 +116,6 @@ def _worker(config: dict[str, Any]) -> None:
         torch.set_num_threads(config["threads"])
     data = training_data(ray.get(config["data"][0]), device)
     method = config["job"].build().to(device)
-    if isinstance(method, FittedMethod):
-        facts = method.fit(data, spread_search(config["resources"]))
-        trainer.report(facts, method.state_dict(), None, [facts])
-        return
     assert isinstance(method, TrainedMethod)
     neighbors = {name: as_tensor(array, device) for name, array in ray.get(config["neighbors"][0]).items()}
     if (clusters := ray.get(config["consensus"][0])) is not None:

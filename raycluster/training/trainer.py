@@ -81,20 +81,26 @@ def report(
 ) -> None:
     """On a worker: report to Ray Train (a barrier: every worker calls it); the first one brings the checkpoint.
 
-    Raises :class:`RayclusterError` on every worker for weights that are not finite: a step whose loss is finite may leave such, and
-    every retry would start from them.
+    Raises as :func:`check_finite`, on every worker.
     """
-    if broken := [name for name, value in state.items() if value.is_floating_point() and not value.isfinite().all()]:
-        raise RayclusterError(
-            f"training: {len(broken)} of {len(state)} tensors are not finite any more ({broken[0]}, {dict(metrics)}); lower the learning "
-            "rate (`method.learning_rate`, `finetune.learning_rate`). The checkpoints before it are kept"
-        )
+    check_finite(state, metrics)
     if ray.train.get_context().get_world_rank() != 0:
         ray.train.report(dict(metrics))
         return
     with tempfile.TemporaryDirectory() as folder:
         checkpoint.save(Path(folder), state, optimizer, record)
         ray.train.report(dict(metrics), checkpoint=Checkpoint.from_directory(folder))
+
+
+def check_finite(state: Mapping[str, Tensor], metrics: Mapping[str, float]) -> None:
+    """Raises :class:`RayclusterError` for weights that are not finite: a step whose loss is finite may leave such, and every retry
+    would start from them.
+    """
+    if broken := [name for name, value in state.items() if value.is_floating_point() and not value.isfinite().all()]:
+        raise RayclusterError(
+            f"training: {len(broken)} of {len(state)} tensors are not finite any more ({broken[0]}, {dict(metrics)}); lower the learning "
+            "rate (`method.learning_rate`, `finetune.learning_rate`). The checkpoints before it are kept"
+        )
 
 
 def log_history(stage: str, history: History) -> None:
