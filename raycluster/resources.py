@@ -76,17 +76,19 @@ class Resources:
         return 0.25
 
     @property
-    def heavy_task(self) -> dict[str, float]:
-        """Ray resources for a task that runs alone: one GPU, or the cores of the smallest node but one.
+    def heavy_cpus(self) -> int:
+        """Cores of the smallest node but one: a task that reserved every core would wait for ever beside anything else."""
+        return max(1, self.node_cpus - 1)
 
-        A task that reserved every core would wait for ever beside anything else.
-        """
-        return {"num_cpus": 1, "num_gpus": 1} if self.use_gpu else {"num_cpus": max(1, self.node_cpus - 1)}
+    @property
+    def heavy_task(self) -> dict[str, float]:
+        """Ray resources for a task that runs alone: one GPU, or :attr:`heavy_cpus`."""
+        return {"num_cpus": 1, "num_gpus": 1} if self.use_gpu else {"num_cpus": self.heavy_cpus}
 
     def use_heavy_threads(self) -> None:
         """In such a task: let torch compute on the cores it reserves. The process may have begun with a lighter one."""
         if not self.use_gpu:
-            torch.set_num_threads(max(1, self.node_cpus - 1))
+            torch.set_num_threads(self.heavy_cpus)
 
 
 def _smallest_node_cpus() -> int:

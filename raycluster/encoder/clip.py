@@ -81,7 +81,6 @@ def resolve_encoder(config: EncoderConfig, use_gpu: bool, storage: StorageConfig
     precision = config.precision if config.precision != "auto" else "bf16" if use_gpu else "fp32"
     if precision == "fp16" and not use_gpu:
         raise ConfigError("encoder.precision: fp16 needs a GPU; use fp32 or bf16, or leave it out")
-    storage = storage or StorageConfig()
     weights = find_weights(config, storage)
     sha256 = weights.sha256
     preprocess = merge_preprocess_dict(asdict(PreprocessCfg()), weights.preprocess)
@@ -108,7 +107,7 @@ def resolve_encoder(config: EncoderConfig, use_gpu: bool, storage: StorageConfig
         force_quick_gelu=weights.force_quick_gelu,
         fingerprint=hashlib.sha256(json.dumps(covered, sort_keys=True, default=str).encode()).hexdigest()[:16],
         weights_sha256=sha256,
-        storage=storage,
+        storage=storage or StorageConfig(),
     )
 
 

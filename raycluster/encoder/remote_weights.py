@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from raycluster.errors import ConfigError
 from raycluster.storage import Location, locate, user_cache
 
 
-def local_copy(uri: str, storage: StorageConfig, field: str) -> Path:
+def local_copy(uri: str, storage: StorageConfig | None, field: str) -> Path:
     """The file or folder at an `s3://` address as a path of this machine; of a folder, the files that lie directly in it.
 
     It is copied to the user's cache folder at the first call of a machine, and again when it has changed there. Raises
@@ -44,13 +43,15 @@ def _copied(place: Location, files: list[Location]) -> Path:
     # The actors of a node start together; one of them copies.
     with FileLock(f"{target}.lock"):
         if not target.is_dir():
-            draft = tempfile.mkdtemp(dir=target.parent)
-            for file in files:
-                fs.copy_files(
-                    file.path,
-                    os.path.join(draft, file.name),
-                    source_filesystem=file.filesystem,
-                    destination_filesystem=fs.LocalFileSystem(),
-                )
-            os.replace(draft, target)
+            with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
+                draft = Path(scratch) / version
+                draft.mkdir()
+                for file in files:
+                    fs.copy_files(
+                        file.path,
+                        str(draft / file.name),
+                        source_filesystem=file.filesystem,
+                        destination_filesystem=fs.LocalFileSystem(),
+                    )
+                draft.rename(target)
     return target

@@ -53,7 +53,6 @@ def find_weights(config: EncoderConfig, storage: StorageConfig | None = None) ->
 
     Raises :class:`ConfigError` with the remedy.
     """
-    storage = storage or StorageConfig()
     if config.model == "builtin":
         return _folder(str(files("raycluster.demo") / "clip"))
     if config.model.startswith("local-dir:"):

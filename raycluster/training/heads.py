@@ -84,7 +84,7 @@ def _train(
     workers = resources.train_workers
     neighbors = find_graphs(job.build, job.n_rows, shared, resources) if method.graphs() else {}
     clusters = _find_consensus(job, shared, resources) if method.config.init == "consensus" else None
-    cpus = max(1, resources.node_cpus - 1) if workers == 1 and not resources.use_gpu else 1
+    cpus = resources.heavy_cpus if workers == 1 and not resources.use_gpu else 1
     config = {
         "job": job,
         # References inside a list reach the workers as references: one copy of the data a node, not one a worker.
