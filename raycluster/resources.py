@@ -36,9 +36,9 @@ class Resources:
         return max(1, min(self.node_cpus, int(self.cpus // processes)))
 
     def reserved_cpus(self, processes: int) -> float:
-        """CPUs that each of them reserves: its share of a node of which one core is left for decoding.
+        """CPUs that each of them reserves: its share of a node of which one core is left for the tasks that write or decode.
 
-        Without that core the decode tasks would wait for the processes, and the processes for them.
+        Without that core these would wait for the processes, and the processes for them.
         """
         if self.node_cpus == 1:
             return 0.5
@@ -62,13 +62,19 @@ class Resources:
         )
 
     @property
-    def task_cpus(self) -> float:
-        """CPUs that a decode task reserves: what the actors leave, less :attr:`writer_cpus`.
+    def decode_cpus(self) -> float:
+        """CPUs that reading and decoding a block reserves: with GPUs, of one core what :attr:`writer_cpus` leaves.
 
-        With a whole core for each decode task, Ray Data would not write a block before the last picture is decoded, and a
-        kill would lose everything.
+        Without them the same as an encoder: of equal demands Ray Data makes one operator, and the encoders read and decode for
+        themselves. Tasks beside them would wait for cores that encoders hold, and took up to twice as long.
         """
-        return (1.0 if self.node_cpus > 1 else 0.5) - self.writer_cpus
+        one = 1.0 if self.node_cpus > 1 else 0.5
+        return one - self.writer_cpus if self.use_gpu else self.encoder_actor["num_cpus"]
+
+    @property
+    def encoder_calls(self) -> int:
+        """Blocks that an encoder actor has in hand: without GPUs one that it encodes, and for each of its threads one that it reads."""
+        return 1 if self.use_gpu else 1 + self.threads(self.encoder_actors)
 
     @property
     def writer_cpus(self) -> float:

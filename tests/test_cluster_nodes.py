@@ -58,11 +58,11 @@ def test_why_a_cluster_could_not_be_joined(said: str, kind: type[Exception], mea
     assert means in str(error)
 
 
-def test_a_driver_that_holds_cores_leaves_room_for_decoding() -> None:
+def test_a_driver_that_holds_cores_leaves_room_for_writing() -> None:
     # Two cores, half of one held by the driver of a submitted job, and any number of actors.
     for cpus, actors in ((1.5, 1), (1.5, 2), (1.0, 1), (15.0, 15), (15.0, 16)):
         found = Resources(cpus, 2 if cpus < 2 else 16, 0.0, actors, 1)
-        assert actors * found.reserved_cpus(actors) + found.task_cpus <= cpus
+        assert actors * found.reserved_cpus(actors) + found.writer_cpus <= cpus
 
 
 @pytest.mark.ray

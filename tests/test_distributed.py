@@ -68,12 +68,12 @@ def test_resources_default_to_what_the_cluster_has() -> None:
     cpus = int(ray.cluster_resources()["CPU"])
     found = resolve(ResourcesConfig())
     assert (found.encoder_actors, found.train_workers, found.use_gpu) == (cpus, 1, False)
-    # All encoder actors together leave a core for decoding: without it the stage would wait for ever.
+    # All encoder actors together leave a core for writing: without it the stage would wait for ever.
     assert found.reserved_cpus(found.encoder_actors) * found.encoder_actors <= cpus - 1 + 1e-9
     one_core = replace(found, cpus=1.0, node_cpus=1, encoder_actors=1)
-    assert one_core.reserved_cpus(one_core.encoder_actors) + one_core.task_cpus + one_core.writer_cpus <= 1
+    assert one_core.reserved_cpus(one_core.encoder_actors) + one_core.writer_cpus <= 1
     assert replace(found, cpus=8.0, node_cpus=8, encoder_actors=1).reserved_cpus(1) == 7
-    # Two machines of four cores: each has room for a decode task beside its share of the actors.
+    # Two machines of four cores: each has room for a writer beside its share of the actors.
     assert 4 * replace(found, cpus=8.0, node_cpus=4, encoder_actors=8).reserved_cpus(8) <= 3
     with pytest.raises(ConfigError, match=r"resources\.use_gpu is true, but this Ray cluster has no GPU"):
         resolve(ResourcesConfig(use_gpu=True))

@@ -1,4 +1,4 @@
-"""The embed stage: stream pictures from storage through decode tasks and a pool of encoder actors into Parquet.
+"""The embed stage: stream pictures from storage through a pool of encoder actors (with GPUs: decode tasks before it) into Parquet.
 
 It resumes without bookkeeping: rows that lie in a part file are done, everything else is streamed again. A part is
 written whole or not at all, under a name that its rows determine, so neither a kill nor a repeated task doubles a row.
@@ -142,41 +142,37 @@ def embed(job: EmbedJob, files: list[Location], wanted: np.ndarray, resources: R
     blocks = find_blocks(files, wanted, BLOCK_ROWS[device], fair=4 * actors, multiple=SMALLEST_BLOCK)
     if not blocks:
         return
-    source = BlockRows(blocks)
-    # Decoding is faster than encoding on CPUs: without a limit it would fill the object store with pixels.
+    # Decode tasks beside GPUs may be faster than these: without a limit they would fill the object store with pixels.
     block_bytes = int(np.prod(job.spec.pixel_shape)) * max(map(len, blocks))
     with streaming(max(2**27, 6 * actors * block_bytes)):
-        # Both with the same demand, or Ray would not fuse them into one task.
-        rows = ray.data.read_datasource(source, override_num_blocks=len(blocks), num_cpus=resources.task_cpus)
-        stream = (
-            rows.map_batches(
-                decode_rows,
-                fn_kwargs={"job": job},
-                batch_size=None,
-                batch_format="pyarrow",
-                num_cpus=resources.task_cpus,
-            )
-            .map_batches(
-                EncodeRows,
-                fn_constructor_args=(
-                    job,
-                    device,
-                    resources.threads(actors),
-                    256 if resources.use_gpu else 32,
-                ),
-                compute=ActorPoolStrategy(size=actors),
-                batch_size=None,
-                batch_format="pyarrow",
-                **resources.encoder_actor,
-            )
-            # Few writers: each is a process with torch in it, and what it does is small.
-            .map_batches(
-                write_rows,
-                fn_kwargs={"job": job},
-                compute=TaskPoolStrategy(size=max(1, actors // 4)),
-                batch_size=None,
-                batch_format="pyarrow",
-                num_cpus=resources.writer_cpus,
-            )
-        )
-        yield from stream.iter_batches(batch_size=None, batch_format="pyarrow")
+        yield from embedding(job, blocks, resources).iter_batches(batch_size=None, batch_format="pyarrow")
+
+
+def embedding(job: EmbedJob, blocks: list[Block], resources: Resources) -> ray.data.Dataset:
+    """The plan: read and decode → encode → write; its rows are the status counts of parts."""
+    rows = ray.data.read_datasource(
+        BlockRows(blocks), override_num_blocks=len(blocks), num_cpus=resources.decode_cpus
+    ).map_batches(
+        decode_rows, fn_kwargs={"job": job}, batch_size=None, batch_format="pyarrow", num_cpus=resources.decode_cpus
+    )
+    threads, batch_rows = resources.threads(resources.encoder_actors), 256 if resources.use_gpu else 32
+    encoded = rows.map_batches(
+        EncodeRows,
+        fn_constructor_args=(job, resources.device, threads, batch_rows),
+        # Of several calls one at a time encodes (Ray sees to it), while the others wait for storage or decode.
+        compute=ActorPoolStrategy(
+            size=resources.encoder_actors, max_concurrent_calls_per_actor=resources.encoder_calls
+        ),
+        batch_size=None,
+        batch_format="pyarrow",
+        **resources.encoder_actor,
+    )
+    return encoded.map_batches(
+        write_rows,
+        fn_kwargs={"job": job},
+        # Few writers: each is a process with torch in it, and what it does is small.
+        compute=TaskPoolStrategy(size=max(1, resources.encoder_actors // 4)),
+        batch_size=None,
+        batch_format="pyarrow",
+        num_cpus=resources.writer_cpus,
+    )

@@ -144,8 +144,46 @@ def storage(options: argparse.Namespace) -> None:
         print(f"median ratio {statistics.median(ratios):.2f}")
 
 
+BARE = """
+import sys, time
+import numpy as np, torch
+from raycluster.config import EncoderConfig
+from raycluster.encoder.clip import ClipEncoder, resolve_encoder
+torch.set_num_threads(1)
+encoder = ClipEncoder.load(resolve_encoder(EncoderConfig(model=sys.argv[1]), False), "cpu")
+pixels = np.zeros((32, *encoder.spec.pixel_shape), np.uint8)
+encoder.encode_pixels(pixels)
+print(flush=True)
+sys.stdin.readline()
+started, done = time.perf_counter(), 0
+while time.perf_counter() - started < 10:
+    encoder.encode_pixels(pixels)
+    done += len(pixels)
+print(done / (time.perf_counter() - started))
+"""
+"""A process that encodes and does nothing else: says when it is ready, begins at a line, and prints images/s."""
+
+
+def bare(cores: list[int], model: str) -> float:
+    """Images a second of one such process on each of these cores, together: what the machine gives."""
+    started = [
+        subprocess.Popen(
+            ["taskset", "-c", str(core), sys.executable, "-c", BARE, model],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for core in cores
+    ]
+    for process in started:
+        assert process.stdout is not None
+        process.stdout.readline()
+    printed = list(ThreadPoolExecutor(len(started)).map(lambda process: process.communicate("\n")[0], started))
+    return sum(map(float, printed))
+
+
 def workers(options: argparse.Namespace) -> None:
-    """Images a second with n encoder workers of one thread on n + 1 cores, one of which is for decoding."""
+    """Images a second with n encoder workers on n + 1 cores, beside n bare processes on n."""
     cores = sorted(os.sched_getaffinity(0))
     script = (
         "import ray, sys; from raycluster.cli import main; "
@@ -154,18 +192,20 @@ def workers(options: argparse.Namespace) -> None:
     )
     with tempfile.TemporaryDirectory() as scratch:
         folder = pictures(options, scratch)
-        rates: dict[int, list[float]] = {}
+        rates: dict[int, list[tuple[float, float]]] = {}
         for repeat in range(options.repeats):
             for n in range(1, len(cores)):
                 output = f"{scratch}/{repeat}-{n}"
                 pinned = ["taskset", "-c", ",".join(map(str, cores[: n + 1])), sys.executable, "-c", script, str(n + 1)]
                 arguments = embedding(str(folder), options.model, output)[3:]
                 result, _, _ = driven([*pinned, *arguments, "--resources.encoder_actors", str(n)], OMP_NUM_THREADS="1")
-                rates.setdefault(n, []).append(steady_rate(Path(result["tables"]["embeddings"])))
-        one = statistics.median(rates[1])
+                rate, limit = steady_rate(Path(result["tables"]["embeddings"])), bare(cores[:n], options.model)
+                rates.setdefault(n, []).append((rate, limit))
+                print(f"{n} workers on {n + 1} cores: {rate:.0f} images/s; {n} bare processes: {limit:.0f}", flush=True)
         for n, found in rates.items():
-            rate = statistics.median(found)
-            print(f"{n} workers on {n + 1} cores: {rate:.1f} images/s, efficiency {rate / n / one:.2f}", flush=True)
+            scaled = statistics.median(rate for rate, _ in found) / n / statistics.median(rate for rate, _ in rates[1])
+            share = statistics.median(rate / limit for rate, limit in found)
+            print(f"{n} workers: {scaled:.2f} of n times one, {share:.2f} of bare processes", flush=True)
 
 
 def kill(options: argparse.Namespace) -> None:
