@@ -209,37 +209,41 @@ def workers(options: argparse.Namespace) -> None:
 
 
 def kill(options: argparse.Namespace) -> None:
-    """Rows embedded but lost when the driver is killed, as a share of the stage."""
+    """Seconds that the embed stage takes longer, beyond a second start, when its driver is killed and called again."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = pictures(options, scratch)
-        result, _, _ = driven(embedding(str(folder), options.model, f"{scratch}/whole"))
-        rate = steady_rate(Path(result["tables"]["embeddings"]))
-        lost = []
+        undisturbed = Path(scratch) / "whole"
+        result, _, _ = driven(embedding(str(folder), options.model, str(undisturbed)))
+        whole = result["stages"]["embed"]["seconds"]
+        first = min(part.stat().st_mtime for part in undisturbed.glob("embeddings/*/part-*.parquet"))
+        starting = first - embed_began(undisturbed)
+        shares = []
         for turn in range(options.repeats):
             output, share = Path(scratch) / f"killed-{turn}", (turn + 1) / (options.repeats + 1)
             process = subprocess.Popen(
                 embedding(str(folder), options.model, str(output)), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
             )
-            first = saved = 0
-            while saved < max(1, share * options.count):
+            while rows_below(output) < max(1, share * options.count):
                 time.sleep(0.02)
-                saved = rows_below(output)
-                if saved and not first:
-                    first, began = saved, time.perf_counter()
-            # Between two parts: what is computed meanwhile is what a kill loses.
-            time.sleep(0.5 * options.count / rate / 20)
             os.kill(process.pid, signal.SIGKILL)
-            computed = first + rate * (time.perf_counter() - began)
+            before = time.time() - embed_began(output)
             process.wait()
             saved = rows_below(output)
-            lost.append(max(0.0, computed - saved) / options.count)
-            again, _, _ = driven(embedding(str(folder), options.model, str(output)))
+            result, _, _ = driven(embedding(str(folder), options.model, str(output)))
+            after = result["stages"]["embed"]["seconds"]
+            shares.append((before + after - whole - starting) / whole)
             print(
-                f"killed with {saved} of {options.count} rows saved; about {computed - saved:.0f} lost, {lost[-1]:.1%} of the stage; "
-                f"again {again['stages']['embed']['seconds']:.0f} s",
+                f"killed after {before:.1f} s with {saved} of {options.count} rows saved, again {after:.1f} s: {shares[-1]:+.1%} of the stage redone",
                 flush=True,
             )
-        print(f"whole stage {result['stages']['embed']['seconds']:.0f} s; median {statistics.median(lost):.1%} lost")
+        print(
+            f"whole stage {whole:.1f} s, {starting:.1f} s of it to the first part; median {statistics.median(shares):+.1%} redone"
+        )
+
+
+def embed_began(output: Path) -> float:
+    """When the stage before it was marked as done."""
+    return (output / "_stages" / "manifest.json").stat().st_mtime
 
 
 def rows_below(output: Path) -> int:
