@@ -63,7 +63,8 @@ class Resources:
 
     @property
     def decode_cpus(self) -> float:
-        """CPUs that reading and decoding a block reserves: with GPUs, of one core what :attr:`writer_cpus` leaves.
+        """CPUs that reading and decoding a block reserves: with GPUs, of one core what :attr:`writer_cpus` leaves; with a whole one Ray
+        Data would not write a block before the last picture is decoded, and a kill would lose everything.
 
         Without them the same as an encoder: of equal demands Ray Data makes one operator, and the encoders read and decode for
         themselves. Tasks beside them would wait for cores that encoders hold, and took up to twice as long.

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -58,11 +59,11 @@ def test_why_a_cluster_could_not_be_joined(said: str, kind: type[Exception], mea
     assert means in str(error)
 
 
-def test_a_driver_that_holds_cores_leaves_room_for_writing() -> None:
+def test_a_driver_that_holds_cores_leaves_room_for_decoding() -> None:
     # Two cores, half of one held by the driver of a submitted job, and any number of actors.
     for cpus, actors in ((1.5, 1), (1.5, 2), (1.0, 1), (15.0, 15), (15.0, 16)):
         found = Resources(cpus, 2 if cpus < 2 else 16, 0.0, actors, 1)
-        assert actors * found.reserved_cpus(actors) + found.writer_cpus <= cpus
+        assert actors * found.reserved_cpus(actors) + replace(found, gpus=1.0).decode_cpus <= cpus
 
 
 @pytest.mark.ray
