@@ -208,15 +208,22 @@ def workers(options: argparse.Namespace) -> None:
             print(f"{n} workers: {scaled:.2f} of n times one, {share:.2f} of bare processes", flush=True)
 
 
+FEW = 16
+"""Pictures of a stage that does hardly more than start."""
+
+
 def kill(options: argparse.Namespace) -> None:
     """Seconds that the embed stage takes longer, beyond a second start, when its driver is killed and called again."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = pictures(options, scratch)
-        undisturbed = Path(scratch) / "whole"
-        result, _, _ = driven(embedding(str(folder), options.model, str(undisturbed)))
-        whole = result["stages"]["embed"]["seconds"]
-        first = min(part.stat().st_mtime for part in undisturbed.glob("embeddings/*/part-*.parquet"))
-        starting = first - embed_began(undisturbed)
+        few = linked(sorted(folder.iterdir())[:FEW], FEW, Path(scratch) / "few")
+
+        def seconds(images: Path, output: Path) -> float:
+            result, _, _ = driven(embedding(str(images), options.model, str(output)))
+            return float(result["stages"]["embed"]["seconds"])
+
+        starting = statistics.median(seconds(few, Path(scratch) / f"few-{turn}") for turn in range(options.repeats))
+        whole = seconds(folder, Path(scratch) / "whole")
         shares = []
         for turn in range(options.repeats):
             output, share = Path(scratch) / f"killed-{turn}", (turn + 1) / (options.repeats + 1)
@@ -229,15 +236,14 @@ def kill(options: argparse.Namespace) -> None:
             before = time.time() - embed_began(output)
             process.wait()
             saved = rows_below(output)
-            result, _, _ = driven(embedding(str(folder), options.model, str(output)))
-            after = result["stages"]["embed"]["seconds"]
+            after = seconds(folder, output)
             shares.append((before + after - whole - starting) / whole)
             print(
                 f"killed after {before:.1f} s with {saved} of {options.count} rows saved, again {after:.1f} s: {shares[-1]:+.1%} of the stage redone",
                 flush=True,
             )
         print(
-            f"whole stage {whole:.1f} s, {starting:.1f} s of it to the first part; median {statistics.median(shares):+.1%} redone"
+            f"whole stage {whole:.1f} s, of {FEW} pictures {starting:.1f} s; median {statistics.median(shares):+.1%} redone"
         )
 
 
