@@ -13,6 +13,7 @@ import ray
 from raycluster.clustering.novelty import Novelty
 from raycluster.distributed import file_groups, map_tasks
 from raycluster.methods.base import Method
+from raycluster.node_checks import Common
 from raycluster.prediction import outliers, probabilities, top_two
 from raycluster.rows import among, vectors
 from raycluster.run_folder import part_name
@@ -26,11 +27,13 @@ def assign(
     manifest: pa.Table,
     done: np.ndarray,
     folder: Location,
+    common: Common,
     novelty: Novelty | None = None,
 ) -> Iterator[Counter[str]]:
     """Assign the manifest's rows that are not in `done`; yields the status counts of each finished task.
 
-    `manifest`: columns row_id, image_id, uri; `done`: row ids already in this table; with `novelty`, outliers are flagged.
+    `manifest`: columns row_id, image_id, uri; `done`: row ids already in this table; with `novelty`, outliers are flagged;
+    `common`: what the nodes must have.
     """
     rows = manifest.filter(~np.isin(manifest.column("row_id").to_numpy(), done))
     if not len(rows):
@@ -50,7 +53,7 @@ def assign(
                 )
         return counts
 
-    yield from map_tasks(assign_parts, file_groups(embeddings), known, shared)
+    yield from map_tasks(assign_parts, file_groups(embeddings), known, shared, common=common)
 
 
 def assign_rows(method: Method, embeddings: pa.Table, wanted: pa.Table, novelty: Novelty | None = None) -> pa.Table:

@@ -2,32 +2,37 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import islice
-from typing import Any
+from typing import Any, TypeVar
 
 import ray
 
-from raycluster import nodes
 from raycluster.errors import ConfigError, RayclusterError
+from raycluster.node_checks import SAME_VERSIONS, Common, check_versions, checked
+from raycluster.resources import Resources
 from raycluster.storage import Location
 
 log = logging.getLogger(__name__)
+Result = TypeVar("Result")
 
 FILES_A_TASK = 16
 """Part files read by one task: enough work to be worth starting it."""
 CONNECT_S = 10.0
 """Seconds within which a cluster must take a connection."""
+EXPLAIN_S = 60.0
+"""Seconds within which nodes must answer when an error is to be explained."""
 
 
 def connect() -> None:
     """:func:`join`, and see that the nodes of a joined cluster have this process's versions; raises :class:`ConfigError`."""
     if not ray.is_initialized() and join():
-        nodes.check_versions()
+        check_versions()
 
 
 def join() -> bool:
@@ -73,7 +78,7 @@ def _check_answers(address: str) -> None:
 def _not_joined(address: str, error: Exception) -> RayclusterError:
     reasons = " ".join(str(each) for each in (error, error.__cause__) if each is not None)
     if "Version mismatch" in reasons:
-        return ConfigError(f"ray: {' '.join(str(error).split())}; {nodes.SAME_VERSIONS}")
+        return ConfigError(f"ray: {' '.join(str(error).split())}; {SAME_VERSIONS}")
     if "AuthToken" in reasons:
         return ConfigError(
             f"RAY_ADDRESS: the cluster at {address} wants its token; put it into ~/.ray/auth_token or RAY_AUTH_TOKEN, "
@@ -92,6 +97,9 @@ def streaming(object_store_bytes: int, cpus: float | None = None, ordered: bool 
     # One line a stage is ours to print; Ray Data, whose loggers are set up when it is imported, would add its plan and more.
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
+    # Nor pages on an error that also comes as an exception, with a request to open an issue with Ray.
+    for name in ("_internal.execution.streaming_executor_state", "exceptions"):
+        logging.getLogger(f"ray.data.{name}").setLevel(logging.CRITICAL)
     context = ray.data.DataContext.get_current().copy()
     context.enable_progress_bars = False
     # Otherwise an error of ours, such as storage that is down, would arrive as text only.
@@ -106,7 +114,7 @@ def streaming(object_store_bytes: int, cpus: float | None = None, ordered: bool 
 
 def raised_in_task(error: BaseException) -> RayclusterError | None:
     """What to tell the user of an error that came through Ray: ours, if a task, a Ray Data stage or a Train worker raised one; that
-    Ray lost a process, or that the storage failed; None if it is none of these.
+    Ray lost a process, that the storage failed, or that a node has other code; None if it is none of these.
     """
     causes = list(_causes(error))
     # What Ray makes of an error is an instance of its class too; only the original has the plain message.
@@ -124,9 +132,34 @@ def raised_in_task(error: BaseException) -> RayclusterError | None:
             return RayclusterError(
                 f"the storage failed: {one}; when it answers, and takes the credentials, run the command again: what is finished is kept"
             )
+    if ray.is_initialized() and any(isinstance(one, _OTHER_CODE) for one in causes):
+        # Of a node that joined late: so different that it could not even read what it was to do.
+        try:
+            check_versions(EXPLAIN_S)
+        except RayclusterError as different:
+            return different
     return None
 
 
+def plainly(work: Callable[[], Result]) -> Result:
+    """What `work()` gives; an error that came through Ray as :func:`raised_in_task` tells it, and nothing of Ray hangs on that.
+
+    Else who keeps the error, as a notebook keeps its last one, would keep the frames it came through, with them the handles of
+    actors, with these their cores, and the next run in that process would wait for them for ever.
+    """
+    try:
+        return work()
+    except Exception as error:
+        ours = raised_in_task(error)
+        if ours is None or ours is error:
+            raise
+        ours.__traceback__ = ours.__cause__ = ours.__context__ = None
+    gc.collect()
+    raise ours
+
+
+_OTHER_CODE = (ImportError, AttributeError, TypeError)
+"""Errors of a process that cannot load what another version of the package sent."""
 _LOST = (
     ray.exceptions.WorkerCrashedError,
     ray.exceptions.ActorDiedError,
@@ -161,19 +194,26 @@ def file_groups(files: list[Location]) -> list[list[Location]]:
     return [files[start : start + FILES_A_TASK] for start in range(0, len(files), FILES_A_TASK)]
 
 
+def one_task(function: Callable[..., Any], resources: Resources, *shared: ray.ObjectRef) -> Any:
+    """What `function(*shared)` gives, called in a task that computes alone on its node (:attr:`Resources.heavy_task`)."""
+    task = ray.remote(**resources.heavy_task)(checked(function, resources.common))
+    return ray.get(task.remote(*shared))
+
+
 def map_tasks(
     function: Callable[..., Any],
     items: Iterable[Any],
     *shared: ray.ObjectRef,
+    common: Common,
     demand: Mapping[str, float] | None = None,
     in_flight: int | None = None,
 ) -> Iterator[Any]:
     """Call `function(item, *shared)` as one Ray task an item and yield the results as they come.
 
     `demand`: Ray resources of a task, one core by default. `shared` are references from :func:`ray.put`: one copy a node, read-only.
-    At most `in_flight` tasks (default: twice the cores) exist at a time, so that memory does not grow with the items.
+    `common`: what their nodes must have; :class:`ConfigError` from one that has not. At most `in_flight` tasks (default: twice the cores) exist at a time, so that memory does not grow with the items.
     """
-    task = ray.remote(**(demand or {"num_cpus": 1}))(function)
+    task = ray.remote(**(demand or {"num_cpus": 1}))(checked(function, common))
     rest = iter(items)
     limit = in_flight or 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))
     pending = [task.remote(item, *shared) for item in islice(rest, limit)]

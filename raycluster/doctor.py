@@ -14,6 +14,7 @@ import ray
 from raycluster import distributed, nodes
 from raycluster.config import ResourcesConfig, RunConfig
 from raycluster.errors import ConfigError
+from raycluster.node_checks import check_seen, check_versions, local_path, place, versions_question
 from raycluster.nodes import Node
 from raycluster.probes import Check, attempt, storage_checks
 from raycluster.resources import resolve
@@ -82,8 +83,8 @@ def _join() -> str:
 
 
 def _versions() -> str:
-    nodes.check_versions(wait=NODE_S)
-    return ", ".join(f"{package} {version}" for package, version in nodes.versions_question()().items())
+    check_versions(wait=NODE_S)
+    return ", ".join(f"{package} {version}" for package, version in versions_question()().items())
 
 
 def _gpus(resources: ResourcesConfig, everywhere: list[Node]) -> str:
@@ -172,18 +173,18 @@ def _storage_of(others: list[Node], config: RunConfig) -> str:
 
 def _local_paths(others: list[Node], config: RunConfig) -> str:
     sources = (*config.image_sources, *config.embedding_sources)
-    local = [path for path in map(nodes.local_path, sources) if path is not None]
+    local = [path for path in map(local_path, sources) if path is not None]
     for path in local:
-        nodes.check_seen("images" if config.images is not None else "embeddings", others, [path], path)
+        check_seen(others, place("images" if config.images is not None else "embeddings", path))
     output = locate(config.output, config.storage)
     if output.scheme == "file":
         probe = output / "_doctor-nodes"
         probe.write_bytes(b"seen")
         try:
-            nodes.check_seen("output", others, [probe.path], output.path)
+            check_seen(others, place("output", probe.path, output.path))
         finally:
             probe.delete()
     if config.images is not None and config.encoder.model.startswith("local-dir:"):
-        folder = nodes.local_path(config.encoder.model.removeprefix("local-dir:"))
-        nodes.check_seen("encoder.model", others, [str(folder)], str(folder))
+        folder = local_path(config.encoder.model.removeprefix("local-dir:"))
+        check_seen(others, place("encoder.model", str(folder)))
     return "every node sees the same" if local or output.scheme == "file" else "none"

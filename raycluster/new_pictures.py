@@ -5,7 +5,7 @@ The folder is one like a run's, with the stages manifest, embed, assign and drif
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +17,7 @@ from raycluster.drift import drift, snapshot
 from raycluster.encoder import provided
 from raycluster.errors import ConfigError
 from raycluster.model import Model
+from raycluster.node_checks import find_common
 from raycluster.plan import Inputs, Step
 from raycluster.prepare import Prepared, list_inputs
 from raycluster.resources import resolve
@@ -44,6 +45,7 @@ def prepare(settings: AssignConfig, model: Model, folder: RunFolder, retry_faile
     resources = resolve(config.resources)
     spec = model.spec_on(resources.device) if config.images else None
     listing, facts = list_inputs(config, folder, retry_failed)
+    resources = replace(resources, common=find_common(config, folder.root, listing.column("uri"), spec))
     # As the model was trained: the precision of today's device is no reason to do everything again.
     encoder, method = model.spec.fingerprint if spec else "provided", model.method.config
     inputs = Inputs(config, method, facts["fingerprint"], facts["lineage"], encoder, {}, None)

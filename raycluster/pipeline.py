@@ -12,6 +12,7 @@ from typing import Any
 
 from raycluster import lock, new_pictures, plan
 from raycluster.config import AssignConfig, RunConfig, Section, validate
+from raycluster.distributed import plainly
 from raycluster.errors import ConfigError, RayclusterError
 from raycluster.model_files import load_model
 from raycluster.plan import STAGES, Step
@@ -75,7 +76,8 @@ def run(
         ready = prepare(settings, folder, retrain, retry_failed)
         return Stages(ready, plan.make(folder, ready.inputs), result.warnings)
 
-    return _carry_out(settings, folder, result, begin, STAGES[: STAGES.index(until) + 1], dry_run)
+    order = STAGES[: STAGES.index(until) + 1]
+    return plainly(lambda: _carry_out(settings, folder, result, begin, order, dry_run))
 
 
 def assign(*, retry_failed: bool = False, dry_run: bool = False, **given: Any) -> RunResult:
@@ -97,7 +99,7 @@ def assign(*, retry_failed: bool = False, dry_run: bool = False, **given: Any) -
         steps = plan.for_model(folder, ready.inputs, new_pictures.identity(model))
         return new_pictures.NewPictures(ready, steps, result.warnings, known=model)
 
-    return _carry_out(settings, folder, result, begin, tuple(FOLDERS), dry_run)
+    return plainly(lambda: _carry_out(settings, folder, result, begin, tuple(FOLDERS), dry_run))
 
 
 def _carry_out(

@@ -101,7 +101,8 @@ class PixelStages(RunTables):
             return thumbnails(block.read(COLUMNS), report.thumbnail, encoder, storage)
 
         blocks = find_blocks(self.pictured, wanted, THUMBNAILS, fair=max(1, int(self.ready.resources.cpus)))
-        return {row: jpeg for made in map_tasks(make, blocks) for row, jpeg in made.items()}
+        made = map_tasks(make, blocks, common=self.ready.resources.common)
+        return {row: jpeg for some in made for row, jpeg in some.items()}
 
     def finetune(self, step: Step) -> Outcome:
         """Fine-tune the encoder on its own confident clusters, and see whether the result can be trusted."""

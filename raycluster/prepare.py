@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from raycluster import distributed, nodes, rows
+from raycluster import distributed, rows
 from raycluster.config import MethodConfig, RunConfig, fingerprint
 from raycluster.encoder import provided
 from raycluster.encoder.clip import EncoderSpec, resolve_encoder
@@ -17,6 +17,7 @@ from raycluster.errors import ConfigError
 from raycluster.images.counting import counted
 from raycluster.images.manifest import content_digest, grown_only, list_images, number_rows
 from raycluster.methods import registry
+from raycluster.node_checks import find_common
 from raycluster.plan import Inputs, manifest_recipe
 from raycluster.resources import Resources, resolve
 from raycluster.run_folder import RunFolder
@@ -76,7 +77,7 @@ def prepare(config: RunConfig, folder: RunFolder, retrain: bool, retry_failed: b
     if noun_embeddings is not None:
         _check_dimensions(config, spec, noun_embeddings.shape[1])
     listing, facts = list_inputs(config, folder, retry_failed)
-    nodes.check_places(config, folder.root, listing.column("uri"), spec)
+    resources = replace(resources, common=find_common(config, folder.root, listing.column("uri"), spec))
     if len(listing) < config.clusters:
         raise ConfigError(
             f"clusters: {config.clusters} clusters, but only {len(listing)} images were found; lower `clusters`"

@@ -11,6 +11,7 @@ import torch
 
 from raycluster.config import ResourcesConfig
 from raycluster.errors import ConfigError
+from raycluster.node_checks import ALONE, Common
 
 log = logging.getLogger(__name__)
 
@@ -25,6 +26,8 @@ class Resources:
     gpus: float
     encoder_actors: int
     train_workers: int
+    common: Common = ALONE
+    """What every node must have."""
 
     @property
     def use_gpu(self) -> bool:

@@ -54,7 +54,7 @@ def shard(job: ShardJob, manifest: list[Location], wanted: np.ndarray, resources
         rows = block.read((*ROW, *ORIGINAL))
         return write_groups(job.folder / part_name(rows.column("row_id")), _groups(rows, job))
 
-    yield from map_tasks(write_part, blocks)
+    yield from map_tasks(write_part, blocks, common=resources.common)
 
 
 def _remove_drafts(folder: Location) -> None:

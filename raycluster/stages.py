@@ -154,7 +154,8 @@ class Stages(PixelStages):
         place = self.place(step)
         done = rows.row_ids(parts(place))
         with self.progress(step.stage, len(np.setdiff1d(self.row_ids, done))) as bar:
-            for counted in assign(method, embeddings, self.ready.listing, done, place, novelty):
+            common = self.ready.resources.common
+            for counted in assign(method, embeddings, self.ready.listing, done, place, common, novelty):
                 bar.update(counted.total())
         check_rows(place.uri, rows.row_ids(parts(place)), self.row_ids, exact=True)
         return Outcome(len(self.row_ids), rows.statuses(parts(place), self.row_ids)[1])

@@ -21,6 +21,13 @@ from ray_workers import descendants
 
 ROOT = Path(__file__).resolve().parents[1]
 RAY = Path(sys.executable).parent / "ray"
+IMPATIENT = {
+    "RAY_health_check_initial_delay_ms": "1000",
+    "RAY_health_check_period_ms": "1000",
+    "RAY_health_check_timeout_ms": "1000",
+    "RAY_health_check_failure_threshold": "3",
+}
+"""For `environment`: Ray notices a silent node after these many seconds; on a real cluster it takes half a minute."""
 
 
 class Nodes:

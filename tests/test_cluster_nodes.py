@@ -10,13 +10,16 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import ray
-from ray_nodes import ROOT, Nodes, cluster_of
+from ray_nodes import IMPATIENT, ROOT, Nodes, cluster_of, wait_until
 
-from raycluster import distributed, nodes
+import raycluster
+from raycluster import distributed, node_checks, nodes, prepare
 from raycluster.config import EncoderConfig, ResourcesConfig, RunConfig
 from raycluster.demo.drawing import draw_dataset
 from raycluster.encoder.clip import resolve_encoder
@@ -29,8 +32,8 @@ def test_a_difference_is_named_with_node_and_both_versions() -> None:
     here = {"python": "3.11.7", "torch": "2.15.0"}
     # Two nodes of one machine have one address.
     first, second = nodes.Node("a", "10.0.0.2", 4, 0), nodes.Node("b", "10.0.0.2", 4, 0)
-    assert nodes.differences(here, {first: here, second: here}) == []
-    assert nodes.differences(here, {first: {**here, "torch": "absent"}, second: here}) == [
+    assert node_checks.differences(here, {first: here, second: here}) == []
+    assert node_checks.differences(here, {first: {**here, "torch": "absent"}, second: here}) == [
         "torch is absent on node 10.0.0.2 and 2.15.0 here"
     ]
     assert nodes.some(["a", "b", "c", "d", "e"]) == "a; b; c; and 2 more"
@@ -70,9 +73,9 @@ def test_a_driver_that_holds_cores_leaves_room_for_decoding() -> None:
 @pytest.mark.usefixtures("local_ray")
 class TestOnThisMachine:
     def test_the_only_node_has_what_this_process_has(self) -> None:
-        nodes.check_versions()
+        node_checks.check_versions()
         assert nodes.others() == []
-        assert set(nodes.versions_question()()) == {"python", "ray", "torch", "raycluster"}
+        assert set(node_checks.versions_question()()) == {"python", "ray", "torch", "raycluster"}
 
     def test_a_node_that_does_not_answer_is_named(self) -> None:
         (here,) = nodes.alive()
@@ -87,7 +90,50 @@ class TestOnThisMachine:
     def test_files_and_folders_that_a_node_sees_otherwise(self, tmp_path: Path) -> None:
         (tmp_path / "photo.jpg").write_bytes(b"picture")
         paths = [str(tmp_path), str(tmp_path / "photo.jpg")]
-        nodes.check_seen("images", nodes.alive(), paths, paths[0])
+        node_checks.check_seen(nodes.alive(), *(node_checks.place("images", path) for path in paths))
+
+    def test_what_a_run_has_here_its_own_node_need_not_show(self, tmp_path: Path) -> None:
+        config = RunConfig(images=str(tmp_path), output=str(tmp_path / "out"), clusters=2)
+        common = node_checks.find_common(config, locate(config.output), pa.chunked_array([["/nowhere/a.jpg"]]), None)
+        (here,) = nodes.alive()
+        assert common == node_checks.Common(here.id, tuple(node_checks.versions_question()().items()))
+        node_checks.check_here(replace(common, versions=(("torch", "1.0"),)))
+
+    @pytest.mark.timeout(180)
+    @pytest.mark.parametrize(
+        ("differs", "means"),
+        [
+            (
+                {"versions": (("torch", "1.0"),)},
+                r"^ray: torch is .* on node .* and 1\.0 here; give all nodes one image",
+            ),
+            (
+                {"places": (node_checks.Place("images", "/nowhere", "/nowhere", "a"),)},
+                r"^images: /nowhere is on this machine's disk",
+            ),
+        ],
+    )
+    def test_a_node_that_has_not_what_it_must_have_does_nothing(
+        self, differs: dict[str, Any], means: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        draw_dataset(tmp_path / "photos", 40, ("fish", "car"), seed=3)
+        config = {
+            "images": str(tmp_path / "photos"),
+            "output": str(tmp_path / "out"),
+            "clusters": 2,
+            "encoder": {"model": "builtin"},
+            "method": {"name": "kmeans"},
+            "resources": {"encoder_actors": 1},
+        }
+        with monkeypatch.context() as patch:
+            elsewhere = node_checks.Common("another node", **differs)
+            patch.setattr(prepare, "find_common", lambda *_: elsewhere)
+            with pytest.raises(ConfigError, match=means) as kept:
+                raycluster.run(config)
+        assert not list((tmp_path / "out").glob("embeddings/*/part-*"))
+        # Who keeps the error, as a notebook does, keeps no actor with it, whose cores the next run would wait for.
+        assert raycluster.run(config, until="embed").stages["embed"]["state"] == "ran"
+        assert kept.value.__context__ is None
 
     def test_nodes_that_do_not_come_are_an_error_and_nothing_stays_reserved(self) -> None:
         wanted = ResourcesConfig(use_gpu=True, encoder_actors=2, wait_seconds=1)
@@ -98,28 +144,30 @@ class TestOnThisMachine:
 
 
 def test_which_weights_lie_on_a_disk(shared: Path) -> None:
-    assert nodes.local_weights(resolve_encoder(EncoderConfig(model="builtin"), use_gpu=False)) is None
+    assert node_checks.local_weights(resolve_encoder(EncoderConfig(model="builtin"), use_gpu=False)) is None
     folder = f"local-dir:{shared / 'models' / 'photo-clip'}"
-    assert nodes.local_weights(resolve_encoder(EncoderConfig(model=folder), use_gpu=False)) == "encoder.model"
+    assert node_checks.local_weights(resolve_encoder(EncoderConfig(model=folder), use_gpu=False)) == "encoder.model"
 
 
 def test_local_paths_of_addresses() -> None:
-    assert nodes.local_path("s3://bucket/key") is None
-    assert nodes.local_path("/data/a.jpg") == nodes.local_path("file:///data/a.jpg") == "/data/a.jpg"
+    assert node_checks.local_path("s3://bucket/key") is None
+    assert node_checks.local_path("/data/a.jpg") == node_checks.local_path("file:///data/a.jpg") == "/data/a.jpg"
 
 
 # Two nodes that differ: one with other code, one that does not see a folder of the driver's.
 
 
+def arguments(*words: str) -> list[str]:
+    return [sys.executable, "-m", "raycluster.cli", *words]
+
+
+def environment(cluster: Nodes) -> dict[str, str]:
+    return {**os.environ, "RAY_ADDRESS": cluster.address, "RAY_AUTH_MODE": "disabled", "PYTHONPATH": str(ROOT)}
+
+
 def command(cluster: Nodes, *words: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "RAY_ADDRESS": cluster.address, "RAY_AUTH_MODE": "disabled", "PYTHONPATH": str(ROOT)}
     return subprocess.run(
-        [sys.executable, "-m", "raycluster.cli", *words],
-        capture_output=True,
-        text=True,
-        timeout=200,
-        env=environment,
-        check=False,
+        arguments(*words), capture_output=True, text=True, timeout=200, env=environment(cluster), check=False
     )
 
 
@@ -170,7 +218,38 @@ def test_a_folder_that_another_node_does_not_see_is_refused(tmp_path: Path) -> N
         assert done.returncode == 0, done.stderr
 
 
-def test_places_need_no_look_on_one_node(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(nodes, "others", list)
-    config = RunConfig(images=str(tmp_path), output=str(tmp_path / "out"), clusters=2)
-    nodes.check_places(config, locate(config.output), pa.chunked_array([["/nowhere/a.jpg"]]), None)
+@pytest.mark.torture
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("hidden", ["code", "output"])
+def test_a_node_that_joins_a_run_and_differs_stops_it_and_harms_nothing(hidden: str, tmp_path: Path) -> None:
+    """The node that embeds dies, and the one that takes its place has other code, or does not see the output."""
+    drawn = draw_dataset(tmp_path / "drawn", 100, ("fish", "car"), seed=3)
+    (tmp_path / "photos").mkdir()
+    for index in range(4000):
+        (tmp_path / "photos" / f"{index:04d}.jpg").symlink_to(drawn[index % len(drawn)])
+    output = tmp_path / "place" / "out"
+    shutil.copytree(ROOT / "raycluster", tmp_path / "raycluster")
+    (tmp_path / "raycluster" / "more.py").write_text("# another version\n")
+    mounts = {
+        "code": f"mount --bind {tmp_path / 'raycluster'} {ROOT / 'raycluster'}",
+        "output": f"mount -t tmpfs none {tmp_path / 'place'}",
+    }
+    words = run(tmp_path / "photos", output)
+    with cluster_of(1, environment=IMPATIENT) as (cluster, (first,)):
+        started = subprocess.Popen(
+            arguments(*words), env=environment(cluster), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+        )
+        written = wait_until(lambda: list(output.glob("embeddings/*/part-*")), started, 120)
+        cluster.kill(first)
+        wait_until(lambda: cluster.living() == 1, started, 60)
+        with cluster.add_apart(mounts[hidden]):
+            _, errors = started.communicate(timeout=200)
+        assert started.returncode == 2, errors
+        assert {"code": "raycluster is code", "output": f"output: {output} is on this machine's disk"}[hidden] in errors
+        kept = {part: part.stat().st_mtime for part in written}
+        cluster.add(num_cpus=1)
+        again = command(cluster, *words)
+        assert again.returncode == 0, again.stderr
+    assert {part: part.stat().st_mtime for part in kept} == kept
+    statuses = pq.read_table(json.loads(again.stdout)["tables"]["assignments"])["status"]
+    assert statuses.to_pylist() == ["ok"] * 4000

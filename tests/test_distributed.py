@@ -9,6 +9,7 @@ import ray
 from raycluster.config import ResourcesConfig
 from raycluster.distributed import map_tasks, raised_in_task
 from raycluster.errors import ConfigError, DataQualityError, RayclusterError
+from raycluster.node_checks import ALONE
 from raycluster.resources import resolve
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
@@ -16,12 +17,12 @@ pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
 
 def test_tasks_get_the_item_and_the_shared_values() -> None:
     shared = ray.put({"add": 100})
-    found = map_tasks(lambda item, more: item + more["add"], range(23), shared, in_flight=3)
+    found = map_tasks(lambda item, more: item + more["add"], range(23), shared, common=ALONE, in_flight=3)
     assert sorted(found) == list(range(100, 123))
 
 
 def test_no_items_are_no_tasks() -> None:
-    assert list(map_tasks(lambda item: item, [])) == []
+    assert list(map_tasks(lambda item: item, [], common=ALONE)) == []
 
 
 def test_our_errors_come_out_of_tasks_and_of_ray_data_as_they_were() -> None:
@@ -29,7 +30,7 @@ def test_our_errors_come_out_of_tasks_and_of_ray_data_as_they_were() -> None:
         raise DataQualityError("the plain message")
 
     with pytest.raises(RayclusterError) as caught:
-        list(map_tasks(fail, [1]))
+        list(map_tasks(fail, [1], common=ALONE))
     found = raised_in_task(caught.value)
     assert found is not None
     assert str(found) == "the plain message"

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from ray_nodes import cluster_of, finished, wait_until
+from ray_nodes import IMPATIENT, cluster_of, finished, wait_until
 
 from raycluster.config import StorageConfig
 from raycluster.demo.drawing import draw_dataset
@@ -26,13 +26,6 @@ S3 = os.environ.get("RAYCLUSTER_TEST_S3")
 pytestmark = pytest.mark.skipif(S3 is None, reason="RAYCLUSTER_TEST_S3 names no S3 endpoint")
 
 KINDS = ("house", "fish", "tree", "star")
-# Ray notices a silent node after these many seconds; on a real cluster it takes half a minute.
-IMPATIENT = {
-    "RAY_health_check_initial_delay_ms": "1000",
-    "RAY_health_check_period_ms": "1000",
-    "RAY_health_check_timeout_ms": "1000",
-    "RAY_health_check_failure_threshold": "3",
-}
 
 
 def bucket() -> Location:

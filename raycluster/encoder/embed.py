@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,7 @@ from raycluster.encoder.clip import ClipEncoder, EncoderSpec, pil_transform
 from raycluster.images.decode import decode_batch
 from raycluster.images.fetch import retry
 from raycluster.images.pictures import COLUMNS, pictures
+from raycluster.node_checks import ALONE, Common, check_here, checked
 from raycluster.resources import Resources
 from raycluster.row_blocks import Block, find_blocks
 from raycluster.rows import binary_rows, vector_column
@@ -52,9 +54,9 @@ class EmbedJob:
 class BlockRows(Datasource):
     """Rows of a manifest or of shards, block by block."""
 
-    def __init__(self, blocks: list[Block]) -> None:
+    def __init__(self, blocks: list[Block], common: Common) -> None:
         super().__init__()
-        self.blocks = blocks
+        self.blocks, self.common = blocks, common
 
     def estimate_inmemory_data_size(self) -> int:
         """Bytes of all rows, were they ids and URIs: a block is decoded in the task that reads it."""
@@ -64,9 +66,10 @@ class BlockRows(Datasource):
         self, parallelism: int, per_task_row_limit: int | None = None, data_context: Any = None
     ) -> list[ReadTask]:
         """One task a block, whatever parallelism Ray would prefer."""
+        read = checked(lambda block: [block.read(COLUMNS)], self.common)
         return [
             ReadTask(
-                lambda block=block: [block.read(COLUMNS)],
+                partial(read, block),
                 BlockMetadata(num_rows=len(block), size_bytes=200 * len(block), input_files=None, exec_stats=None),
             )
             for block in self.blocks
@@ -101,16 +104,17 @@ def _of_original(block: pa.Table, name: str, seen: list[int | None]) -> pa.Array
 class EncodeRows:
     """Actor that holds the encoder and turns the pixels of a block into embeddings."""
 
-    def __init__(self, job: EmbedJob, device: str, threads: int, batch_rows: int) -> None:
+    def __init__(self, job: EmbedJob, device: str, threads: int, batch_rows: int, common: Common = ALONE) -> None:
         import torch
 
         if device == "cpu":
             torch.set_num_threads(threads)
         self.encoder = ClipEncoder.load(job.spec, device)
-        self.spec, self.batch_rows = job.spec, batch_rows
+        self.spec, self.batch_rows, self.common = job.spec, batch_rows, common
 
     def __call__(self, block: pa.Table) -> pa.Table:
         """[n] rows with `pixels` → the same rows with `embedding`, null where the status is not `ok`."""
+        check_here(self.common)
         ok = pc.equal(block.column("status"), "ok")
         images = binary_rows(block.column("pixels").filter(ok), self.spec.pixel_shape)
         schema = embeddings_schema(self.spec.dim)
@@ -151,14 +155,14 @@ def embed(job: EmbedJob, files: list[Location], wanted: np.ndarray, resources: R
 def embedding(job: EmbedJob, blocks: list[Block], resources: Resources) -> ray.data.Dataset:
     """The plan: read and decode → encode → write; its rows are the status counts of parts."""
     rows = ray.data.read_datasource(
-        BlockRows(blocks), override_num_blocks=len(blocks), num_cpus=resources.decode_cpus
+        BlockRows(blocks, resources.common), override_num_blocks=len(blocks), num_cpus=resources.decode_cpus
     ).map_batches(
         decode_rows, fn_kwargs={"job": job}, batch_size=None, batch_format="pyarrow", num_cpus=resources.decode_cpus
     )
     threads, batch_rows = resources.threads(resources.encoder_actors), 256 if resources.use_gpu else 32
     encoded = rows.map_batches(
         EncodeRows,
-        fn_constructor_args=(job, resources.device, threads, batch_rows),
+        fn_constructor_args=(job, resources.device, threads, batch_rows, resources.common),
         # Of several calls one at a time encodes (Ray sees to it), while the others wait for storage or decode.
         compute=ActorPoolStrategy(
             size=resources.encoder_actors, max_concurrent_calls_per_actor=resources.encoder_calls
@@ -168,7 +172,7 @@ def embedding(job: EmbedJob, blocks: list[Block], resources: Resources) -> ray.d
         **resources.encoder_actor,
     )
     return encoded.map_batches(
-        write_rows,
+        checked(write_rows, resources.common),
         fn_kwargs={"job": job},
         # Few writers: each is a process with torch in it, and what it does is small.
         compute=TaskPoolStrategy(size=max(1, resources.encoder_actors // 4)),

@@ -12,8 +12,9 @@ import ray
 import torch
 
 from raycluster.config import RunConfig
-from raycluster.distributed import file_groups, map_tasks
+from raycluster.distributed import file_groups, map_tasks, one_task
 from raycluster.encoder.clip import ClipEncoder, EncoderSpec
+from raycluster.node_checks import check_here
 from raycluster.resources import Resources
 from raycluster.rows import among, vector_column, vectors
 from raycluster.run_folder import part_name
@@ -47,6 +48,7 @@ def _encode(
 
     class TextEncoder:
         def __init__(self) -> None:
+            check_here(resources.common)
             if device == "cpu":
                 torch.set_num_threads(threads)
             self.encoder = ClipEncoder.load(spec, device)
@@ -73,7 +75,7 @@ def keep_nouns(
         x, t = (torch.from_numpy(np.array(each)).to(resources.device) for each in (images, nouns))
         return space.select(x, t, n_clusters, seed).cpu().numpy()
 
-    return ray.get(ray.remote(**resources.heavy_task)(select).remote(ray.put(images), ray.put(nouns)))
+    return one_task(select, resources, ray.put(images), ray.put(nouns))
 
 
 def pair(
@@ -107,4 +109,5 @@ def pair(
         return rows
 
     demand = resources.heavy_task if resources.use_gpu else None
-    yield from map_tasks(pair_parts, file_groups(embeddings), ray.put(wanted), ray.put(kept), demand=demand)
+    shared = ray.put(wanted), ray.put(kept)
+    yield from map_tasks(pair_parts, file_groups(embeddings), *shared, common=resources.common, demand=demand)

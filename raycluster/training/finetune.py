@@ -114,9 +114,10 @@ def finetune(
         "method": [ray.put(method.cpu().eval())],
         # A core that also decodes would hold up all others at the end of every layer.
         "threads": max(1, int(cpus)),
+        "common": resources.common,
         "decode_cpus": max(0.5, resources.cpus - workers * cpus) / workers,
     }
-    state, record = trainer.fit(_worker, loop, folder, workers, cpus, resources.use_gpu, keep=2)
+    state, record = trainer.fit(_worker, loop, folder, workers, cpus, resources, keep=2)
     trainer.log_history("finetune", record["history"])
     return _merged(job, method, state, record["history"])
 
@@ -156,5 +157,5 @@ def _worker(config: dict[str, Any]) -> None:
             saved = time.monotonic()
 
     steps = range(progress.step, job.steps)
-    views = batches(job.pixels, config["images"][0], steps, rank, world, config["decode_cpus"])
+    views = batches(job.pixels, config["images"][0], steps, rank, world, config["decode_cpus"], config["common"])
     train(model, optimizer, (share.to(device) for share in views), progress, job.pixels.steps_per_epoch, after_step)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from raycluster.config import MethodConfig
+from raycluster.distributed import one_task
 from raycluster.methods import registry
 from raycluster.methods.base import FittedMethod, Method, TrainedMethod
 from raycluster.methods.consensus import consensus_clusters
@@ -74,7 +75,7 @@ def _fit(job: HeadsJob, data: ray.ObjectRef, resources: Resources) -> tuple[dict
         trainer.check_finite(state, facts)
         return state, facts
 
-    state, facts = ray.get(ray.remote(**resources.heavy_task)(fit).remote(data))
+    state, facts = one_task(fit, resources, data)
     return state, [facts]
 
 
@@ -93,7 +94,7 @@ def _train(
         "consensus": [ray.put(clusters)],
         "threads": cpus,
     }
-    return trainer.fit(_worker, config, folder, workers, cpus, resources.use_gpu)
+    return trainer.fit(_worker, config, folder, workers, cpus, resources)
 
 
 def _find_consensus(job: HeadsJob, data: ray.ObjectRef, resources: Resources) -> np.ndarray:
@@ -104,7 +105,7 @@ def _find_consensus(job: HeadsJob, data: ray.ObjectRef, resources: Resources) ->
         rows = training_data(arrays, resources.device)
         return consensus_clusters(rows, job.n_clusters, job.seed, spread_search(resources)).cpu().numpy()
 
-    return ray.get(ray.remote(**resources.heavy_task)(find).remote(data))
+    return one_task(find, resources, data)
 
 
 def _worker(config: dict[str, Any]) -> None:

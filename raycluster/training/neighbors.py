@@ -80,7 +80,8 @@ def _in_blocks(
         return block[0], {name: part.cpu().numpy() for name, part in find(range(*block), *arrays).items()}
 
     result: dict[str, np.ndarray] = {}
-    for start, parts in map_tasks(task, pairwise(bounds), *shared, demand=resources.heavy_task):
+    tasks = map_tasks(task, pairwise(bounds), *shared, common=resources.common, demand=resources.heavy_task)
+    for start, parts in tasks:
         for name, part in parts.items():
             whole = result.setdefault(name, np.empty((n_rows, part.shape[1]), np.int32))
             whole[start : start + len(part)] = part

@@ -27,6 +27,7 @@ from raycluster.encoder.clip import EncoderSpec, pil_transform
 from raycluster.images.decode import decode_batch
 from raycluster.images.pictures import pictures
 from raycluster.images.views import strong_view, two_views
+from raycluster.node_checks import ALONE, Common, checked
 from raycluster.rows import binary_rows
 from raycluster.shards import GroupReader, group_ids
 from raycluster.training.counted import epoch_order, grouped_order, integers, lane_count
@@ -68,11 +69,14 @@ class PixelJob:
         return max(1, min(BLOCK_ROWS, BLOCK_BYTES // int(2 * np.prod(self.spec.pixel_shape))))
 
 
-def batches(job: PixelJob, images: ray.ObjectRef, steps: range, rank: int, world: int, cpus: float) -> Iterator[Views]:
+def batches(
+    job: PixelJob, images: ray.ObjectRef, steps: range, rank: int, world: int, cpus: float, common: Common = ALONE
+) -> Iterator[Views]:
     """This worker's share of the batches of these steps, counted from the first step of the first epoch.
 
     `images`: Arrow table of the training rows, ascending: row_id, and uri and size, or uri, group and place in shards
-    (:func:`raycluster.shards.find_rows`); `cpus`: cores that this worker's reading and decoding may take.
+    (:func:`raycluster.shards.find_rows`); `cpus`: cores that this worker's reading and decoding may take;
+    `common`: what the nodes must have on which it is done.
     """
     share = len(range(rank, job.batch_size, world))
     ahead = max(1, BLOCKS_AHEAD * job.block_rows // share)
@@ -89,7 +93,11 @@ def batches(job: PixelJob, images: ray.ObjectRef, steps: range, rank: int, world
             if groups is not None:
                 stream = _with_pictures(stream, groups, job, world)
             stream = stream.map_batches(
-                view_rows, fn_kwargs={"job": job}, batch_size=None, batch_format="pyarrow", num_cpus=task_cpus
+                checked(view_rows, common),
+                fn_kwargs={"job": job},
+                batch_size=None,
+                batch_format="pyarrow",
+                num_cpus=task_cpus,
             )
             for block in stream.iter_batches(batch_size=share, batch_format="pyarrow", prefetch_batches=2):
                 yield _views(block, job)

@@ -17,6 +17,8 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from torch import Tensor
 
 from raycluster.errors import RayclusterError
+from raycluster.node_checks import checked
+from raycluster.resources import Resources
 from raycluster.storage import Location
 from raycluster.training import checkpoint
 from raycluster.training.loop import History
@@ -33,7 +35,7 @@ def fit(
     folder: Location,
     workers: int,
     cpus: float,
-    use_gpu: bool,
+    resources: Resources,
     keep: int | None = None,
 ) -> tuple[dict[str, Tensor], Any]:
     """Run `loop(config)` on so many workers with so many CPUs each; returns state and record of the last checkpoint.
@@ -44,15 +46,15 @@ def fit(
     the fingerprint, for Ray returns the old result of a finished run, and resumes an unfinished one at its last checkpoint.
     """
     trainer = TorchTrainer(
-        loop,
+        checked(loop, resources.common),
         train_loop_config=config,
         scaling_config=ScalingConfig(
             # Elastic: with fewer nodes left the training goes on with fewer workers, and the result is the same.
             num_workers=1 if workers == 1 else (1, workers),
-            use_gpu=use_gpu,
-            resources_per_worker={"CPU": cpus, **({"GPU": 1} if use_gpu else {})},
+            use_gpu=resources.use_gpu,
+            resources_per_worker={"CPU": cpus, **({"GPU": 1} if resources.use_gpu else {})},
         ),
-        torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
+        torch_config=TorchConfig(backend="nccl" if resources.use_gpu else "gloo"),
         run_config=RunConfig(
             name=folder.name,
             storage_path=folder.parent.path,

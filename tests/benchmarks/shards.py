@@ -34,6 +34,7 @@ from raycluster.encoder.embed import BLOCK_ROWS, SMALLEST_BLOCK, BlockRows, Embe
 from raycluster.images.decode import decode
 from raycluster.images.manifest import list_images, number_rows
 from raycluster.images.shard_rows import stored
+from raycluster.node_checks import ALONE
 from raycluster.prepare import SHARD_SIDE
 from raycluster.resources import Resources, resolve
 from raycluster.row_blocks import find_blocks
@@ -69,7 +70,7 @@ def one_pass(job: EmbedJob, files: list[Location], wanted: np.ndarray, resources
     )
     started, seen = time.perf_counter(), 0
     with distributed.streaming(2**29):
-        stream = ray.data.read_datasource(BlockRows(blocks), override_num_blocks=len(blocks), num_cpus=1)
+        stream = ray.data.read_datasource(BlockRows(blocks, ALONE), override_num_blocks=len(blocks), num_cpus=1)
         stream = stream.map_batches(
             decode_rows, fn_kwargs={"job": job}, batch_size=None, batch_format="pyarrow", num_cpus=1
         )

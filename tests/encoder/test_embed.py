@@ -15,29 +15,40 @@ from raycluster.encoder.clip import resolve_encoder
 from raycluster.encoder.embed import EmbedJob, embedding
 from raycluster.resources import resolve
 from raycluster.row_blocks import find_blocks
-from raycluster.storage import locate
+from raycluster.storage import Location, locate
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(120), pytest.mark.usefixtures("local_ray")]
 
 
-def test_without_gpus_the_encoders_read_and_decode_for_themselves(tmp_path: Path) -> None:
-    pictures = draw_dataset(tmp_path, 40, ("house", "fish"), seed=1)
-    uris = [str(picture) for picture in pictures]
-    listed = locate(str(tmp_path / "manifest.parquet"))
-    listed.write_table(
-        pa.table({"row_id": range(40), "image_id": uris, "uri": uris, "size": [os.path.getsize(uri) for uri in uris]})
-    )
+N = 40
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> EmbedJob:
     encoder = EncoderConfig(model="builtin")
-    job = EmbedJob(resolve_encoder(encoder, use_gpu=False), encoder, StorageConfig(), locate(str(tmp_path / "parts")))
+    return EmbedJob(resolve_encoder(encoder, use_gpu=False), encoder, StorageConfig(), locate(str(tmp_path / "parts")))
+
+
+@pytest.fixture
+def listed(tmp_path: Path) -> Location:
+    """A manifest of pictures."""
+    uris = [str(picture) for picture in draw_dataset(tmp_path, N, ("house", "fish"), seed=1)]
+    manifest = locate(str(tmp_path / "manifest.parquet"))
+    manifest.write_table(
+        pa.table({"row_id": range(N), "image_id": uris, "uri": uris, "size": [os.path.getsize(uri) for uri in uris]})
+    )
+    return manifest
+
+
+def test_without_gpus_the_encoders_read_and_decode_for_themselves(job: EmbedJob, listed: Location) -> None:
     found = resolve(ResourcesConfig(encoder_actors=1))
     # Whatever the cores of this machine: Ray Data makes one operator of stages whose demands are equal, or two of them.
     for cores in (2, 3, 4, 16):
         resources = replace(found, node_cpus=cores, cpus=float(cores), encoder_actors=cores)
         assert resources.decode_cpus == resources.encoder_actor["num_cpus"]
-    blocks = find_blocks([listed], np.arange(40), 16, fair=1)
-    done = embedding(job, blocks, found).materialize()
+    done = embedding(job, find_blocks([listed], np.arange(N), 16, fair=1), found).materialize()
     assert "ReadBlockRows->MapBatches(decode_rows)->MapBatches(EncodeRows)" in done.stats()
-    assert sum(row["rows"] for row in done.take_all()) == 40
-    written = pq.read_table(tmp_path / "parts")
-    assert sorted(written["row_id"].to_pylist()) == list(range(40))
+    assert sum(row["rows"] for row in done.take_all()) == N
+    written = pq.read_table(job.folder.path)
+    assert sorted(written["row_id"].to_pylist()) == list(range(N))
     assert set(written["status"].to_pylist()) == {"ok"}
