@@ -13,8 +13,9 @@ import random
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import pyarrow as pa
@@ -27,9 +28,12 @@ from raycluster.demo.drawing import draw_dataset
 pytestmark = [pytest.mark.torture, pytest.mark.timeout(900)]
 
 TRIALS = 24
+ON_SHARDS = 6
+"""More trials, in which pictures are stored in shards first, and the stages that write and read those are disturbed."""
 IMAGES = 320
 STAGES = (
     "manifest",
+    "shard",
     "embed",
     "semantics",
     "train",
@@ -41,13 +45,20 @@ STAGES = (
     "evaluate",
     "report",
 )
+WITHOUT_SHARDS = tuple(stage for stage in STAGES if stage != "shard")
 VICTIMS = {
-    "driver": STAGES,
-    "raylet": STAGES,
+    "driver": WITHOUT_SHARDS,
+    "raylet": WITHOUT_SHARDS,
     "EncodeRows": ("embed", "reembed"),
     "RayTrainWorker": ("train", "finetune"),
 }
 """Who is killed, and the stages in which there is such a process."""
+VICTIMS_ON_SHARDS = {
+    "write_part": ("shard",),
+    "driver": ("shard", "finetune"),
+    "RayTrainWorker": ("finetune",),
+    "raylet": ("shard", "finetune"),
+}
 RUNS = 4
 """Calls of the command until it must have ended well."""
 
@@ -63,7 +74,7 @@ class Reference:
     """How long each stage took."""
 
 
-def configuration(images: Path, nouns: Path, folder: Path) -> Path:
+def configuration(images: Path, nouns: Path, folder: Path, on_shards: bool) -> Path:
     """The YAML file (JSON is YAML) of a run below `folder`."""
     config = {
         "images": str(images),
@@ -72,6 +83,7 @@ def configuration(images: Path, nouns: Path, folder: Path) -> Path:
         "encoder": {"model": "builtin"},
         "vocabulary": {"source": str(nouns), "cache": str(folder / "cache")},
         "method": {"name": "dxmc", "epochs": 30, "batch_size": 64},
+        "shards": {"enabled": on_shards},
         "finetune": {"enabled": True, "rank": 4, "batch_size": 32, "epochs": 2, "checkpoint_seconds": 2},
     }
     file = folder / "run.yaml"
@@ -80,20 +92,32 @@ def configuration(images: Path, nouns: Path, folder: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def reference(tmp_path_factory: pytest.TempPathFactory) -> Reference:
-    """Pictures, three of which cannot be read, and the tables of an undisturbed run."""
-    images = tmp_path_factory.mktemp("images")
-    draw_dataset(images, IMAGES, ("house", "fish", "tree", "star"), seed=11)
-    (images / "empty.jpg").touch()
-    (images / "text.jpg").write_text("not a picture")
-    (images / "gone.jpg").symlink_to(images / "nowhere")
-    folder = tmp_path_factory.mktemp("reference")
-    nouns = folder / "nouns.txt"
-    nouns.write_text("house\nfish\ntree\nstar\ncar\ncup\nbird\nflower\n")
-    result = finish(start(configuration(images, nouns, folder), folder / "log"))
-    assert result is not None, (folder / "log").read_text()
-    assert list(result["stages"]) == list(STAGES)
-    return Reference(images, nouns, tables(result), {name: s["seconds"] for name, s in result["stages"].items()})
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pictures, three of which cannot be read."""
+    folder = tmp_path_factory.mktemp("images")
+    draw_dataset(folder, IMAGES, ("house", "fish", "tree", "star"), seed=11)
+    (folder / "empty.jpg").touch()
+    (folder / "text.jpg").write_text("not a picture")
+    (folder / "gone.jpg").symlink_to(folder / "nowhere")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def references(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[bool], Reference]:
+    """The tables of an undisturbed run, with shards or without."""
+
+    @cache
+    def reference(on_shards: bool) -> Reference:
+        folder = tmp_path_factory.mktemp("reference")
+        nouns = folder / "nouns.txt"
+        nouns.write_text("house\nfish\ntree\nstar\ncar\ncup\nbird\nflower\n")
+        result = finish(start(configuration(images, nouns, folder, on_shards), folder / "log"))
+        assert result is not None, (folder / "log").read_text()
+        assert list(result["stages"]) == list(STAGES if on_shards else WITHOUT_SHARDS)
+        seconds = {name: stage["seconds"] for name, stage in result["stages"].items()}
+        return Reference(images, nouns, tables(result), seconds)
+
+    return reference
 
 
 def descendants(pid: int) -> Iterator[int]:
@@ -139,13 +163,16 @@ def kill(run: subprocess.Popen[bytes], log: Path, victim: str, stage: str, delay
     return False
 
 
-@pytest.mark.parametrize("trial", range(TRIALS))
-def test_killed_anywhere_the_tables_are_the_same(trial: int, reference: Reference, tmp_path: Path) -> None:
-    draw = random.Random(trial)
-    victim = list(VICTIMS)[trial % len(VICTIMS)]
-    stage = draw.choice(VICTIMS[victim])
+@pytest.mark.parametrize("trial", range(TRIALS + ON_SHARDS))
+def test_killed_anywhere_the_tables_are_the_same(
+    trial: int, references: Callable[[bool], Reference], tmp_path: Path
+) -> None:
+    draw, on_shards = random.Random(trial), trial >= TRIALS
+    reference, victims = references(on_shards), VICTIMS_ON_SHARDS if on_shards else VICTIMS
+    victim = list(victims)[trial % len(victims)]
+    stage = draw.choice(victims[victim])
     delay = draw.uniform(0, reference.seconds[stage])
-    file, log = configuration(reference.images, reference.nouns, tmp_path), tmp_path / "log"
+    file, log = configuration(reference.images, reference.nouns, tmp_path, on_shards), tmp_path / "log"
     log.touch()
     run = start(file, log)
     hit = kill(run, log, victim, stage, delay)
@@ -160,6 +187,6 @@ def test_killed_anywhere_the_tables_are_the_same(trial: int, reference: Referenc
         if Path(f"/proc/{pid}").exists():
             os.kill(pid, signal.SIGKILL)
     assert result is not None, log.read_text()
-    if victim in ("EncodeRows", "RayTrainWorker"):
+    if victim in ("EncodeRows", "RayTrainWorker", "write_part"):
         assert runs == 1, "Ray should have replaced it"
     compare(tables(result), reference.tables)
