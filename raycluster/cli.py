@@ -8,6 +8,7 @@ configuration before it parses, and cannot take the constants of a method that i
 from __future__ import annotations
 
 import argparse
+import atexit
 import json
 import logging
 import os
@@ -255,6 +256,14 @@ def _stdout_for_result() -> Iterator[TextIO]:
         sys.stdout.flush()
         os.dup2(real, 1)
         os.close(real)
+        # When the process ends, Ray prints what it has kept back of its processes' last words.
+        atexit.unregister(_stdout_to_stderr)
+        atexit.register(_stdout_to_stderr)
+
+
+def _stdout_to_stderr() -> None:
+    sys.stdout.flush()
+    os.dup2(2, 1)
 
 
 if __name__ == "__main__":

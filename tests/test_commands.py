@@ -69,6 +69,17 @@ def test_a_mistyped_command_line_is_exit_2(words: list[str], message: str) -> No
     assert message in done.stderr
 
 
+def test_what_is_printed_at_the_end_of_the_process_does_not_follow_the_result(tmp_path: Path) -> None:
+    # So does Ray, which keeps back what its processes say again and again.
+    late = "import atexit; atexit.register(print, 'last words'); from raycluster.cli import main; print('before'); main(['status', {!r}])"
+    command = [sys.executable, "-c", late.format(str(tmp_path))]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=clean_environment(), check=False)
+    before, line = done.stdout.splitlines()
+    assert before == "before"
+    assert json.loads(line)["command"] == "status"
+    assert "last words" in done.stderr
+
+
 def test_a_killed_run_resumes_where_it_was(arguments: list[str], tmp_path: Path) -> None:
     process = subprocess.Popen(
         [str(BIN / "raycluster"), "run", *arguments],

@@ -7,6 +7,7 @@ Every trial is seeded by its number, starts from nothing, kills one process once
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -138,7 +139,7 @@ def find(victim: str, driver: int) -> int | None:
         for pid in children(raylet, ""):
             try:
                 title = Path(f"/proc/{pid}/cmdline").read_bytes()
-            except FileNotFoundError:
+            except (FileNotFoundError, ProcessLookupError):
                 continue
             if victim.encode() in title:
                 return pid
@@ -157,8 +158,9 @@ def kill(run: subprocess.Popen[bytes], log: Path, victim: str, stage: str, delay
     while run.poll() is None and not any(f"{name:<9} running".encode() in log.read_bytes() for name in following):
         pid = find(victim, run.pid)
         if pid is not None:
-            os.kill(pid, signal.SIGKILL)
-            return True
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+                return True
         time.sleep(0.01)
     return False
 
@@ -184,7 +186,7 @@ def test_killed_anywhere_the_tables_are_the_same(
         f"trial {trial}: {victim} {delay:.1f} s into {stage}, {'hit' if hit else 'not there'}, {runs} runs, {time.monotonic() - started:.0f} s"
     )
     for pid in below:  # a killed driver leaves processes that end by themselves, but not always before the next trial
-        if Path(f"/proc/{pid}").exists():
+        with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
     assert result is not None, log.read_text()
     if victim in ("EncodeRows", "RayTrainWorker", "write_part"):
