@@ -189,8 +189,8 @@ def _describe(others: Counter[str]) -> str:
 
 def _refuse_duplicates(table: pa.Table) -> None:
     """Raise ConfigError if an image_id occurs twice, naming two places of each of the first three."""
-    order = pc.sort_indices(table["image_id"])
-    ids = table["image_id"].take(order)
+    ordered = in_order(table.select(["image_id", "uri"]), "image_id")
+    ids = ordered["image_id"]
     same = pc.equal(ids[1:], ids[:-1])
     if not pc.any(same).as_py():
         return
@@ -199,7 +199,7 @@ def _refuse_duplicates(table: pa.Table) -> None:
     examples = []
     for item in counts[:3].to_pylist():
         place = pc.index(ids, item["values"]).as_py()
-        one, other = (table["uri"][order[place + offset].as_py()].as_py() for offset in (0, 1))
+        one, other = (ordered["uri"][place + offset].as_py() for offset in (0, 1))
         examples.append(f"{item['values']!r} ({item['counts'] + 1} times: {one}, {other})")
     raise ConfigError(
         f"images: {len(counts)} image_ids occur more than once: {', '.join(examples)}; "

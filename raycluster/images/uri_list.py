@@ -60,7 +60,8 @@ def _listed(rows: pa.Table, file: Location, labels: Labels) -> pa.Table:
         raise ConfigError(f"images: {file.uri}: {pc.sum(lacking)} rows have no uri, the first is row {first}")
     by_folder = labels == "folder" and "label" not in rows.column_names
     columns = {
-        "image_id": pc.coalesce(text(rows, "image_id", file), written),
+        # Without ids of their own both columns share one memory.
+        "image_id": pc.coalesce(text(rows, "image_id", file), written) if "image_id" in rows.column_names else written,
         "uri": _resolve(written, file.parent),
         "label": parent_folder(written) if by_folder else text(rows, "label", file),
     }
@@ -92,5 +93,9 @@ def _require_uri(names: list[str], file: Location) -> None:
 
 
 def _resolve(written: pa.ChunkedArray, folder: Location) -> pa.ChunkedArray:
+    absolute = pc.match_substring_regex(written, _ABSOLUTE)
+    # Mostly all are: of a list of millions every copy counts.
+    if pc.all(absolute).as_py():
+        return written
     joined = pc.binary_join_element_wise(folder.uri.rstrip("/"), drop_dots(written), "/")
-    return pc.if_else(pc.match_substring_regex(written, _ABSOLUTE), written, joined)
+    return pc.if_else(absolute, written, joined)
