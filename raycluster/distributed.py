@@ -114,7 +114,7 @@ def streaming(object_store_bytes: int, cpus: float | None = None, ordered: bool 
 
 def raised_in_task(error: BaseException) -> RayclusterError | None:
     """What to tell the user of an error that came through Ray: ours, if a task, a Ray Data stage or a Train worker raised one; that
-    Ray lost a process, that the storage failed, or that a node has other code; None if it is none of these.
+    Ray lost a process, or that the storage failed; None if it is none of these.
     """
     causes = list(_causes(error))
     # What Ray makes of an error is an instance of its class too; only the original has the plain message.
@@ -132,8 +132,12 @@ def raised_in_task(error: BaseException) -> RayclusterError | None:
             return RayclusterError(
                 f"the storage failed: {one}; when it answers, and takes the credentials, run the command again: what is finished is kept"
             )
-    if ray.is_initialized() and any(isinstance(one, _OTHER_CODE) for one in causes):
-        # Of a node that joined late: so different that it could not even read what it was to do.
+    return None
+
+
+def _other_code(error: BaseException) -> RayclusterError | None:
+    """That a node has other versions, if it may be why: one that joined late, and could not even read what it was to do."""
+    if ray.is_initialized() and any(isinstance(one, _OTHER_CODE) for one in _causes(error)):
         try:
             check_versions(EXPLAIN_S)
         except RayclusterError as different:
@@ -142,7 +146,7 @@ def raised_in_task(error: BaseException) -> RayclusterError | None:
 
 
 def plainly(work: Callable[[], Result]) -> Result:
-    """What `work()` gives; an error that came through Ray as :func:`raised_in_task` tells it, and nothing of Ray hangs on that.
+    """What `work()` gives; an error that came through Ray as :func:`raised_in_task` tells it, or that a node has other code. Nothing of Ray hangs on that.
 
     Else who keeps the error, as a notebook keeps its last one, would keep the frames it came through, with them the handles of
     actors, with these their cores, and the next run in that process would wait for them for ever.
@@ -150,7 +154,7 @@ def plainly(work: Callable[[], Result]) -> Result:
     try:
         return work()
     except Exception as error:
-        ours = raised_in_task(error)
+        ours = raised_in_task(error) or _other_code(error)
         if ours is None or ours is error:
             raise
         ours.__traceback__ = ours.__cause__ = ours.__context__ = None
@@ -211,7 +215,8 @@ def map_tasks(
     """Call `function(item, *shared)` as one Ray task an item and yield the results as they come.
 
     `demand`: Ray resources of a task, one core by default. `shared` are references from :func:`ray.put`: one copy a node, read-only.
-    `common`: what their nodes must have; :class:`ConfigError` from one that has not. At most `in_flight` tasks (default: twice the cores) exist at a time, so that memory does not grow with the items.
+    `common`: what their nodes must have; :class:`ConfigError` from one that has not. At most `in_flight` tasks (default: twice the cores)
+    exist at a time, so that memory does not grow with the items.
     """
     task = ray.remote(**(demand or {"num_cpus": 1}))(checked(function, common))
     rest = iter(items)

@@ -10,7 +10,6 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -18,8 +17,7 @@ import pytest
 import ray
 from ray_nodes import IMPATIENT, ROOT, Nodes, cluster_of, wait_until
 
-import raycluster
-from raycluster import distributed, node_checks, nodes, prepare
+from raycluster import distributed, node_checks, nodes
 from raycluster.config import EncoderConfig, ResourcesConfig, RunConfig
 from raycluster.demo.drawing import draw_dataset
 from raycluster.encoder.clip import resolve_encoder
@@ -98,42 +96,6 @@ class TestOnThisMachine:
         (here,) = nodes.alive()
         assert common == node_checks.Common(here.id, tuple(node_checks.versions_question()().items()))
         node_checks.check_here(replace(common, versions=(("torch", "1.0"),)))
-
-    @pytest.mark.timeout(180)
-    @pytest.mark.parametrize(
-        ("differs", "means"),
-        [
-            (
-                {"versions": (("torch", "1.0"),)},
-                r"^ray: torch is .* on node .* and 1\.0 here; give all nodes one image",
-            ),
-            (
-                {"places": (node_checks.Place("images", "/nowhere", "/nowhere", "a"),)},
-                r"^images: /nowhere is on this machine's disk",
-            ),
-        ],
-    )
-    def test_a_node_that_has_not_what_it_must_have_does_nothing(
-        self, differs: dict[str, Any], means: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-    ) -> None:
-        draw_dataset(tmp_path / "photos", 40, ("fish", "car"), seed=3)
-        config = {
-            "images": str(tmp_path / "photos"),
-            "output": str(tmp_path / "out"),
-            "clusters": 2,
-            "encoder": {"model": "builtin"},
-            "method": {"name": "kmeans"},
-            "resources": {"encoder_actors": 1},
-        }
-        with monkeypatch.context() as patch:
-            elsewhere = node_checks.Common("another node", **differs)
-            patch.setattr(prepare, "find_common", lambda *_: elsewhere)
-            with pytest.raises(ConfigError, match=means) as kept:
-                raycluster.run(config)
-        assert not list((tmp_path / "out").glob("embeddings/*/part-*"))
-        # Who keeps the error, as a notebook does, keeps no actor with it, whose cores the next run would wait for.
-        assert raycluster.run(config, until="embed").stages["embed"]["state"] == "ran"
-        assert kept.value.__context__ is None
 
     def test_nodes_that_do_not_come_are_an_error_and_nothing_stays_reserved(self) -> None:
         wanted = ResourcesConfig(use_gpu=True, encoder_actors=2, wait_seconds=1)

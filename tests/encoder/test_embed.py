@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -11,14 +12,16 @@ import pytest
 
 from raycluster.config import EncoderConfig, ResourcesConfig, StorageConfig
 from raycluster.demo.drawing import draw_dataset
+from raycluster.distributed import plainly
 from raycluster.encoder.clip import resolve_encoder
-from raycluster.encoder.embed import EmbedJob, embedding
+from raycluster.encoder.embed import EmbedJob, embed, embedding
+from raycluster.errors import ConfigError
+from raycluster.node_checks import Common, Place
 from raycluster.resources import resolve
 from raycluster.row_blocks import find_blocks
 from raycluster.storage import Location, locate
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(120), pytest.mark.usefixtures("local_ray")]
-
 
 N = 40
 
@@ -52,3 +55,24 @@ def test_without_gpus_the_encoders_read_and_decode_for_themselves(job: EmbedJob,
     written = pq.read_table(job.folder.path)
     assert sorted(written["row_id"].to_pylist()) == list(range(N))
     assert set(written["status"].to_pylist()) == {"ok"}
+
+
+@pytest.mark.parametrize(
+    ("differs", "means"),
+    [
+        ({"versions": (("torch", "1.0"),)}, r"^ray: torch is .* on node .* and 1\.0 here; give all nodes one image"),
+        ({"places": (Place("images", "/nowhere", "/nowhere", "a"),)}, r"^images: /nowhere is on this machine's disk"),
+    ],
+)
+def test_a_node_that_has_not_what_it_must_have_does_nothing(
+    differs: dict[str, Any], means: str, job: EmbedJob, listed: Location
+) -> None:
+    here = resolve(ResourcesConfig(encoder_actors=1))
+    driven_elsewhere = replace(here, common=Common("another node", **differs))
+    with pytest.raises(ConfigError, match=means) as kept:
+        plainly(lambda: list(embed(job, [listed], np.arange(N), driven_elsewhere)))
+    assert not job.folder.list()
+    # Who keeps the error, as a notebook does, keeps no actor with it, whose cores the next run would wait for.
+    counts = [batch.column("rows").to_pylist() for batch in embed(job, [listed], np.arange(N), here)]
+    assert sum(map(sum, counts)) == N
+    assert kept.value.__context__ is None

@@ -14,14 +14,14 @@ import random
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from ray_workers import children
+from ray_workers import children, descendants
 from run_commands import compare, finish, start, tables
 
 from raycluster.demo.drawing import draw_dataset
@@ -68,8 +68,6 @@ RUNS = 4
 class Reference:
     """A run that nobody disturbed."""
 
-    images: Path
-    nouns: Path
     tables: dict[str, pa.Table]
     seconds: dict[str, float]
     """How long each stage took."""
@@ -104,28 +102,27 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def references(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[bool], Reference]:
+def nouns(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A vocabulary."""
+    file = tmp_path_factory.mktemp("nouns") / "nouns.txt"
+    file.write_text("house\nfish\ntree\nstar\ncar\ncup\nbird\nflower\n")
+    return file
+
+
+@pytest.fixture(scope="module")
+def references(images: Path, nouns: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[bool], Reference]:
     """The tables of an undisturbed run, with shards or without."""
 
     @cache
     def reference(on_shards: bool) -> Reference:
         folder = tmp_path_factory.mktemp("reference")
-        nouns = folder / "nouns.txt"
-        nouns.write_text("house\nfish\ntree\nstar\ncar\ncup\nbird\nflower\n")
         result = finish(start(configuration(images, nouns, folder, on_shards), folder / "log"))
         assert result is not None, (folder / "log").read_text()
         assert list(result["stages"]) == list(STAGES if on_shards else WITHOUT_SHARDS)
         seconds = {name: stage["seconds"] for name, stage in result["stages"].items()}
-        return Reference(images, nouns, tables(result), seconds)
+        return Reference(tables(result), seconds)
 
     return reference
-
-
-def descendants(pid: int) -> Iterator[int]:
-    """Ids of all processes below this one."""
-    for child in children(pid, ""):
-        yield child
-        yield from descendants(child)
 
 
 def find(victim: str, driver: int) -> int | None:
@@ -167,18 +164,18 @@ def kill(run: subprocess.Popen[bytes], log: Path, victim: str, stage: str, delay
 
 @pytest.mark.parametrize("trial", range(TRIALS + ON_SHARDS))
 def test_killed_anywhere_the_tables_are_the_same(
-    trial: int, references: Callable[[bool], Reference], tmp_path: Path
+    trial: int, images: Path, nouns: Path, references: Callable[[bool], Reference], tmp_path: Path
 ) -> None:
     draw, on_shards = random.Random(trial), trial >= TRIALS
     reference, victims = references(on_shards), VICTIMS_ON_SHARDS if on_shards else VICTIMS
     victim = list(victims)[trial % len(victims)]
     stage = draw.choice(victims[victim])
     delay = draw.uniform(0, reference.seconds[stage])
-    file, log = configuration(reference.images, reference.nouns, tmp_path, on_shards), tmp_path / "log"
+    file, log = configuration(images, nouns, tmp_path, on_shards), tmp_path / "log"
     log.touch()
     run = start(file, log)
     hit = kill(run, log, victim, stage, delay)
-    below = list(descendants(run.pid))
+    below = descendants(run.pid)
     result, runs, started = finish(run), 1, time.monotonic()
     while result is None and runs < RUNS:
         result, runs = finish(start(file, log)), runs + 1
