@@ -100,6 +100,9 @@ def streaming(object_store_bytes: int, cpus: float | None = None, ordered: bool 
     # Nor pages on an error that also comes as an exception, with a request to open an issue with Ray.
     for name in ("_internal.execution.streaming_executor_state", "exceptions"):
         logging.getLogger(f"ray.data.{name}").setLevel(logging.CRITICAL)
+    # Nor the warning, at every stage with GPUs, that an operator which reserves CPUs beside a GPU is experimental. Without a number of ours
+    # Ray Data reserves a core for each GPU, and on nodes with few cores nothing would be left for decoding.
+    logging.getLogger("ray.data._internal.execution.operators.map_operator").setLevel(logging.ERROR)
     context = ray.data.DataContext.get_current().copy()
     context.enable_progress_bars = False
     # Otherwise an error of ours, such as storage that is down, would arrive as text only.

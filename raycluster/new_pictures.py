@@ -43,7 +43,7 @@ def prepare(settings: AssignConfig, model: Model, folder: RunFolder, retry_faile
         )
     distributed.connect()
     resources = resolve(config.resources)
-    spec = model.spec_on(resources.device) if config.images else None
+    spec = model.spec_on("cuda" if resources.use_gpu else "cpu") if config.images else None
     listing, facts = list_inputs(config, folder, retry_failed)
     resources = replace(resources, common=find_common(config, folder.root, listing.column("uri"), spec))
     # As the model was trained: the precision of today's device is no reason to do everything again.

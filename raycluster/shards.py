@@ -17,8 +17,8 @@ import pyarrow.parquet as pq
 
 from raycluster.config import EncoderConfig, StorageConfig
 from raycluster.distributed import map_tasks
-from raycluster.images.fetch import Fetched, retry
-from raycluster.images.pictures import ORIGINAL, ROW, pictures
+from raycluster.images.fetch import retry
+from raycluster.images.pictures import ORIGINAL, ROW, fetched_slices
 from raycluster.images.shard_rows import shard_rows
 from raycluster.resources import Resources
 from raycluster.row_blocks import THREADS, Block, check_found, find_blocks
@@ -64,19 +64,16 @@ def _remove_drafts(folder: Location) -> None:
 
 
 def _groups(rows: pa.Table, job: ShardJob) -> Iterator[pa.Table]:
-    """The row groups of a part. While one is made the originals of the next are fetched; no more is in memory."""
-    parts = [rows.slice(start, GROUP_ROWS) for start in range(0, len(rows), GROUP_ROWS)]
-
-    def fetched(part: pa.Table) -> list[Fetched]:
-        return pictures(part, job.storage, job.limits.max_bytes)
-
-    with ThreadPoolExecutor(1) as pool:
-        coming = pool.submit(fetched, parts[0])
-        for index, part in enumerate(parts):
-            here = coming.result()
-            if index + 1 < len(parts):
-                coming = pool.submit(fetched, parts[index + 1])
-            yield shard_rows(part, here, job.size, job.limits.max_pixels)
+    """The row groups of a part, of which one is in memory, and some originals (:func:`fetched_slices`)."""
+    made: list[pa.Table] = []
+    for part, fetched in fetched_slices(rows, job.storage, job.limits.max_bytes, GROUP_ROWS):
+        made.append(shard_rows(part, fetched, job.size, job.limits.max_pixels))
+        ready = pa.concat_tables(made)
+        if len(ready) >= GROUP_ROWS:
+            yield ready.slice(0, GROUP_ROWS)
+            made = [ready.slice(GROUP_ROWS)]
+    if sum(map(len, made)):
+        yield pa.concat_tables(made)
 
 
 def write_groups(part: Location, groups: Iterable[pa.Table]) -> Counter[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -50,15 +50,44 @@ def s3() -> Iterator[StorageConfig]:
         yield storage
 
 
+def start_ray(**resources: float) -> None:
+    import ray
+
+    os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "0")
+    ray.init(address="local", include_dashboard=False, log_to_driver=False, **resources)
+
+
+LOCAL = {"num_cpus": max(2, os.cpu_count() or 2)}
+
+
 @pytest.fixture(scope="session")
 def local_ray() -> Iterator[None]:
     """One Ray for all tests that need one."""
     import ray
 
-    os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "0")
-    ray.init(address="local", num_cpus=max(2, os.cpu_count() or 2), include_dashboard=False, log_to_driver=False)
+    start_ray(**LOCAL)
     yield
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def own_ray() -> Callable[..., contextlib.AbstractContextManager[None]]:
+    """A context in which another Ray, with the resources given, takes the place of the one for all tests."""
+    import ray
+
+    @contextlib.contextmanager
+    def started(**resources: float) -> Iterator[None]:
+        shared_one = ray.is_initialized()
+        ray.shutdown()
+        start_ray(**resources)
+        try:
+            yield
+        finally:
+            ray.shutdown()
+            if shared_one:
+                start_ray(**LOCAL)
+
+    return started
 
 
 @pytest.hookimpl(hookwrapper=True)

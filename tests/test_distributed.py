@@ -10,7 +10,7 @@ from raycluster.config import ResourcesConfig
 from raycluster.distributed import map_tasks, raised_in_task
 from raycluster.errors import ConfigError, DataQualityError, RayclusterError
 from raycluster.node_checks import ALONE
-from raycluster.resources import resolve
+from raycluster.resources import WRITER_CPUS, resolve
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
 
@@ -72,7 +72,7 @@ def test_resources_default_to_what_the_cluster_has() -> None:
     # All encoder actors together leave a core for writing: without it the stage would wait for ever.
     assert found.reserved_cpus(found.encoder_actors) * found.encoder_actors <= cpus - 1 + 1e-9
     one_core = replace(found, cpus=1.0, node_cpus=1, encoder_actors=1)
-    beside = replace(one_core, gpus=1.0).decode_cpus + one_core.writer_cpus
+    beside = replace(one_core, gpus=1.0).decode_cpus + WRITER_CPUS
     assert one_core.reserved_cpus(one_core.encoder_actors) + beside <= 1
     assert replace(found, cpus=8.0, node_cpus=8, encoder_actors=1).reserved_cpus(1) == 7
     # Two machines of four cores: each has room for a writer beside its share of the actors.

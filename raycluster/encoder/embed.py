@@ -26,18 +26,18 @@ from raycluster.config import EncoderConfig, StorageConfig
 from raycluster.distributed import streaming
 from raycluster.encoder.clip import ClipEncoder, EncoderSpec, pil_transform
 from raycluster.images.decode import decode_batch
-from raycluster.images.fetch import retry
-from raycluster.images.pictures import COLUMNS, pictures
+from raycluster.images.fetch import Fetched, retry
+from raycluster.images.pictures import COLUMNS, fetched_slices
 from raycluster.node_checks import ALONE, Common, check_here, checked
-from raycluster.resources import Resources
+from raycluster.resources import WRITER_CPUS, Resources, own_device
 from raycluster.row_blocks import Block, find_blocks
 from raycluster.rows import binary_rows, vector_column
 from raycluster.run_folder import part_name
 from raycluster.storage import Location
 from raycluster.tables import embeddings_schema
 
-BLOCK_ROWS = {"cpu": 128, "cuda": 512}
-"""Most images in a block, the unit of scheduling and of loss at a kill: some seconds of work for one actor."""
+BLOCK_ROWS, GPU_BLOCK_ROWS = 128, 512
+"""Most images in a block, the unit of scheduling and of loss at a kill: some seconds of work for an encoder on CPUs, or on a GPU."""
 SMALLEST_BLOCK = 16
 
 
@@ -77,10 +77,15 @@ class BlockRows(Datasource):
 
 
 def decode_rows(block: pa.Table, job: EmbedJob) -> pa.Table:
-    """Decode the pictures of a block of rows (:func:`pictures`): row_id, image_id, status, error, width, height, pixels (uint8 at model size)."""
-    found = pictures(block, job.storage, job.limits.max_bytes)
+    """Fetch and decode the pictures of a block of rows: row_id, image_id, status, error, width, height, pixels (uint8 at model size)."""
+    return pa.concat_tables(
+        _decoded(rows, found, job) for rows, found in fetched_slices(block, job.storage, job.limits.max_bytes)
+    )
+
+
+def _decoded(block: pa.Table, fetched: list[Fetched], job: EmbedJob) -> pa.Table:
     side = min(job.spec.image_size)
-    decoded = decode_batch(found, pil_transform(job.spec), job.limits.max_pixels, min_side=side)
+    decoded = decode_batch(fetched, pil_transform(job.spec), job.limits.max_pixels, min_side=side)
     bytes_each = int(np.prod(job.spec.pixel_shape))
     return pa.table(
         {
@@ -104,13 +109,15 @@ def _of_original(block: pa.Table, name: str, seen: list[int | None]) -> pa.Array
 class EncodeRows:
     """Actor that holds the encoder and turns the pixels of a block into embeddings."""
 
-    def __init__(self, job: EmbedJob, device: str, threads: int, batch_rows: int, common: Common = ALONE) -> None:
+    def __init__(self, job: EmbedJob, threads: int, common: Common = ALONE) -> None:
+        """`threads`: of the computation, where the device is the CPU."""
         import torch
 
+        device = own_device()
         if device == "cpu":
             torch.set_num_threads(threads)
         self.encoder = ClipEncoder.load(job.spec, device)
-        self.spec, self.batch_rows, self.common = job.spec, batch_rows, common
+        self.spec, self.batch_rows, self.common = job.spec, 256 if device == "cuda" else 32, common
 
     def __call__(self, block: pa.Table) -> pa.Table:
         """[n] rows with `pixels` → the same rows with `embedding`, null where the status is not `ok`."""
@@ -140,10 +147,10 @@ def write_rows(block: pa.Table, job: EmbedJob) -> pa.Table:
 
 def embed(job: EmbedJob, files: list[Location], wanted: np.ndarray, resources: Resources) -> Iterable[pa.Table]:
     """Embed the rows of a manifest or of shards whose id is in `wanted` (ascending); yields status counts as parts are written."""
-    device = resources.device
     actors = resources.encoder_actors
+    most = GPU_BLOCK_ROWS if resources.use_gpu else BLOCK_ROWS
     # Few images: smaller blocks, so that every actor gets some and the last one does not work alone.
-    blocks = find_blocks(files, wanted, BLOCK_ROWS[device], fair=4 * actors, multiple=SMALLEST_BLOCK)
+    blocks = find_blocks(files, wanted, most, fair=4 * actors, multiple=SMALLEST_BLOCK)
     if not blocks:
         return
     # Decode tasks beside GPUs may be faster than these: without a limit they would fill the object store with pixels.
@@ -159,15 +166,15 @@ def embedding(job: EmbedJob, blocks: list[Block], resources: Resources) -> ray.d
     ).map_batches(
         decode_rows, fn_kwargs={"job": job}, batch_size=None, batch_format="pyarrow", num_cpus=resources.decode_cpus
     )
-    threads, batch_rows = resources.threads(resources.encoder_actors), 256 if resources.use_gpu else 32
     encoded = rows.map_batches(
         EncodeRows,
-        fn_constructor_args=(job, resources.device, threads, batch_rows, resources.common),
+        fn_constructor_args=(job, resources.threads(resources.encoder_actors), resources.common),
         # Of several calls one at a time encodes (Ray sees to it), while the others wait for storage or decode.
         compute=ActorPoolStrategy(
             size=resources.encoder_actors, max_concurrent_calls_per_actor=resources.encoder_calls
         ),
-        batch_size=None,
+        # Ray Data wants a number here when an operator reserves GPUs; that of the largest block makes each block one call.
+        batch_size=max(map(len, blocks)) if resources.use_gpu else None,
         batch_format="pyarrow",
         **resources.encoder_actor,
     )
@@ -178,5 +185,5 @@ def embedding(job: EmbedJob, blocks: list[Block], resources: Resources) -> ray.d
         compute=TaskPoolStrategy(size=max(1, resources.encoder_actors // 4)),
         batch_size=None,
         batch_format="pyarrow",
-        num_cpus=resources.writer_cpus,
+        num_cpus=WRITER_CPUS,
     )

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
 import pyarrow as pa
 
 from raycluster.config import StorageConfig
@@ -12,6 +16,10 @@ ORIGINAL = ("uri", "size")
 STORED = ("status", "error", "width", "height", "image")
 COLUMNS = (*ROW, *ORIGINAL, *STORED)
 """What a reader of pictures takes of a table: a manifest has the columns of `ORIGINAL`, a shard those of `STORED`."""
+SLICE_ROWS, SLICE_BYTES = 128, 2**26
+"""Most pictures, and most bytes of them, that :func:`fetched_slices` fetches at a time."""
+ASSUMED_BYTES = SLICE_BYTES // SLICE_ROWS
+"""What a picture is taken to have whose size the manifest does not say, such as a row of a table."""
 
 
 def pictures(rows: pa.Table, storage: StorageConfig, max_bytes: int) -> list[Fetched]:
@@ -23,3 +31,39 @@ def pictures(rows: pa.Table, storage: StorageConfig, max_bytes: int) -> list[Fet
         return fetch_batch(rows.column("uri").to_pylist(), rows.column("size").to_pylist(), storage, max_bytes)
     columns = (rows.column(name).to_pylist() for name in ("image", "status", "error"))
     return [Fetched(*row) for row in zip(*columns, strict=True)]
+
+
+def fetched_slices(
+    rows: pa.Table, storage: StorageConfig, max_bytes: int, most_rows: int = SLICE_ROWS
+) -> Iterator[tuple[pa.Table, list[Fetched]]]:
+    """The rows, slice by slice, with their pictures (:func:`pictures`); the next slice is fetched while one is worked on.
+
+    So at most two slices of originals, each of `most_rows` rows and `SLICE_BYTES`, are in memory, however many rows there are and
+    however large their pictures. A picture larger than that is a slice by itself. Raises as :func:`pictures` does.
+    """
+    slices = [rows.slice(start, stop - start) for start, stop in _cuts(rows, max_bytes, most_rows)]
+    with ThreadPoolExecutor(1, thread_name_prefix="fetch-slice") as pool:
+        coming = [pool.submit(pictures, part, storage, max_bytes) for part in slices[:1]]
+        for index, part in enumerate(slices):
+            found = coming.pop().result()
+            coming += [pool.submit(pictures, after, storage, max_bytes) for after in slices[index + 1 : index + 2]]
+            yield part, found
+
+
+def _cuts(rows: pa.Table, max_bytes: int, most_rows: int) -> Iterator[tuple[int, int]]:
+    """Where slices begin and end."""
+    if "size" in rows.column_names:
+        sizes = rows.column("size").fill_null(ASSUMED_BYTES).to_numpy()
+        # Not a byte is read of a picture that is too large.
+        sizes = np.where(sizes > max_bytes, 0, sizes)
+    else:
+        # The pictures of shards came with the rows.
+        sizes = np.zeros(len(rows), np.int64)
+    start, held = 0, 0
+    for index, size in enumerate(sizes.tolist()):
+        if index > start and (index - start == most_rows or held + size > SLICE_BYTES):
+            yield start, index
+            start, held = index, 0
+        held += size
+    if start < len(rows):
+        yield start, len(rows)

@@ -9,7 +9,7 @@ from PIL import Image
 
 from raycluster.config import EncoderConfig, StorageConfig
 from raycluster.images.decode import Rejected, decode
-from raycluster.images.pictures import pictures
+from raycluster.images.pictures import fetched_slices
 
 QUALITY = 70
 """About 2.5 kB for a photograph of 96 pixels: 200 clusters of 18 pictures stay near 12 MB as data URIs."""
@@ -18,14 +18,14 @@ QUALITY = 70
 def thumbnails(rows: pa.Table, side: int, encoder: EncoderConfig, storage: StorageConfig) -> dict[int, bytes]:
     """Row id → thumbnail, of rows of a manifest or of shards; none of pictures that are gone since they were embedded."""
     made = {}
-    found = pictures(rows, storage, encoder.max_bytes)
-    for row_id, item in zip(rows.column("row_id").to_pylist(), found, strict=True):
-        if item.data is None:
-            continue
-        try:
-            made[row_id] = thumbnail(decode(item.data, encoder.max_pixels, min_side=side).image, side)
-        except Rejected:
-            continue
+    for part, fetched in fetched_slices(rows, storage, encoder.max_bytes):
+        for row_id, item in zip(part.column("row_id").to_pylist(), fetched, strict=True):
+            if item.data is None:
+                continue
+            try:
+                made[row_id] = thumbnail(decode(item.data, encoder.max_pixels, min_side=side).image, side)
+            except Rejected:
+                continue
     return made
 
 

@@ -15,7 +15,7 @@ from raycluster.config import RunConfig
 from raycluster.distributed import file_groups, map_tasks, one_task
 from raycluster.encoder.clip import ClipEncoder, EncoderSpec
 from raycluster.node_checks import check_here
-from raycluster.resources import Resources
+from raycluster.resources import Resources, own_device
 from raycluster.rows import among, vector_column, vectors
 from raycluster.run_folder import part_name
 from raycluster.semantics import vocabulary
@@ -44,11 +44,12 @@ def embed_vocabulary(config: RunConfig, nouns: list[str], spec: EncoderSpec, res
 def _encode(
     nouns: list[str], prompts: tuple[str, ...], spec: EncoderSpec, resources: Resources
 ) -> Iterator[np.ndarray]:
-    device, threads = resources.device, resources.threads(resources.encoder_actors)
+    threads = resources.threads(resources.encoder_actors)
 
     class TextEncoder:
         def __init__(self) -> None:
             check_here(resources.common)
+            device = own_device()
             if device == "cpu":
                 torch.set_num_threads(threads)
             self.encoder = ClipEncoder.load(spec, device)
@@ -72,7 +73,7 @@ def keep_nouns(
     """
 
     def select(images: np.ndarray, nouns: np.ndarray) -> np.ndarray:
-        x, t = (torch.from_numpy(np.array(each)).to(resources.device) for each in (images, nouns))
+        x, t = (torch.from_numpy(np.array(each)).to(own_device()) for each in (images, nouns))
         return space.select(x, t, n_clusters, seed).cpu().numpy()
 
     return one_task(select, resources, ray.put(images), ray.put(nouns))
@@ -90,10 +91,9 @@ def pair(
 
     A task has a core, or a GPU if there are any.
     """
-    device = resources.device
 
     def pair_parts(files: list[Location], wanted: np.ndarray, kept: np.ndarray) -> int:
-        rows = 0
+        rows, device = 0, own_device()
         for file in files:
             table = read_table([file], ["row_id", "status", "embedding"])
             table = table.filter(pc.equal(table.column("status"), "ok"))

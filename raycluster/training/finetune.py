@@ -21,6 +21,7 @@ from raycluster.methods.base import Method
 from raycluster.resources import Resources
 from raycluster.storage import Location
 from raycluster.training import trainer
+from raycluster.training.backend import worker_device
 from raycluster.training.collectives import agreed
 from raycluster.training.loop import History
 from raycluster.training.pixels import PixelJob, batches
@@ -106,18 +107,17 @@ def finetune(
             "lower it, or raise `finetune.batch_size`"
         )
     job = FinetuneJob(config, pixels, sizes)
-    workers = resources.train_workers
-    cpus = 1.0 if resources.use_gpu else resources.reserved_cpus(workers)
+    workers, cpus = resources.train_workers, resources.pixel_cpus(sharded="group" in images.column_names)
     loop = {
         "job": job,
         "images": [ray.put(images.combine_chunks())],
         "method": [ray.put(method.cpu().eval())],
         # A core that also decodes would hold up all others at the end of every layer.
-        "threads": max(1, int(cpus)),
+        "threads": max(1, int(cpus.worker)),
         "common": resources.common,
-        "decode_cpus": max(0.5, resources.cpus - workers * cpus) / workers,
+        "cpus": cpus,
     }
-    state, record = trainer.fit(_worker, loop, folder, workers, cpus, resources, keep=2)
+    state, record = trainer.fit(_worker, loop, folder, workers, cpus.worker, resources, keep=2)
     trainer.log_history("finetune", record["history"])
     return _merged(job, method, state, record["history"])
 
@@ -140,7 +140,7 @@ def _worker(config: dict[str, Any]) -> None:
     job: FinetuneJob = config["job"]
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
-    device = ray.train.torch.get_device()
+    device = worker_device()
     if device.type == "cpu":
         torch.set_num_threads(config["threads"])
     model, _ = job.build(ray.get(config["method"][0]), str(device))
@@ -157,5 +157,5 @@ def _worker(config: dict[str, Any]) -> None:
             saved = time.monotonic()
 
     steps = range(progress.step, job.steps)
-    views = batches(job.pixels, config["images"][0], steps, rank, world, config["decode_cpus"], config["common"])
+    views = batches(job.pixels, config["images"][0], steps, rank, world, config["cpus"], config["common"])
     train(model, optimizer, (share.to(device) for share in views), progress, job.pixels.steps_per_epoch, after_step)

@@ -17,9 +17,10 @@ from raycluster.distributed import one_task
 from raycluster.methods import registry
 from raycluster.methods.base import FittedMethod, Method, TrainedMethod
 from raycluster.methods.consensus import consensus_clusters
-from raycluster.resources import Resources
+from raycluster.resources import Resources, own_device
 from raycluster.storage import Location
 from raycluster.training import trainer
+from raycluster.training.backend import worker_device
 from raycluster.training.loop import History, train
 from raycluster.training.neighbors import as_tensor, find_graphs, spread_search, training_data
 
@@ -68,9 +69,10 @@ def _fit(job: HeadsJob, data: ray.ObjectRef, resources: Resources) -> tuple[dict
 
     def fit(arrays: Mapping[str, np.ndarray]) -> tuple[dict[str, Tensor], dict[str, float]]:
         resources.use_heavy_threads()
-        found = job.build().to(resources.device)
+        device = own_device()
+        found = job.build().to(device)
         assert isinstance(found, FittedMethod)
-        facts = found.fit(training_data(arrays, resources.device), spread_search(resources))
+        facts = found.fit(training_data(arrays, device), spread_search(resources))
         state = {name: value.cpu() for name, value in found.state_dict().items()}
         trainer.check_finite(state, facts)
         return state, facts
@@ -85,14 +87,14 @@ def _train(
     workers = resources.train_workers
     neighbors = find_graphs(job.build, job.n_rows, shared, resources) if method.graphs() else {}
     clusters = _find_consensus(job, shared, resources) if method.config.init == "consensus" else None
-    cpus = resources.heavy_cpus if workers == 1 and not resources.use_gpu else 1
+    cpus = resources.head_worker_cpus
     config = {
         "job": job,
         # References inside a list reach the workers as references: one copy of the data a node, not one a worker.
         "data": [shared],
         "neighbors": [ray.put(neighbors)],
         "consensus": [ray.put(clusters)],
-        "threads": cpus,
+        "threads": max(1, int(cpus)),
     }
     return trainer.fit(_worker, config, folder, workers, cpus, resources)
 
@@ -102,7 +104,7 @@ def _find_consensus(job: HeadsJob, data: ray.ObjectRef, resources: Resources) ->
 
     def find(arrays: Mapping[str, np.ndarray]) -> np.ndarray:
         resources.use_heavy_threads()
-        rows = training_data(arrays, resources.device)
+        rows = training_data(arrays, own_device())
         return consensus_clusters(rows, job.n_clusters, job.seed, spread_search(resources)).cpu().numpy()
 
     return one_task(find, resources, data)
@@ -112,7 +114,7 @@ def _worker(config: dict[str, Any]) -> None:
     """Runs on every worker."""
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
-    device = ray.train.torch.get_device()
+    device = worker_device()
     if device.type == "cpu":
         torch.set_num_threads(config["threads"])
     data = training_data(ray.get(config["data"][0]), device)

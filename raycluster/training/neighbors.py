@@ -15,7 +15,7 @@ from raycluster.clustering.neighbors import nearest_neighbors
 from raycluster.clustering.whitening import NeighborSearch
 from raycluster.distributed import map_tasks
 from raycluster.methods.base import Method, TrainedMethod, TrainingData
-from raycluster.resources import Resources
+from raycluster.resources import Resources, own_device
 from raycluster.training.loop import find_neighbors
 
 Blocks = Callable[..., dict[str, Tensor]]
@@ -39,22 +39,21 @@ def find_graphs(
     build: Callable[[], Method], n_rows: int, data: ray.ObjectRef, resources: Resources
 ) -> dict[str, np.ndarray]:
     """For each graph of the method that `build` makes int32 [N, k]. `data`: fields of :class:`TrainingData` as arrays."""
-    device = resources.device
 
     def find(rows: range, arrays: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
         method = build()
         assert isinstance(method, TrainedMethod)
-        return find_neighbors(method, training_data(arrays, device), rows)
+        return find_neighbors(method, training_data(arrays, own_device()), rows)
 
-    return _in_blocks(find, n_rows, _places(resources), resources, data)
+    return _in_blocks(find, n_rows, resources.heavy_tasks, resources, data)
 
 
 def spread_search(resources: Resources) -> NeighborSearch:
     """Search by cosine for a process that itself takes one of the places: on the others, where there are enough of them."""
-    places, device = _places(resources) - 1, resources.device
+    places = resources.heavy_tasks - 1
 
     def find(rows: range, x: np.ndarray, k: int) -> dict[str, Tensor]:
-        return {"": nearest_neighbors(as_tensor(x, device), k, rows=rows)}
+        return {"": nearest_neighbors(as_tensor(x, own_device()), k, rows=rows)}
 
     def search(x: Tensor, k: int) -> Tensor:
         # Alone, a score serves both of its rows: two others would only be as fast.
@@ -64,10 +63,6 @@ def spread_search(resources: Resources) -> NeighborSearch:
         return torch.from_numpy(found[""]).to(x.device)
 
     return search
-
-
-def _places(resources: Resources) -> int:
-    return max(1, int(resources.gpus) if resources.use_gpu else int(resources.cpus) // resources.node_cpus)
 
 
 def _in_blocks(

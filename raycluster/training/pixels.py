@@ -25,9 +25,10 @@ from raycluster.config import EncoderConfig, StorageConfig
 from raycluster.distributed import streaming
 from raycluster.encoder.clip import EncoderSpec, pil_transform
 from raycluster.images.decode import decode_batch
-from raycluster.images.pictures import pictures
+from raycluster.images.pictures import fetched_slices
 from raycluster.images.views import strong_view, two_views
 from raycluster.node_checks import ALONE, Common, checked
+from raycluster.resources import PixelCpus
 from raycluster.rows import binary_rows
 from raycluster.shards import GroupReader, group_ids
 from raycluster.training.counted import epoch_order, grouped_order, integers, lane_count
@@ -38,8 +39,6 @@ BLOCK_BYTES = 2**26
 """Most rows and bytes of a block, the work of one decode task."""
 OPEN_GROUPS = 80
 """Row groups of shards that a worker keeps, of which :func:`grouped_order` needs about 50 at a time: 300 MB at the default size for 224 pixels."""
-READER_CPUS = 0.25
-"""CPUs that the reader of shards reserves; it mostly waits."""
 BLOCKS_AHEAD = 2000
 """Blocks that Ray plans at once: of a long training it would hold all."""
 VIEW_STREAM = 8
@@ -70,40 +69,41 @@ class PixelJob:
 
 
 def batches(
-    job: PixelJob, images: ray.ObjectRef, steps: range, rank: int, world: int, cpus: float, common: Common = ALONE
+    job: PixelJob, images: ray.ObjectRef, steps: range, rank: int, world: int, cpus: PixelCpus, common: Common = ALONE
 ) -> Iterator[Views]:
     """This worker's share of the batches of these steps, counted from the first step of the first epoch.
 
     `images`: Arrow table of the training rows, ascending: row_id, and uri and size, or uri, group and place in shards
-    (:func:`raycluster.shards.find_rows`); `cpus`: cores that this worker's reading and decoding may take;
+    (:func:`raycluster.shards.find_rows`); `cpus`: what this worker's reading and decoding reserves;
     `common`: what the nodes must have on which it is done.
     """
     share = len(range(rank, job.batch_size, world))
     ahead = max(1, BLOCKS_AHEAD * job.block_rows // share)
     table = ray.get(images)
     groups = group_ids(table) if "group" in table.column_names else None
-    task_cpus = min(1.0, cpus) - (0.0 if groups is None else READER_CPUS)
     for start in range(steps.start, steps.stop, ahead):
         parts = list(_shares(job, groups, range(start, min(start + ahead, steps.stop)), rank, world))
         rows = _Rows(job, images, np.concatenate([p for p, _ in parts]), np.concatenate([e for _, e in parts]))
-        in_flight = 4 * max(1, int(cpus)) * job.block_rows + 2 * share
+        in_flight = 4 * max(1, int(cpus.stream)) * job.block_rows + 2 * share
         memory = max(2**27, 2 * in_flight * int(np.prod(job.spec.pixel_shape)))
-        with streaming(memory, cpus=max(cpus, task_cpus), ordered=True):
-            stream = ray.data.read_datasource(rows, override_num_blocks=len(rows.blocks), num_cpus=task_cpus)
+        with streaming(memory, cpus=cpus.stream, ordered=True):
+            stream = ray.data.read_datasource(rows, override_num_blocks=len(rows.blocks), num_cpus=cpus.decode)
             if groups is not None:
-                stream = _with_pictures(stream, groups, job, world)
+                stream = _with_pictures(stream, groups, job, world, cpus.reader)
             stream = stream.map_batches(
                 checked(view_rows, common),
                 fn_kwargs={"job": job},
                 batch_size=None,
                 batch_format="pyarrow",
-                num_cpus=task_cpus,
+                num_cpus=cpus.decode,
             )
             for block in stream.iter_batches(batch_size=share, batch_format="pyarrow", prefetch_batches=2):
                 yield _views(block, job)
 
 
-def _with_pictures(rows: ray.data.Dataset, groups: np.ndarray, job: PixelJob, world: int) -> ray.data.Dataset:
+def _with_pictures(
+    rows: ray.data.Dataset, groups: np.ndarray, job: PixelJob, world: int, cpus: float
+) -> ray.data.Dataset:
     """The rows of shards, in the same blocks, with their pictures."""
     # A worker that takes every second row of a batch reads every second lane.
     apart = math.gcd(lane_count(len(np.unique(groups))), world) if job.batch_size % world == 0 else 1
@@ -114,7 +114,7 @@ def _with_pictures(rows: ray.data.Dataset, groups: np.ndarray, job: PixelJob, wo
         batch_size=None,
         batch_format="pyarrow",
         # Another demand than that of the tasks around it, or Ray would fuse them, and the actor would import torch.
-        num_cpus=READER_CPUS,
+        num_cpus=cpus,
     )
 
 
@@ -187,9 +187,8 @@ def view_rows(rows: pa.Table, job: PixelJob) -> pa.Table:
             job.limits.max_pixels,
             min_side=min(job.spec.image_size),
         )
-        for item, draw in zip(
-            pictures(rows, job.storage, job.limits.max_bytes), rows.column("draw").to_pylist(), strict=True
-        )
+        for part, fetched in fetched_slices(rows, job.storage, job.limits.max_bytes)
+        for item, draw in zip(fetched, part.column("draw").to_pylist(), strict=True)
     ]
     size = 2 * int(np.prod(job.spec.pixel_shape))
     return pa.table(

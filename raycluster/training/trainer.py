@@ -13,7 +13,7 @@ import numpy as np
 import ray.train
 import torch
 from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch import TorchTrainer
 from torch import Tensor
 
 from raycluster.errors import RayclusterError
@@ -21,6 +21,7 @@ from raycluster.node_checks import checked
 from raycluster.resources import Resources
 from raycluster.storage import Location
 from raycluster.training import checkpoint
+from raycluster.training.backend import DeviceConfig
 from raycluster.training.loop import History
 
 log = logging.getLogger(__name__)
@@ -52,9 +53,9 @@ def fit(
             # Elastic: with fewer nodes left the training goes on with fewer workers, and the result is the same.
             num_workers=1 if workers == 1 else (1, workers),
             use_gpu=resources.use_gpu,
-            resources_per_worker={"CPU": cpus, **({"GPU": 1} if resources.use_gpu else {})},
+            resources_per_worker={**({"CPU": cpus} if cpus else {}), **({"GPU": 1} if resources.use_gpu else {})},
         ),
-        torch_config=TorchConfig(backend="nccl" if resources.use_gpu else "gloo"),
+        torch_config=DeviceConfig(),
         run_config=RunConfig(
             name=folder.name,
             storage_path=folder.parent.path,

@@ -108,11 +108,12 @@ def speed(options: argparse.Namespace) -> None:
         pixels = PixelJob(spec, encoder, StorageConfig(), 0, len(files), options.batch)
         job = FinetuneJob(FinetuneConfig(), pixels, torch.full((20,), 0.05))
         method = registry.build(MethodConfig(name="seic"), spec.dim, 20, len(files), seed=0)
-        model, _ = job.build(method, resources.device)
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        model, _ = job.build(method, device)
         images = pa.table(
             {"row_id": np.arange(len(files)), "uri": [str(f) for f in files], "size": pa.nulls(len(files), pa.int64())}
         )
-        cpus = max(0.5, resources.cpus - resources.reserved_cpus(1))
+        cpus = resources.pixel_cpus(sharded=False)
         ratios = []
         for repeat in range(options.repeats):
             steps = range(repeat * 1000, repeat * 1000 + WARM_UP + options.steps)
@@ -125,7 +126,7 @@ def speed(options: argparse.Namespace) -> None:
             ratios.append(through / memory)
             print(f"pipeline {through:.1f} images/s, in memory {memory:.1f} images/s: {ratios[-1]:.2f}", flush=True)
         print(
-            f"{options.model}, batch {options.batch}, {os.cpu_count()} cores, {resources.device}: "
+            f"{options.model}, batch {options.batch}, {os.cpu_count()} cores, {device}: "
             f"median ratio {statistics.median(ratios):.2f}"
         )
 

@@ -65,9 +65,7 @@ def copied(files: list[Path], count: int, enlarge: float, folder: Location) -> N
 
 def one_pass(job: EmbedJob, files: list[Location], wanted: np.ndarray, resources: Resources) -> float:
     """Seconds in which every picture is read and decoded."""
-    blocks = find_blocks(
-        files, wanted, BLOCK_ROWS["cpu"], fair=4 * max(1, int(resources.cpus)), multiple=SMALLEST_BLOCK
-    )
+    blocks = find_blocks(files, wanted, BLOCK_ROWS, fair=4 * max(1, int(resources.cpus)), multiple=SMALLEST_BLOCK)
     started, seen = time.perf_counter(), 0
     with distributed.streaming(2**29):
         stream = ray.data.read_datasource(BlockRows(blocks, ALONE), override_num_blocks=len(blocks), num_cpus=1)

@@ -88,7 +88,8 @@ def tuned(images: pa.Table, method: Method, folder: Path, workers: int = 1, **co
 
 
 def streamed(images: pa.Table, steps: range, rank: int = 0, world: int = 1) -> list[Views]:
-    return list(batches(job(), ray.put(images), steps, rank, world, cpus=1))
+    cpus = Resources(2, 2, 0, encoder_actors=1, train_workers=1).pixel_cpus("group" in images.column_names)
+    return list(batches(job(), ray.put(images), steps, rank, world, cpus))
 
 
 def test_views_come_in_counted_order_and_as_drawn(images: pa.Table) -> None:

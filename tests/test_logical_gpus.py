@@ -1,0 +1,186 @@
+"""The whole plan of a cluster with GPUs, on a machine that has none: Ray counts two that do not exist, and what they would compute
+runs on the CPU (:func:`raycluster.resources.own_device`). The tables are those of a run without GPUs.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import ray
+import torch
+from run_commands import compare
+from serving_kit import ServeEndpoint, post
+
+import raycluster
+from raycluster.config import ResourcesConfig
+from raycluster.demo.drawing import draw_dataset
+from raycluster.pipeline import RunResult
+from raycluster.resources import own_device, resolve
+
+pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(900)]
+
+KINDS = ("house", "fish", "tree", "star")
+NOUNS = (*KINDS, "car", "cup", "bird", "flower")
+TUNING = {"enabled": True, "rank": 8, "learning_rate": 1e-4, "batch_size": 16, "epochs": 2}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def two_gpus(own_ray: Any) -> Iterator[None]:
+    """A Ray of its own with four CPUs and two GPUs."""
+    with own_ray(num_cpus=4, num_gpus=2):
+        yield
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """96 pictures and one that is none."""
+    folder = tmp_path_factory.mktemp("photos")
+    draw_dataset(folder, 96, KINDS, seed=11)
+    (folder / "text.jpg").write_text("not a picture")
+    return folder
+
+
+def configuration(photos: Path, output: Path, **changes: Any) -> dict[str, Any]:
+    nouns = output.parent / "nouns.txt"
+    nouns.write_text("\n".join(NOUNS))
+    return {
+        "images": str(photos),
+        "output": str(output),
+        "clusters": 4,
+        # `auto` is bf16 where there are GPUs, and the tables would differ.
+        "encoder": {"model": "builtin", "precision": "fp32"},
+        "vocabulary": {"source": str(nouns), "prompts": ["a picture of a {}"], "cache": str(output.parent / "cache")},
+        **changes,
+    }
+
+
+class LeastFree:
+    """The fewest GPUs that were free while this context lasted."""
+
+    def __init__(self) -> None:
+        self.gpus = 2.0
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> LeastFree:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join(30)
+
+    def _watch(self) -> None:
+        while not self._stop.wait(0.05):
+            self.gpus = min(self.gpus, ray.available_resources().get("GPU", 0.0))
+
+
+def both_ways(photos: Path, folder: Path, **changes: Any) -> tuple[RunResult, RunResult, float]:
+    """A run with the GPUs, the same without, and the fewest GPUs that were free during the first."""
+    resources = changes.pop("resources", {})
+    with LeastFree() as free:
+        with_gpus = raycluster.run(configuration(photos, folder / "gpu" / "out", resources=resources, **changes))
+    without = {"use_gpu": False, "encoder_actors": 1, **resources}
+    return (
+        with_gpus,
+        raycluster.run(configuration(photos, folder / "cpu" / "out", resources=without, **changes)),
+        free.gpus,
+    )
+
+
+@pytest.fixture(scope="module")
+def consensus(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[RunResult, RunResult, float]:
+    folder = tmp_path_factory.mktemp("consensus")
+    (folder / "gpu").mkdir()
+    (folder / "cpu").mkdir()
+    return both_ways(photos, folder)
+
+
+def tables(result: RunResult) -> dict[str, pa.Table]:
+    return {name: pq.read_table(place).sort_by("row_id") for name, place in result.tables.items() if name != "clusters"}
+
+
+def same(with_gpus: RunResult, without: RunResult) -> None:
+    """Every table, and every stage was done on both sides."""
+    assert list(with_gpus.stages) == list(without.stages)
+    assert {entry["state"] for entry in with_gpus.stages.values()} == {"ran"}
+    compare(tables(with_gpus), tables(without))
+
+
+def test_a_process_asks_for_its_own_device() -> None:
+    assert resolve(ResourcesConfig()).gpus == 2
+    assert not torch.cuda.is_available()
+    held, device = ray.get(ray.remote(num_gpus=1)(lambda: (ray.get_gpu_ids(), own_device())).remote(), timeout=60)
+    assert len(held) == 1
+    assert device == "cpu"
+
+
+def test_pictures_to_consensus(consensus: tuple[RunResult, RunResult, float]) -> None:
+    with_gpus, without, free = consensus
+    assert free == 0  # two encoders held a GPU each
+    same(with_gpus, without)
+
+
+def test_several_encoders_on_a_gpu(photos: Path, tmp_path: Path, consensus: tuple[RunResult, RunResult, float]) -> None:
+    with LeastFree() as free:
+        config = configuration(photos, tmp_path / "out", resources={"encoder_actors": 4})
+        found = raycluster.run(config, until="embed")
+    assert free.gpus == 0
+    expected = tables(consensus[1])
+    compare(tables(found), {name: expected[name] for name in ("manifest", "embeddings")})
+
+
+def test_pictures_to_dxmc_with_two_train_workers(photos: Path, tmp_path: Path) -> None:
+    (tmp_path / "gpu").mkdir()
+    (tmp_path / "cpu").mkdir()
+    method = {"name": "dxmc", "epochs": 3}
+    with_gpus, without, free = both_ways(photos, tmp_path, method=method, resources={"train_workers": 2})
+    assert free == 0
+    same(with_gpus, without)
+
+
+def test_shards_to_a_tuned_encoder_that_embeds_again(photos: Path, tmp_path: Path) -> None:
+    (tmp_path / "gpu").mkdir()
+    (tmp_path / "cpu").mkdir()
+    changes = {"shards": {"enabled": True}, "finetune": TUNING, "resources": {"train_workers": 2}}
+    with_gpus, without, free = both_ways(photos, tmp_path, **changes)
+    assert {"shard", "baseline", "finetune", "reembed", "assign"} <= with_gpus.stages.keys()
+    assert free == 0
+    same(with_gpus, without)
+
+
+def test_new_pictures(consensus: tuple[RunResult, RunResult, float], tmp_path: Path) -> None:
+    new = tmp_path / "new"
+    draw_dataset(new, 24, KINDS, seed=12)
+    found = [
+        raycluster.assign(model=run.output, images=str(new), output=str(tmp_path / name), resources=resources)
+        for run, name, resources in (
+            (consensus[0], "gpu", {}),
+            (consensus[1], "cpu", {"use_gpu": False, "encoder_actors": 1}),
+        )
+    ]
+    assert {entry["state"] for entry in found[0].stages.values()} == {"ran"}
+    compare(tables(found[0]), tables(found[1]))
+
+
+@contextmanager
+def endpoint(run: RunResult) -> Iterator[ServeEndpoint]:
+    with ServeEndpoint({"run": run.output, "model": {"num_cpus": 0.25, "num_gpus": 1, "max_replicas": 1}}) as served:
+        yield served
+
+
+def test_the_endpoint_answers_what_the_table_says(consensus: tuple[RunResult, RunResult, float]) -> None:
+    rows = [row for row in tables(consensus[0])["assignments"].to_pylist() if row["status"] == "ok"][:8]
+    with LeastFree() as free, endpoint(consensus[0]) as served:
+        reply = post(served.url, [Path(row["uri"]) for row in rows])
+        assert served.model()["device"] == "cpu"
+    assert free.gpus <= 1  # the replica holds one
+    assert reply.status_code == 200, reply.text
+    assert [item["cluster"] for item in reply.json()["results"]] == [row["cluster"] for row in rows]
