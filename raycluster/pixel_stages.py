@@ -64,6 +64,7 @@ class PixelStages(RunTables):
             from raycluster.encoder.clip import check_encoder
 
             check_encoder(self.ready.spec)
+            self.warn_of_missing_cuda()
             self._stream(step, self.ready.spec, self.row_ids)
         check_rows(place.uri, rows.row_ids(parts(place)), self.row_ids, exact=False)
         ok, counts = self.embedded

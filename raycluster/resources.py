@@ -17,6 +17,7 @@ import torch
 from raycluster.config import ResourcesConfig
 from raycluster.errors import ConfigError
 from raycluster.node_checks import ALONE, Common
+from raycluster.nodes import alive, ask, some
 
 log = logging.getLogger(__name__)
 
@@ -173,6 +174,18 @@ def own_device() -> str:
     exist (`ray start --num-gpus`), by which the whole GPU plan runs on CPUs in the tests.
     """
     return "cuda" if ray.get_gpu_ids() and torch.cuda.is_available() else "cpu"
+
+
+def missing_cuda() -> str:
+    """What the user should know where Ray counts GPUs that torch does not see; empty if there are none. Asks each node with a GPU."""
+    found = ask([node for node in alive() if node.gpus >= 1], own_device, gpus=1)
+    blind = [node.address for node, device in found.items() if device == "cpu"]
+    if not blind:
+        return ""
+    return (
+        f"Ray counts GPUs on node {some(blind)}, but PyTorch sees none there: what reserves them computes on CPUs; install a CUDA build of "
+        "torch that the driver supports (`raycluster doctor`), or set resources.use_gpu to false"
+    )
 
 
 def _smallest_node_cpus() -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -17,11 +18,15 @@ from raycluster.errors import DataQualityError
 from raycluster.methods import registry
 from raycluster.plan import Step
 from raycluster.prepare import Prepared
+from raycluster.resources import missing_cuda
 from raycluster.run_folder import RunFolder, parts
 from raycluster.storage import Location, read_table
 
 if TYPE_CHECKING:
     from raycluster.model import Model
+
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -105,6 +110,13 @@ class RunTables:
         from raycluster.model_files import load_model
 
         return load_model(self.place(self.steps["finetune" if self.tuned else "train"]), self.config.storage)
+
+    def warn_of_missing_cuda(self) -> None:
+        """Warn, before costly work, of GPUs on which nothing would be computed."""
+        warning = missing_cuda() if self.ready.resources.use_gpu else ""
+        if warning and warning not in self.warnings:
+            log.warning("%s", warning)
+            self.warnings.append(warning)
 
     def assignments(self, stage: str = "assign") -> pa.Table:
         """The whole assignments table."""

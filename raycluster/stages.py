@@ -103,6 +103,7 @@ class Stages(PixelStages):
         from raycluster.model_files import save_model
         from raycluster.training.heads import HeadsJob, train_heads
 
+        self.warn_of_missing_cuda()
         sample, method_class = self.training_rows(), registry.method_class(self.ready.method.name)
         data = {"row_ids": sample, "images": rows.gather(self.parts("embed"), sample)}
         if method_class.text == "required":

@@ -27,6 +27,9 @@ def shared() -> Path:
     return SHARED
 
 
+# Ray's workers yield to every other process, by a niceness of 15: beside two busy ones a test of seconds takes minutes.
+os.environ.setdefault("RAY_worker_niceness", "0")
+
 S3 = os.environ.get("RAYCLUSTER_TEST_S3")
 """URL of a real S3 server to test against, with the keys of the AWS variables; without it moto's server is started."""
 

@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import ray
+import run_commands
 import torch
-from run_commands import compare
 from serving_kit import ServeEndpoint, post
 
 import raycluster
@@ -104,14 +103,14 @@ def consensus(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[R
 
 
 def tables(result: RunResult) -> dict[str, pa.Table]:
-    return {name: pq.read_table(place).sort_by("row_id") for name, place in result.tables.items() if name != "clusters"}
+    return run_commands.tables(result.as_json())
 
 
 def same(with_gpus: RunResult, without: RunResult) -> None:
     """Every table, and every stage was done on both sides."""
     assert list(with_gpus.stages) == list(without.stages)
     assert {entry["state"] for entry in with_gpus.stages.values()} == {"ran"}
-    compare(tables(with_gpus), tables(without))
+    run_commands.compare(tables(with_gpus), tables(without))
 
 
 def test_a_process_asks_for_its_own_device() -> None:
@@ -126,6 +125,10 @@ def test_pictures_to_consensus(consensus: tuple[RunResult, RunResult, float]) ->
     with_gpus, without, free = consensus
     assert free == 0  # two encoders held a GPU each
     same(with_gpus, without)
+    (warning,) = with_gpus.warnings[1:]
+    assert warning.startswith("Ray counts GPUs on node ")
+    assert "PyTorch sees none there: what reserves them computes on CPUs" in warning
+    assert with_gpus.warnings[:1] == without.warnings  # one of the images is none
 
 
 def test_several_encoders_on_a_gpu(photos: Path, tmp_path: Path, consensus: tuple[RunResult, RunResult, float]) -> None:
@@ -134,7 +137,7 @@ def test_several_encoders_on_a_gpu(photos: Path, tmp_path: Path, consensus: tupl
         found = raycluster.run(config, until="embed")
     assert free.gpus == 0
     expected = tables(consensus[1])
-    compare(tables(found), {name: expected[name] for name in ("manifest", "embeddings")})
+    run_commands.compare(tables(found), {name: expected[name] for name in ("manifest", "embeddings")})
 
 
 def test_pictures_to_dxmc_with_two_train_workers(photos: Path, tmp_path: Path) -> None:
@@ -167,7 +170,7 @@ def test_new_pictures(consensus: tuple[RunResult, RunResult, float], tmp_path: P
         )
     ]
     assert {entry["state"] for entry in found[0].stages.values()} == {"ran"}
-    compare(tables(found[0]), tables(found[1]))
+    run_commands.compare(tables(found[0]), tables(found[1]))
 
 
 @contextmanager

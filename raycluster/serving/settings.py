@@ -44,12 +44,19 @@ class Replicas(Section):
     num_cpus: float = Field(default=1.0, gt=0)
     """CPUs each reserves; a model on CPUs computes with as many threads."""
 
+    @field_validator("num_cpus")
+    @classmethod
+    def _ray_accepts_cpus(cls, amount: float) -> float:
+        if amount > 1 and amount != int(amount):
+            raise ValueError("Ray takes a fraction only below one; give a whole number, or one below 1")
+        return amount
+
 
 class ModelReplicas(Replicas):
     """The processes that hold the model."""
 
-    num_gpus: float | None = Field(default=None, ge=0)
-    """GPUs each reserves; default: one if the cluster has any."""
+    num_gpus: float | None = Field(default=None, ge=0, le=1)
+    """GPUs each reserves, at most one: a fraction lets several share one. Default: one if the cluster has any."""
     max_batch: int = Field(default=32, ge=1, le=4096)
     """Most pictures of one forward pass."""
 
