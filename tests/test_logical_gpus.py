@@ -175,7 +175,8 @@ def test_new_pictures(consensus: tuple[RunResult, RunResult, float], tmp_path: P
 
 @contextmanager
 def endpoint(run: RunResult) -> Iterator[ServeEndpoint]:
-    with ServeEndpoint({"run": run.output, "model": {"num_cpus": 0.25, "num_gpus": 1, "max_replicas": 1}}) as served:
+    # Nothing is said of `model.num_gpus`: a replica takes one where the cluster has any.
+    with ServeEndpoint({"run": run.output}) as served:
         yield served
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
@@ -26,6 +27,13 @@ from raycluster.training.loop import History
 
 log = logging.getLogger(__name__)
 
+RAY_TRAIN_SETTINGS = {
+    # Ray Train gives workers a minute to start. They load torch first, which takes longer on a busy machine or from a network disk.
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "600",
+    # Ray Train sees a checkpoint, and the end of a training, when it next looks at the workers, by default every two seconds.
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+}
+"""Environment variables that Ray Train passes on from this process to its controller and workers; given ones stay."""
 TERMINAL_EPOCHS = 5
 """Epochs of a training that a terminal shows; a log file has all."""
 
@@ -46,6 +54,8 @@ def fit(
     `config`: references from :func:`ray.put` inside a list reach the workers as references. `folder`: Ray Train's; its name must hold
     the fingerprint, for Ray returns the old result of a finished run, and resumes an unfinished one at its last checkpoint.
     """
+    for name, value in RAY_TRAIN_SETTINGS.items():
+        os.environ.setdefault(name, value)
     trainer = TorchTrainer(
         checked(loop, resources.common),
         train_loop_config=config,
