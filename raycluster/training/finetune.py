@@ -25,7 +25,7 @@ from raycluster.training.backend import worker_device
 from raycluster.training.collectives import agreed
 from raycluster.training.loop import History
 from raycluster.training.pixels import PixelJob, batches
-from raycluster.training.self_enhancement import Progress, SelfEnhancement, train
+from raycluster.training.self_enhancement import Progress, SelfEnhancement, on_device, train
 
 
 @dataclass(frozen=True)
@@ -158,4 +158,4 @@ def _worker(config: dict[str, Any]) -> None:
 
     steps = range(progress.step, job.steps)
     views = batches(job.pixels, config["images"][0], steps, rank, world, config["cpus"], config["common"])
-    train(model, optimizer, (share.to(device) for share in views), progress, job.pixels.steps_per_epoch, after_step)
+    train(model, optimizer, on_device(views, device), progress, job.pixels.steps_per_epoch, after_step)

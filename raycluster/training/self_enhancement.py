@@ -8,7 +8,7 @@ the sizes of before, without which large clusters swallow small ones. Trained ar
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -38,8 +38,12 @@ class Views:
     """Rows B of the global batch, of which worker r of W holds r, r + W, …"""
 
     def to(self, device: torch.device) -> Views:
-        """The same on another device."""
-        return Views(self.weak.to(device), self.strong.to(device), self.readable.to(device), self.total)
+        """The same on another device; the copy to a GPU goes through pinned memory and is not waited for."""
+
+        def moved(tensor: Tensor) -> Tensor:
+            return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
+
+        return Views(moved(self.weak), moved(self.strong), moved(self.readable), self.total)
 
 
 @dataclass
@@ -152,6 +156,28 @@ class SelfEnhancement(nn.Module):
                 f"finetune: a checkpoint of another encoder or method (unknown {sorted(unexpected)[:3]}, missing {sorted(missing)[:3]}); "
                 "delete the training folder and run again"
             )
+
+
+def on_device(batches: Iterable[Views], device: torch.device) -> Iterator[Views]:
+    """The batches on the device: the next one is copied there, on a stream of its own, while a step computes on one.
+
+    On a CPU the same code runs: nothing is copied, and its streams do nothing.
+    """
+    runtime = torch.get_device_module(device)
+    copies, coming = runtime.Stream(), None
+    for views in batches:
+        with runtime.stream(copies):
+            following = views.to(device)
+        if coming is not None:
+            yield coming
+        runtime.current_stream().wait_stream(copies)
+        if device.type == "cuda":
+            # Else its memory could be given to the next copy while the step that uses it is still going on.
+            for tensor in (following.weak, following.strong, following.readable):
+                tensor.record_stream(runtime.current_stream())
+        coming = following
+    if coming is not None:
+        yield coming
 
 
 def train(

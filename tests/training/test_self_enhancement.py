@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from raycluster.config import MethodConfig
 from raycluster.errors import ConfigError, RayclusterError
 from raycluster.methods import registry
 from raycluster.methods.losses.alignment import ROWS_A_CLUSTER
-from raycluster.training.self_enhancement import Progress, SelfEnhancement, Views, train
+from raycluster.training.self_enhancement import Progress, SelfEnhancement, Views, on_device, train
 
 SIDE, DIM, CLUSTERS = 32, 16, 5
 
@@ -210,3 +211,21 @@ def test_gradient_checkpointing_changes_nothing() -> None:
     torch.testing.assert_close(terms[0], terms[1])
     for (name, one), two in zip(plain.named_parameters(), saving.parameters(), strict=True):
         torch.testing.assert_close(one.grad, two.grad, msg=name)
+
+
+def test_batches_come_on_the_device_in_their_order_and_one_ahead() -> None:
+    taken: list[int] = []
+
+    def stream() -> Iterator[Views]:
+        for number in range(4):
+            taken.append(number)
+            pixels = torch.full((2, 4, 4, 3), number, dtype=torch.uint8)
+            yield Views(pixels, pixels + 100, torch.tensor([True, False]), 2)
+
+    for number, views in enumerate(on_device(stream(), torch.device("cpu"))):
+        assert taken == list(range(min(4, number + 2)))
+        assert views.weak.unique().tolist() == [number]
+        assert views.strong.unique().tolist() == [number + 100]
+        assert views.readable.tolist() == [True, False]
+    assert number == 3
+    assert list(on_device([], torch.device("cpu"))) == []
