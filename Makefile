@@ -4,13 +4,17 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test torture lint install
+.PHONY: demo test test-slow torture lint install
 
 demo: $(INSTALLED)
 	$(BIN)/raycluster demo >/dev/null
 
 test: lint
 	$(BIN)/pytest
+
+# What is slow by nature: whole runs with logical GPUs, with several nodes or workers, browsers of many sizes.
+test-slow: $(INSTALLED)
+	$(BIN)/pytest -m slow
 
 # Kills, soaks and fuzzing: minutes each.
 torture: $(INSTALLED)

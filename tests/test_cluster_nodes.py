@@ -133,7 +133,7 @@ def command(cluster: Nodes, *words: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.torture
+@pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_a_node_with_other_code_is_refused(tmp_path: Path) -> None:
     draw_dataset(tmp_path / "photos", 12, ("fish", "car"), seed=3)
@@ -158,7 +158,7 @@ def run(images: Path, output: Path, model: str = "builtin") -> tuple[str, ...]:
     return (*words, "--encoder.model", model, "--method.name", "kmeans")
 
 
-@pytest.mark.torture
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_folder_that_another_node_does_not_see_is_refused(tmp_path: Path) -> None:
     hidden, seen = tmp_path / "hidden", tmp_path / "seen"
@@ -180,7 +180,7 @@ def test_a_folder_that_another_node_does_not_see_is_refused(tmp_path: Path) -> N
         assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.torture
+@pytest.mark.slow
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize("hidden", ["code", "output"])
 def test_a_node_that_joins_a_run_and_differs_stops_it_and_harms_nothing(hidden: str, tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ from raycluster.errors import ConfigError
 from raycluster.pipeline import RunResult
 from raycluster.plan import STAGES as ALL_STAGES
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(400)]
 
 STAGES = tuple(stage for stage in ALL_STAGES if stage != "shard")
 NOUNS = ("house", "fish", "tree", "star", "car", "cup", "bird", "flower")

@@ -131,6 +131,7 @@ def test_tars_tables_and_lists_go_through_a_run(pictures: dict[str, bytes], tmp_
     assert [row["status"] for row in rows(third, "assignments", StorageConfig())].count("ok") == 37
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_everything_may_lie_in_a_bucket(
     pictures: dict[str, bytes], s3: StorageConfig, monkeypatch: pytest.MonkeyPatch
@@ -152,6 +153,7 @@ def test_everything_may_lie_in_a_bucket(
     }
 
 
+@pytest.mark.slow
 def test_fine_tuning_sees_pictures_in_tars_and_tables(pictures: dict[str, bytes], tmp_path: Path) -> None:
     from raycluster.config import EncoderConfig
     from raycluster.encoder.clip import resolve_encoder

@@ -60,7 +60,7 @@ def opened(folder: Path, page: str, width: int) -> dict:
 
 
 @pytest.mark.parametrize("width", [1280, 375])
-@pytest.mark.parametrize("clusters", [10, 200])
+@pytest.mark.parametrize("clusters", [10, pytest.param(200, marks=pytest.mark.slow)])
 def test_page_fits_its_width_and_search_and_sort_work(
     make_data: Callable[..., ReportData], tmp_path: Path, clusters: int, width: int
 ) -> None:

@@ -143,6 +143,7 @@ def test_training_learns_its_own_labels_and_gives_a_plain_tower(undisturbed: Tun
     assert len(clusters(undisturbed, images).unique()) == CLUSTERS
 
 
+@pytest.mark.slow
 def test_two_workers_are_one(undisturbed: Tuned, images: pa.Table, method: Method, tmp_path: Path) -> None:
     both = tuned(images, method, tmp_path / "f2", workers=2)
     for one, two in zip(undisturbed.history, both.history, strict=True):
