@@ -129,8 +129,10 @@ def raised_in_task(error: BaseException) -> RayclusterError | None:
                 f"Ray lost a process or a node ({type(one).__name__}: {reason:.200}); run the command again: what is finished is kept"
             )
         if isinstance(one, OSError) and "AWS Error" in str(one):
+            # Ray Data appends advice on its own settings to whatever passes through it.
+            reason = str(one).partition("\nFailed to apply UDF")[0]
             return RayclusterError(
-                f"the storage failed: {one}; when it answers, and takes the credentials, run the command again: what is finished is kept"
+                f"the storage failed: {reason}; when it answers, and takes the credentials, run the command again: what is finished is kept"
             )
     return None
 
