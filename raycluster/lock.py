@@ -81,6 +81,11 @@ class Lock:
                     "this one has stopped, look at the other"
                 )
 
+    @property
+    def lost(self) -> bool:
+        """Whether another run is known to have it."""
+        return self._lost
+
     def check(self) -> None:
         """Raise :class:`LockLostError` if another run has the lock. Costs a request only after a time without signs of life."""
         silent = time.monotonic() - self._confirmed

@@ -24,6 +24,9 @@ from raycluster import s3
 from raycluster.config import StorageConfig
 from raycluster.errors import ArtifactError, ConfigError
 
+DRAFT = ".tmp"
+"""End of the name of a local file that is being written."""
+
 
 @dataclass(frozen=True)
 class Location:
@@ -184,7 +187,7 @@ class _Replacing:
         self.target = target
         self.local = target.scheme == "file"
         head, _, tail = target.path.rpartition("/")
-        self.path = f"{head}/.{tail}.{os.getpid()}.tmp" if self.local else target.path
+        self.path = f"{head}/.{tail}.{os.getpid()}{DRAFT}" if self.local else target.path
 
     def __enter__(self) -> tuple[fs.FileSystem, str]:
         if self.local:
