@@ -36,9 +36,11 @@ def raised() -> Iterator[None]:
         raise Interrupted(number)
 
     global _seen
-    _seen = None
-    with _handled_by(handle):
-        yield
+    try:
+        with _handled_by(handle):
+            yield
+    finally:
+        _seen = None
 
 
 @contextmanager

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +17,8 @@ import numpy as np
 import pytest
 from ray_workers import descendants
 
-from raycluster import interrupts
+import raycluster
+from raycluster import interrupts, lock
 from raycluster.cli import main
 from raycluster.demo.drawing import draw_dataset
 from raycluster.rows import row_ids
@@ -189,6 +191,35 @@ def test_in_a_notebook_an_interrupt_is_a_keyboard_interrupt_and_nothing_goes_on(
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.split()[-1] == str(IMAGES)
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(300)
+@pytest.mark.usefixtures("local_ray")
+def test_a_run_whose_lock_is_taken_stops_and_writes_no_more(
+    config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lock, "HEARTBEAT", 0.2)
+    output = tmp_path / "out"
+    other = lock.Lock(locate(str(output)) / "_lock.json")
+
+    def take_it() -> None:
+        while not list(output.glob("embeddings/*/part-*")):
+            time.sleep(0.01)
+        while not other._swapped((output / "_lock.json").read_bytes()):
+            continue
+
+    thread = threading.Thread(target=take_it)
+    thread.start()
+    given = {**config, "output": str(output), "resources": {"encoder_actors": 1}}
+    with pytest.raises(lock.LockLostError, match="was taken by another run"):
+        raycluster.run(given)
+    thread.join()
+    written = {path: path.stat().st_mtime_ns for path in output.rglob("*")}
+    time.sleep(3)
+    assert {path: path.stat().st_mtime_ns for path in output.rglob("*")} == written
+    assert not (output / "_stages" / "embed.json").exists()
+    other.confirm()
 
 
 def test_the_first_signal_is_raised_and_the_second_is_answered(capfd: pytest.CaptureFixture[str]) -> None:

@@ -179,7 +179,7 @@ def test_added_images_alone_are_stored_and_another_size_is_another_folder(tmp_pa
 def test_too_many_failures_stop_the_run_before_it_embeds(photos: Path, tmp_path: Path) -> None:
     config = {**configuration(photos, tmp_path / "out", enabled=True), "max_failed_fraction": 0.01}
     for _ in range(2):
-        with pytest.raises(DataQualityError, match=r"3 of 51 images \(5.9%\)"):
+        with pytest.raises(DataQualityError, match=r"of 51 images .* could not be read"):
             raycluster.run(config)
     assert not (tmp_path / "out" / "embeddings").exists()
 
