@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import re
+import signal
 import sys
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,6 +23,7 @@ from typing import Any, TextIO
 import yaml
 from pydantic import BaseModel
 
+from raycluster import interrupts
 from raycluster.config import AssignConfig, RunConfig, StorageConfig, validate
 from raycluster.errors import ConfigError, RayclusterError
 
@@ -43,12 +45,15 @@ COMMANDS = {
     "demo": "draw a few hundred pictures and cluster them, without network",
 }
 
+WITHOUT_STAGES = ("status", "doctor", "serve")
+"""Commands that do no work which could be gone on with."""
+
 WATCH_SECONDS = 10
 """How often `serve` looks for a new model of its run, where nothing else is said."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code: 0 ok, 2 configuration, 3 data quality, 4 artefact, 1 anything else."""
+    """Run one command and return its exit code: 0 ok, 2 configuration, 3 data quality, 4 artefact, 130 Ctrl-C, 143 SIGTERM, 1 anything else."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     options, overrides = _parse(arguments)
     with _stdout_for_result() as stdout:
@@ -57,8 +62,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             # One line a stage is ours; of other libraries only warnings are worth a line between them.
             handler.addFilter(lambda record: record.name.startswith("raycluster") or record.levelno >= logging.WARNING)
         try:
-            result = _execute(options, overrides)
+            with interrupts.raised():
+                result = _execute(options, overrides)
             code = 2 if result["status"] == "failed" else 0
+        except (KeyboardInterrupt, SystemExit) as stopped:
+            result, code = _interrupted(options.command, stopped)
         except Exception as error:  # noqa: BLE001 - the last line of defense: what is not ours leaves its traceback on stderr
             result, code = _failure(options.command, error)
         print(json.dumps(result, ensure_ascii=False), file=stdout, flush=True)
@@ -96,6 +104,16 @@ def _execute(options: argparse.Namespace, overrides: dict[str, Any]) -> dict[str
     switches = {"retrain": options.retrain, "retry_failed": options.retry_failed, "dry_run": options.dry_run}
     result = run(config, until=until, command=options.command, **switches)
     return result.as_json()
+
+
+def _interrupted(command: str, stopped: BaseException) -> tuple[dict[str, Any], int]:
+    number = getattr(stopped, "number", signal.SIGINT)
+    # While Ray starts, SIGTERM has a handler of Ray's.
+    if isinstance(stopped, SystemExit):
+        number = signal.SIGTERM
+    said = "interrupted" if command in WITHOUT_STAGES else "interrupted; call again, finished work is kept"
+    print(f"raycluster {command}: {said}", file=sys.stderr)
+    return {"command": command, "status": "interrupted", "error": said}, 128 + number
 
 
 def _failure(command: str, error: Exception) -> tuple[dict[str, Any], int]:

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import ray
 
+from raycluster import interrupts, work
 from raycluster.errors import ConfigError, RayclusterError
 from raycluster.node_checks import SAME_VERSIONS, Common, check_versions, checked
 from raycluster.resources import Resources
@@ -49,12 +50,14 @@ def join() -> bool:
     address = os.environ.get("RAY_ADDRESS") or "local"
     options = {"log_to_driver": False, "logging_level": logging.WARNING}
     if address == "local":
-        ray.init(address="local", include_dashboard=False, **options)
+        with interrupts.kept():
+            ray.init(address="local", include_dashboard=False, **options)
         log.info("ray: started on this machine")
         return False
     _check_answers(address)
     try:
-        ray.init(address=address, **options)
+        with interrupts.kept():
+            ray.init(address=address, **options)
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise _not_joined(address, error) from error
     log.info("ray: joined %s", address)
@@ -94,6 +97,8 @@ def streaming(object_store_bytes: int, cpus: float | None = None, ordered: bool 
     """Within this context Ray Data keeps so much in flight, on so many cores (default: all), in the rows' order if asked to."""
     import ray.data  # a second
 
+    from raycluster import executions
+
     # One line a stage is ours to print; Ray Data, whose loggers are set up when it is imported, would add its plan and more.
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
@@ -111,8 +116,14 @@ def streaming(object_store_bytes: int, cpus: float | None = None, ordered: bool 
     context.execution_options.resource_limits = ray.data.ExecutionResources(
         cpu=cpus, object_store_memory=object_store_bytes
     )
-    with ray.data.DataContext.current(context):
-        yield
+    end = executions.noted(context)
+    try:
+        with work.ending(end), ray.data.DataContext.current(context):
+            yield
+            # An execution that was ended from outside looks as if it were complete.
+            work.check()
+    finally:
+        executions.forget(context)
 
 
 def raised_in_task(error: BaseException) -> RayclusterError | None:
@@ -132,8 +143,10 @@ def raised_in_task(error: BaseException) -> RayclusterError | None:
                 f"Ray lost a process or a node ({type(one).__name__}: {reason:.200}); run the command again: what is finished is kept"
             )
         if isinstance(one, OSError) and "AWS Error" in str(one):
+            # Ray Data appends advice on its own settings to whatever passes through it.
+            reason = str(one).partition("\nFailed to apply UDF")[0]
             return RayclusterError(
-                f"the storage failed: {one}; when it answers, and takes the credentials, run the command again: what is finished is kept"
+                f"the storage failed: {reason}; when it answers, and takes the credentials, run the command again: what is finished is kept"
             )
     return None
 
@@ -148,14 +161,14 @@ def _other_code(error: BaseException) -> RayclusterError | None:
     return None
 
 
-def plainly(work: Callable[[], Result]) -> Result:
-    """What `work()` gives; an error that came through Ray as :func:`raised_in_task` tells it, or that a node has other code. Nothing of Ray hangs on that.
+def plainly(action: Callable[[], Result]) -> Result:
+    """What `action()` gives; an error that came through Ray as :func:`raised_in_task` tells it, or that a node has other code. Nothing of Ray hangs on that.
 
     Else who keeps the error, as a notebook keeps its last one, would keep the frames it came through, with them the handles of
     actors, with these their cores, and the next run in that process would wait for them for ever.
     """
     try:
-        return work()
+        return action()
     except Exception as error:
         ours = raised_in_task(error) or _other_code(error)
         if ours is None or ours is error:
@@ -204,7 +217,7 @@ def file_groups(files: list[Location]) -> list[list[Location]]:
 def one_task(function: Callable[..., Any], resources: Resources, *shared: ray.ObjectRef) -> Any:
     """What `function(*shared)` gives, called in a task that computes alone on its node (:attr:`Resources.heavy_task`)."""
     task = ray.remote(**resources.heavy_task)(checked(function, resources.common))
-    return ray.get(task.remote(*shared))
+    return work.get(task.remote(*shared))
 
 
 def map_tasks(
@@ -219,14 +232,20 @@ def map_tasks(
 
     `demand`: Ray resources of a task, one core by default. `shared` are references from :func:`ray.put`: one copy a node, read-only.
     `common`: what their nodes must have; :class:`ConfigError` from one that has not. At most `in_flight` tasks (default: twice the cores)
-    exist at a time, so that memory does not grow with the items.
+    exist at a time, so that memory does not grow with the items. When the iterator is closed, or one of them fails, the others are ended.
     """
     task = ray.remote(**(demand or {"num_cpus": 1}))(checked(function, common))
     rest = iter(items)
     limit = in_flight or 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))
-    pending = [task.remote(item, *shared) for item in islice(rest, limit)]
-    while pending:
-        done, pending = ray.wait(pending)
-        pending += [task.remote(item, *shared) for item in islice(rest, len(done))]
-        for reference in done:
-            yield ray.get(reference)
+    pending: set[ray.ObjectRef] = set()
+    with work.ending(lambda: work.cancel(pending)):
+        while True:
+            for item in islice(rest, limit - len(pending)):
+                pending.add(task.remote(item, *shared))
+            if not pending:
+                return
+            done, _ = ray.wait(list(pending), timeout=work.POLL_S)
+            work.check()
+            for reference in done:
+                pending.remove(reference)
+                yield ray.get(reference)

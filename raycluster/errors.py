@@ -8,6 +8,14 @@ class RayclusterError(Exception):
 
     exit_code: ClassVar[int] = 1
 
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.message = message
+
+    def __str__(self) -> str:
+        # Ray Data appends advice on its own settings to the `args` of an error that passes through it.
+        return self.message
+
 
 class ConfigError(RayclusterError):
     """The configuration, or what it points at, cannot work; found before any costly work (exit code 2)."""

@@ -1,4 +1,9 @@
-"""One run at a time: `_lock.json` in the run folder, taken by one conditional write and kept alive by a heartbeat."""
+"""One run at a time: `_lock.json` in the run folder, created by one conditional write and kept alive by a heartbeat.
+
+Every write of the file is conditional on its last content, so a holder whose lock was taken notices at its next heartbeat, and of several
+runs that find a dead holder one takes over. Who finds a lock and does not know its holder to be dead watches it on the own clock: clocks of
+two hosts are never compared.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +13,10 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Iterator
+import uuid
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from raycluster.errors import RayclusterError
@@ -21,106 +28,207 @@ LOCK_FILE = "_lock.json"
 HEARTBEAT = 10.0
 """Seconds between two signs of life."""
 DEAD_AFTER = 60.0
-"""A holder on another host that has been silent this long, in seconds, is dead."""
+"""Seconds without a sign of life after which a holder counts as dead."""
+LOOK = 1.0
+"""Seconds between two looks at another's lock."""
+LENGTH = 512
+"""Bytes of the file, always: it is written in place."""
+
+
+class LockLostError(RayclusterError):
+    """Another run has taken the lock, so this one must not write any more (exit code 1)."""
+
+
+class Lock:
+    """The lock of a run folder, held by this process."""
+
+    def __init__(self, file: Location) -> None:
+        self._file = file
+        self._owner = {
+            "id": uuid.uuid4().hex,
+            "host": socket.gethostname(),
+            "machine": _machine(),
+            "pid": os.getpid(),
+            "started": _started(os.getpid()),
+            "job": os.environ.get("RAY_JOB_ID"),
+            "since": time.time(),
+        }
+        self._content, self._confirmed = self._record(), time.monotonic()
+        self._mutex, self._lost = threading.Lock(), False
+
+    def take(self) -> None:
+        """Wait until the lock is taken, or raise :class:`RayclusterError` naming a holder that lives."""
+        while not self._created():
+            if (seen := _read(self._file)) is None:
+                time.sleep(LOOK / 10)
+                continue
+            if not _known_dead(seen):
+                _refuse_if_alive(self._file, seen)
+            if self._swapped(seen):
+                log.warning("taking over %s from %s, which is gone", self._file.uri, _named(seen))
+                return
+
+    def confirm(self) -> None:
+        """Write a sign of life; raises :class:`LockLostError` if the lock is another's, and :class:`OSError` if the storage fails."""
+        with self._mutex:
+            if not self._lost and not self._swapped(self._content):
+                seen = _read(self._file)
+                # The storage may refuse a write for another reason; then the next heartbeat tries again.
+                self._lost = not self._mine(seen)
+            if self._lost:
+                raise LockLostError(
+                    f"{self._file.parent.uri} was taken by another run while this one gave no sign of life; "
+                    "this one has stopped, look at the other"
+                )
+
+    @property
+    def lost(self) -> bool:
+        """Whether another run is known to have it."""
+        return self._lost
+
+    def check(self) -> None:
+        """Raise :class:`LockLostError` if another run has the lock. Costs a request only after a time without signs of life."""
+        silent = time.monotonic() - self._confirmed
+        if self._lost or silent > 2 * HEARTBEAT:
+            try:
+                self.confirm()
+            except OSError as error:
+                if silent > DEAD_AFTER:
+                    raise RayclusterError(
+                        f"{self._file.uri} could not be written for {silent:.0f} s ({error}), and another run may take it; "
+                        "run the command again when the storage answers, finished work is kept"
+                    ) from error
+
+    def release(self) -> None:
+        """Delete the file, if it is still this process's."""
+        try:
+            if self._mine(_read(self._file)):
+                # A fresh sign of life: nobody takes the lock between this and the deletion.
+                self.confirm()
+                self._file.delete()
+        except LockLostError as error:
+            log.error("%s", error)
+        except OSError as error:
+            log.warning(
+                "%s could not be deleted (%s); the next run waits a minute and takes it over", self._file.uri, error
+            )
+
+    def _mine(self, seen: bytes | None) -> bool:
+        return seen is not None and _parsed(seen).get("id") == self._owner["id"]
+
+    def _created(self) -> bool:
+        record, now = self._record(), time.monotonic()
+        # A request whose answer was lost is sent again, and then finds its own result.
+        if not self._file.create(record) and _read(self._file) != record:
+            return False
+        self._content, self._confirmed = record, now
+        return True
+
+    def _swapped(self, old: bytes) -> bool:
+        record, now = self._record(), time.monotonic()
+        if not self._file.swap(old, record):
+            return False
+        self._content, self._confirmed = record, now
+        return True
+
+    def _record(self) -> bytes:
+        return json.dumps({**self._owner, "beat": time.monotonic()}).encode().ljust(LENGTH)
 
 
 @contextmanager
-def held(folder: Location) -> Iterator[None]:
-    """Hold the lock of a run folder; raises :class:`RayclusterError` naming a live holder."""
-    file = folder / LOCK_FILE
-    token = {
-        "host": socket.gethostname(),
-        "pid": os.getpid(),
-        "job": os.environ.get("RAY_JOB_ID"),
-        "since": time.time(),
-    }
-    _take(file, token)
-    stop = threading.Event()
-    beat = threading.Thread(target=_beat, args=(file, token, stop), name="run-lock", daemon=True)
-    beat.start()
+def held(folder: Location, on_loss: Callable[[], None] = lambda: None) -> Iterator[Lock]:
+    """Hold the lock of a run folder; raises :class:`RayclusterError` naming a live holder.
+
+    `on_loss` is called in a thread when another run has taken the lock.
+    """
+    lock, stop = Lock(folder / LOCK_FILE), threading.Event()
+    beats = threading.Thread(target=_beat, args=(lock, stop, on_loss), name="run-lock", daemon=True)
+    # Ctrl-C may come at any line.
     try:
-        yield
+        lock.take()
+        beats.start()
+        yield lock
     finally:
         stop.set()
-        beat.join()
-        if _mine(_read(file), token):
-            file.delete()
+        if beats.ident is not None:
+            beats.join()
+        lock.release()
 
 
-def _take(file: Location, token: dict[str, Any]) -> None:
-    if file.create(_record(token)):
-        return
-    holder = _refuse_live(file)
-    if holder is not None:
-        _take_over(file, holder)
-    if not file.create(_record(token)):
-        raise RayclusterError(f"{file.parent.uri} was taken by another run this moment; wait for it")
-
-
-def _refuse_live(file: Location) -> dict[str, Any] | None:
-    """The dead holder of the lock, None if it is free by now; raises for a live one."""
-    holder = _read(file)
-    if holder is not None and not _dead(holder):
-        raise RayclusterError(
-            f"{file.parent.uri} is in use by process {holder['pid']} on {holder['host']} (last sign of life "
-            f"{time.time() - holder['heartbeat']:.0f} s ago); wait for it, stop it, or choose another `output`"
-        )
-    return holder
-
-
-def _take_over(file: Location, holder: dict[str, Any]) -> None:
-    """Remove a dead holder's lock; of several runs that find it, one does: the others would remove the first one's new lock."""
-    claim = file.parent / "_lock_claim.json"
-    if not claim.create(json.dumps({"at": time.time()}).encode()):
-        if (other := _read(claim)) is not None and time.time() - other["at"] > DEAD_AFTER:
-            claim.delete()
-        raise RayclusterError(f"{file.parent.uri} is being taken over by another run; try again in a minute")
-    try:
-        if _refuse_live(file) is not None:
-            log.warning("taking over %s from process %s on %s, which is gone", file.uri, holder["pid"], holder["host"])
-            file.delete()
-    finally:
-        claim.delete()
-
-
-def _dead(holder: dict[str, Any]) -> bool:
-    if holder["host"] == socket.gethostname() and not _alive(int(holder["pid"])):
-        return True
-    return time.time() - float(holder["heartbeat"]) > DEAD_AFTER
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
-
-
-def _beat(file: Location, token: dict[str, Any], stop: threading.Event) -> None:
+def _beat(lock: Lock, stop: threading.Event, on_loss: Callable[[], None]) -> None:
     while not stop.wait(HEARTBEAT):
         try:
-            if not _mine(_read(file), token):
-                log.error("%s was taken by another run while this one was silent; stop one of them", file.uri)
-                return
-            file.write_bytes(_record(token))
+            lock.confirm()
+        except LockLostError as error:
+            log.error("%s", error)
+            on_loss()
+            return
         except OSError as error:
             # The storage may be back at the next beat; whether the run can go on without it, its stages find out.
-            log.warning("no sign of life written to %s: %s", file.uri, error)
+            log.warning("no sign of life written to the run's lock: %s", error)
 
 
-def _record(token: dict[str, Any]) -> bytes:
-    return json.dumps({**token, "heartbeat": time.time()}).encode()
+def _refuse_if_alive(file: Location, seen: bytes) -> None:
+    """Watch another's lock until it is sure that it gives no more signs of life; raises :class:`RayclusterError` when it gives one."""
+    holder, began = _parsed(seen), time.monotonic()
+    same = holder.get("machine") is not None and holder.get("machine") == _machine()
+    # One machine has one clock, so there a sign of life has an age.
+    if not same or time.monotonic() - holder["beat"] > 2 * HEARTBEAT:
+        log.info("%s is held by %s; watching for a sign of life for up to %.0f s", file.uri, _named(seen), DEAD_AFTER)
+        while _read(file) == seen:
+            if time.monotonic() - began > DEAD_AFTER:
+                return
+            time.sleep(LOOK)
+        if _read(file) is None:
+            return
+    raise RayclusterError(
+        f"{file.parent.uri} is in use by {_named(seen)}, which is alive; wait for it, stop it, or choose another `output`"
+    )
 
 
-def _read(file: Location) -> dict[str, Any] | None:
+def _known_dead(seen: bytes) -> bool:
+    """Whether the holder was a process of this machine that no longer exists."""
+    holder = _parsed(seen)
+    if holder.get("machine") is None or holder["machine"] != _machine():
+        return False
+    # Ids are used again; the time at which a process began tells it from a later one.
+    return _started(int(holder["pid"])) != holder["started"]
+
+
+def _machine() -> str | None:
+    """What tells this machine, its boot and (in a container) its set of process ids from all others; None where the system does not say."""
     try:
-        return json.loads(file.read_bytes())
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return None
+
+
+def _started(pid: int) -> str | None:
+    """When a process of this machine began, in ticks since the boot; None if there is none, or it is dead and not yet buried."""
+    try:
+        state, *facts = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    return None if state in "ZX" else facts[18]
+
+
+def _named(seen: bytes) -> str:
+    holder = _parsed(seen)
+    return f"process {holder['pid']} on {holder['host']}" if "pid" in holder else "another run"
+
+
+def _read(file: Location) -> bytes | None:
+    try:
+        return file.read_bytes()
     except FileNotFoundError:
         return None
 
 
-def _mine(holder: dict[str, Any] | None, token: dict[str, Any]) -> bool:
-    return holder is not None and all(holder.get(key) == value for key, value in token.items())
+def _parsed(content: bytes) -> dict[str, Any]:
+    """What the file says; nothing of one that is being created this moment, or was written by something else."""
+    try:
+        holder = json.loads(content)
+    except ValueError:
+        return {}
+    return holder if isinstance(holder, dict) else {}

@@ -11,6 +11,7 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from raycluster import work
 from raycluster.errors import RayclusterError
 
 log = logging.getLogger(__name__)
@@ -66,6 +67,12 @@ def ask(
         )(question).remote(*shared): node
         for node in nodes
     }
+    # Nobody waits long for the end of a question to a node that hangs: it writes nothing.
+    with work.ending(lambda: work.cancel(asked, longest=work.GRACE_S)):
+        return _answered(asked, nodes, wait)
+
+
+def _answered(asked: dict[ray.ObjectRef, Node], nodes: list[Node], wait: float) -> dict[Node, Any]:
     found: dict[Node, Any] = {}
     left, started = list(asked), time.monotonic()
     while left:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from typing import Any
 
-from raycluster import lock, new_pictures, plan
+from raycluster import interrupts, lock, new_pictures, plan, work
 from raycluster.config import AssignConfig, RunConfig, Section, validate
 from raycluster.distributed import plainly
 from raycluster.errors import ConfigError, RayclusterError
@@ -113,7 +113,7 @@ def _carry_out(
     """Do what is not done of the planned stages in `order`, under the folder's lock; `begin` checks everything and plans."""
     if not dry_run:
         _check_writable(folder)
-    with nullcontext() if dry_run else lock.held(folder.root):
+    with nullcontext() if dry_run else _alone(folder):
         stages = begin()
         if not dry_run:
             folder.set_plan(stages.steps)
@@ -123,10 +123,11 @@ def _carry_out(
             # Looked up anew: what follows fine-tuning depends on what came of it.
             if (step := stages.steps.get(stage)) is None:
                 continue
+            work.check()
             _do(stages, step, result, dry_run)
             if stage == "finetune" and not dry_run:
                 _go_on_with_the_better(stages)
-            if stage in ("shard", "embed") and not dry_run:
+            if stage in ("shard", "embed", "reembed") and not dry_run:
                 _gate_failures(stages, stage)
         if result.metrics.get("drifted"):
             result.warnings += result.metrics["verdict"]
@@ -136,11 +137,33 @@ def _carry_out(
     return result
 
 
+@contextmanager
+def _alone(folder: RunFolder) -> Iterator[None]:
+    """Context in which no other run writes to the folder; at its end this one has nothing going on any more either."""
+    going, ends = work.Work(), ExitStack()
+    try:
+        mine = ends.enter_context(lock.held(folder.root, on_loss=going.end))
+        folder.remove_drafts()
+        ends.callback(lambda: folder.remove_drafts() if not mine.lost else None)
+        ends.enter_context(work.of_run(going, mine.check))
+        try:
+            yield
+        except Exception:
+            # What was ended because the lock is lost fails in many ways.
+            mine.check()
+            raise
+    finally:
+        with interrupts.shielded():
+            ends.close()
+
+
 def _check_writable(folder: RunFolder) -> None:
     probe = folder.root / "_writable"
     try:
-        probe.write_bytes(b"")
-        probe.delete()
+        try:
+            probe.write_bytes(b"")
+        finally:
+            probe.delete()
     except OSError as error:
         raise ConfigError(f"output: {folder.root.uri} cannot be written ({error}); choose another `output`") from None
 
@@ -163,6 +186,7 @@ def _do(stages: Stages, step: Step, result: RunResult, dry_run: bool) -> None:
         started = time.perf_counter()
         outcome: Outcome = getattr(stages, step.stage)(step)
         seconds = round(time.perf_counter() - started, 2)
+        work.check()
         marker = stages.finish(step, outcome, seconds)
         state = "ran"
         log.info(

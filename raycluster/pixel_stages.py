@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 
-from raycluster import rows
+from raycluster import rows, work
 from raycluster.distributed import map_tasks
 from raycluster.encoder import provided
 from raycluster.errors import DataQualityError
 from raycluster.images.pictures import COLUMNS
 from raycluster.plan import Step
 from raycluster.row_blocks import Block, find_blocks
-from raycluster.run_folder import Marker, check_rows, parts, relative_path
+from raycluster.run_folder import Marker, check_failures, check_rows, parts, relative_path
 from raycluster.run_tables import Outcome, RunTables
 from raycluster.training.counted import sampled
 
@@ -41,10 +43,11 @@ class PixelStages(RunTables):
         place, size = self.place(step), self.ready.shard_size
         assert size is not None
         job = ShardJob(size, self.config.encoder, self.config.storage, place)
-        wanted = np.setdiff1d(self.row_ids, rows.row_ids(parts(place)))
+        wanted, judge = np.setdiff1d(self.row_ids, rows.row_ids(parts(place))), self._gate(step)
         with self.progress("shard", len(wanted)) as bar:
             for counts in shard(job, self.parts("manifest"), wanted, self.ready.resources):
                 bar.update(counts.total())
+                judge(counts)
         check_rows(place.uri, rows.row_ids(parts(place)), self.row_ids, exact=False)
         ok, statuses = rows.statuses(parts(place), self.row_ids)
         return Outcome(len(self.row_ids), statuses, {"size": size}, f"{len(ok)} ok, shortest side {size} pixels")
@@ -85,10 +88,29 @@ class PixelStages(RunTables):
         place = self.place(step)
         done = rows.row_ids(parts(place))
         job = EmbedJob(spec, self.config.encoder, self.config.storage, place)
-        left = np.setdiff1d(wanted, done)
+        left, judge = np.setdiff1d(wanted, done), self._gate(step)
         with self.progress(step.stage, len(left)) as bar:
-            for counts in embed(job, self.pictured, left, self.ready.resources):
-                bar.update(sum(counts.column("rows").to_pylist()))
+            for table in embed(job, self.pictured, left, self.ready.resources):
+                counts = Counter({item["status"]: item["rows"] for item in table.to_pylist()})
+                bar.update(counts.total())
+                judge(counts)
+
+    def _gate(self, step: Step) -> Callable[[Counter[str]], None]:
+        """The failure gate of a stage while it runs: a function that takes the status counts of each new part.
+
+        Without it a bucket of which half cannot be read would cost the whole stage before anybody hears of it.
+        """
+        seen = Counter(rows.statuses(self.parts(step.stage), self.row_ids)[1])
+        total, allowed = len(self.row_ids), self.config.max_failed_fraction
+
+        def judge(counts: Counter[str]) -> None:
+            work.check()
+            seen.update(counts)
+            if seen.total() - seen["ok"] > allowed * total:
+                check_failures(seen, rows.failures(self.parts(step.stage), self.ready.listing), allowed, total)
+
+        judge(Counter())
+        return judge
 
     def thumbnails(self, wanted: np.ndarray) -> dict[int, bytes]:
         """Row id → small JPEG, of those of the images (ids ascending) that can still be read; without pictures none."""

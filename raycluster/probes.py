@@ -78,13 +78,17 @@ def _output_checks(output: Location) -> Iterator[Check]:
         "lock": lambda: _lock(output / f"{name}-lock"),
     }
     broken = ""
-    for step, probing in steps.items():
-        if broken:
-            yield Check(f"output {step}", "skipped", f"not tried, because `{broken}` failed")
-            continue
-        check = attempt(f"output {step}", partial(_explained, probing, f"output: {output.uri}", step))
-        broken = check.name if check.state == "failed" else ""
-        yield check
+    try:
+        for step, probing in steps.items():
+            if broken:
+                yield Check(f"output {step}", "skipped", f"not tried, because `{broken}` failed")
+                continue
+            check = attempt(f"output {step}", partial(_explained, probing, f"output: {output.uri}", step))
+            broken = check.name if check.state == "failed" else ""
+            yield check
+    except KeyboardInterrupt:
+        probe.delete()
+        raise
 
 
 def _list(client: fs.FileSystem, place: Location) -> str:

@@ -17,7 +17,7 @@ from pydantic import Field
 
 from raycluster.config import Section, validate
 from raycluster.errors import ArtifactError, ConfigError, DataQualityError
-from raycluster.storage import Location
+from raycluster.storage import DRAFT, Location
 
 FOLDERS = {
     "manifest": "manifest",
@@ -134,6 +134,14 @@ class RunFolder:
         (self.root / "_stages" / "history" / f"{marker.stage}-{marker.fingerprint}.json").write_json(record)
         (self.root / "_stages" / f"{marker.stage}.json").write_json(record)
 
+    def remove_drafts(self) -> None:
+        """What a killed or ended process has left half-written; call it while no other writes here. (In a bucket there is none.)"""
+        if self.root.scheme != "file":
+            return
+        for name in ("_stages", *FOLDERS.values()):
+            for file in (self.root / name).list(suffix=DRAFT, recursive=True):
+                file.delete()
+
     def _read(self, file: Location) -> Marker | None:
         if not file.exists():
             return None
@@ -190,12 +198,18 @@ def check_rows(table: str, found: np.ndarray, expected: np.ndarray, exact: bool)
         )
 
 
-def check_failures(statuses: Mapping[str, int], examples: Mapping[str, list[tuple[str, str]]], allowed: float) -> None:
+def check_failures(
+    statuses: Mapping[str, int],
+    examples: Mapping[str, list[tuple[str, str]]],
+    allowed: float,
+    total: int | None = None,
+) -> None:
     """The failure gate: raises :class:`DataQualityError` when too many images could not be read, or all.
 
-    `examples`: for each status, up to three pairs (uri, reason).
+    `examples`: for each status, up to three pairs (uri, reason); `total`: images there are, if not all were tried yet.
     """
-    total, failed = sum(statuses.values()), sum(n for status, n in statuses.items() if status != "ok")
+    tried, failed = sum(statuses.values()), sum(n for status, n in statuses.items() if status != "ok")
+    total = tried if total is None else total
     if failed <= allowed * total and failed < total:
         return
     lines = [
@@ -203,7 +217,8 @@ def check_failures(statuses: Mapping[str, int], examples: Mapping[str, list[tupl
         for status, n in sorted(statuses.items(), key=lambda item: -item[1])
         if status != "ok"
     ]
+    stopped = f", and {total - tried} were not tried any more" if tried < total else ""
     raise DataQualityError(
-        f"{failed} of {total} images ({failed / total:.1%}) could not be read; max_failed_fraction allows {allowed:.1%}. "
+        f"{failed} of {total} images ({failed / total:.1%}) could not be read{stopped}; max_failed_fraction allows {allowed:.1%}. "
         "Mend or remove them, or raise max_failed_fraction; what was read is kept.\n" + "\n".join(lines)
     )

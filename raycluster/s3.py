@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
 
@@ -100,18 +102,62 @@ def filesystem(options: StorageConfig, patient: bool = True) -> fs.FileSystem:
 
 def create(options: StorageConfig, path: str, data: bytes) -> bool:
     """Write `bucket/key` by a conditional PUT, which Arrow's client cannot; False if it is there already. Raises :class:`OSError`."""
-    from botocore.exceptions import BotoCoreError, ClientError
+    return _put_if(options, path, data, IfNoneMatch="*")
+
+
+def swap(options: StorageConfig, path: str, old: bytes, new: bytes) -> bool:
+    """Write `new` in place of the content `old` of `bucket/key` by a conditional PUT; False if it holds something else or is absent.
+
+    Raises :class:`OSError`.
+    """
+    found = _get(options, path)
+    if found is None or found[0] != old:
+        return False
+    if _put_if(options, path, new, IfMatch=found[1]):
+        return True
+    # A PUT whose answer was lost is sent again by the client, and then meets its own result.
+    found = _get(options, path)
+    return found is not None and found[0] == new
+
+
+def _get(options: StorageConfig, path: str) -> tuple[bytes, str] | None:
+    """Content and ETag of `bucket/key`; None if it is absent."""
+    bucket, _, key = path.partition("/")
+    with _plain_errors():
+        try:
+            answer = python_client(options).get_object(Bucket=bucket, Key=key, **payer(options))
+        except python_client(options).exceptions.NoSuchKey:
+            return None
+        return answer["Body"].read(), answer["ETag"]
+
+
+def _put_if(options: StorageConfig, path: str, data: bytes, **condition: str) -> bool:
+    from botocore.exceptions import ClientError
 
     bucket, _, key = path.partition("/")
+    with _plain_errors():
+        try:
+            python_client(options).put_object(Bucket=bucket, Key=key, Body=data, **condition, **payer(options))
+        except ClientError as error:
+            # 409: another writes it this moment; 404: what was to be replaced is gone.
+            status = error.response["ResponseMetadata"]["HTTPStatusCode"]
+            if status in (409, 412) or (status == 404 and "IfMatch" in condition):
+                return False
+            raise
+    return True
+
+
+@contextmanager
+def _plain_errors() -> Iterator[None]:
+    """Errors of botocore as :class:`OSError`, in the words of Arrow's client."""
+    from botocore.exceptions import BotoCoreError, ClientError
+
     try:
-        python_client(options).put_object(Bucket=bucket, Key=key, Body=data, IfNoneMatch="*", **payer(options))
+        yield
     except ClientError as error:
-        if error.response["ResponseMetadata"]["HTTPStatusCode"] in (409, 412):  # 409: another writes it this moment
-            return False
         raise OSError(f"AWS Error {error.response['Error'].get('Code')}: {error}") from error
     except BotoCoreError as error:
         raise OSError(f"AWS Error: {error}") from error
-    return True
 
 
 @lru_cache(maxsize=64)

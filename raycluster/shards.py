@@ -46,7 +46,6 @@ class ShardJob:
 
 def shard(job: ShardJob, manifest: list[Location], wanted: np.ndarray, resources: Resources) -> Iterator[Counter[str]]:
     """Write the manifest's rows whose id is in `wanted` (ascending); yields the status counts of each part."""
-    _remove_drafts(job.folder)
     # Whole row groups, and few images still keep every core busy.
     blocks = find_blocks(manifest, wanted, PART_ROWS, fair=4 * max(1, int(resources.cpus)), multiple=GROUP_ROWS)
 
@@ -55,12 +54,6 @@ def shard(job: ShardJob, manifest: list[Location], wanted: np.ndarray, resources
         return write_groups(job.folder / part_name(rows.column("row_id")), _groups(rows, job))
 
     yield from map_tasks(write_part, blocks, common=resources.common)
-
-
-def _remove_drafts(folder: Location) -> None:
-    """What a killed run left half-written, as large as parts are; the run lock keeps others from writing here."""
-    for file in folder.list(suffix=".tmp"):
-        file.delete()
 
 
 def _groups(rows: pa.Table, job: ShardJob) -> Iterator[pa.Table]:

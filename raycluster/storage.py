@@ -5,14 +5,16 @@ A :class:`Location` is a file or folder; everything else joins names to it and r
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import hashlib
 import json
 import os
-import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -21,6 +23,9 @@ from pyarrow import fs
 from raycluster import s3
 from raycluster.config import StorageConfig
 from raycluster.errors import ArtifactError, ConfigError
+
+DRAFT = ".tmp"
+"""End of the name of a local file that is being written."""
 
 
 @dataclass(frozen=True)
@@ -104,20 +109,38 @@ class Location:
             stream.write(data)
 
     def create(self, data: bytes) -> bool:
-        """Write the file only if it is absent: of several racing writers exactly one gets True."""
-        if self.scheme == "file":
-            os.makedirs(os.path.dirname(self.path), exist_ok=True)
-            # A hard link appears with its content and fails if the name is taken; O_EXCL would show an empty file first.
-            draft = Path(f"{self.path}.{os.getpid()}.{threading.get_ident()}.new")
-            draft.write_bytes(data)
-            try:
-                os.link(draft, self.path)
-            except FileExistsError:
-                return False
-            finally:
-                draft.unlink()
-            return True
-        return s3.create(self.located_options, self.path, data)
+        """Write the file only if it is absent: of several racing writers exactly one gets True.
+
+        A reader may find a local file empty for a moment. (A hard link would appear with its content, but exFAT, SMB and gcsfuse
+        have no hard links.)
+        """
+        if self.scheme != "file":
+            return s3.create(self.located_options, self.path, data)
+        os.makedirs(os.path.dirname(self.path), exist_ok=True)
+        try:
+            with open(self.path, "xb") as file:
+                file.write(data)
+        except FileExistsError:
+            return False
+        return True
+
+    def swap(self, old: bytes, new: bytes) -> bool:
+        """Write `new` in place of the content `old`; False if the file is absent or holds something else: of several racing writers
+        exactly one gets True. A reader of a local file finds nothing half-written if both are of one length.
+        """
+        if self.scheme != "file":
+            return s3.swap(self.located_options, self.path, old, new)
+        try:
+            with open(self.path, "r+b", buffering=0) as file, _locked(file):
+                # The file may have been deleted, and another created, since it was opened.
+                if not os.path.samestat(os.fstat(file.fileno()), os.stat(self.path)) or file.read() != old:
+                    return False
+                file.seek(0)
+                file.write(new)
+                file.truncate()
+        except FileNotFoundError:
+            return False
+        return True
 
     def read_json(self) -> Any:
         """The file, parsed as JSON."""
@@ -145,6 +168,18 @@ class Location:
         return _Replacing(self)
 
 
+@contextmanager
+def _locked(file: IO[bytes]) -> Iterator[None]:
+    """Context in which no other process of this host, or of the file server's clients, is in this context with the same file."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX)  # closing the file releases it
+    except OSError as error:
+        # Some network filesystems are mounted without file locks; there two writers may race for a millisecond.
+        if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+            raise
+    yield
+
+
 class _Replacing:
     """Context in which a file is written beside its place and then moved there (on S3 in place: an upload is atomic)."""
 
@@ -152,7 +187,7 @@ class _Replacing:
         self.target = target
         self.local = target.scheme == "file"
         head, _, tail = target.path.rpartition("/")
-        self.path = f"{head}/.{tail}.{os.getpid()}.tmp" if self.local else target.path
+        self.path = f"{head}/.{tail}.{os.getpid()}{DRAFT}" if self.local else target.path
 
     def __enter__(self) -> tuple[fs.FileSystem, str]:
         if self.local:

@@ -7,7 +7,7 @@ import pytest
 import ray
 
 from raycluster.config import ResourcesConfig
-from raycluster.distributed import map_tasks, raised_in_task
+from raycluster.distributed import map_tasks, raised_in_task, streaming
 from raycluster.errors import ConfigError, DataQualityError, RayclusterError
 from raycluster.node_checks import ALONE
 from raycluster.resources import WRITER_CPUS, resolve
@@ -39,9 +39,20 @@ def test_our_errors_come_out_of_tasks_and_of_ray_data_as_they_were() -> None:
     context.raise_original_map_exception = True
     with ray.data.DataContext.current(context), pytest.raises(Exception, match="plain message") as streamed:
         ray.data.range(2).map_batches(fail).materialize()
-    # Ray Data appends its advice about retries.
-    assert str(raised_in_task(streamed.value)).startswith("the plain message")
+    assert str(raised_in_task(streamed.value)) == "the plain message"
     assert raised_in_task(ValueError("another's")) is None
+
+
+def test_advice_of_ray_data_on_its_settings_is_not_in_what_the_user_reads() -> None:
+    def fail(item: object) -> None:
+        raise OSError("When reading key 'a': AWS Error SLOW_DOWN during GetObject operation")
+
+    with streaming(2**27), pytest.raises(Exception, match="SLOW_DOWN") as streamed:
+        ray.data.range(2).map_batches(fail).materialize()
+    found = str(raised_in_task(streamed.value))
+    assert "SLOW_DOWN during GetObject operation; when it answers" in found
+    assert "UDF" not in found
+    assert "DataContext" not in found
 
 
 def test_a_lost_process_is_one_clear_error_and_a_broken_actor_is_not() -> None:

@@ -203,7 +203,7 @@ def test_too_many_failures_are_exit_3(trained: RunResult, photos: Path, tmp_path
     given = {"model": trained.output, "images": str(photos), "output": str(tmp_path / "out"), "resources": ONE}
     with pytest.raises(DataQualityError, match=r"1 of 81 images \(1\.2%\) could not be read"):
         raycluster.assign(**given, max_failed_fraction=0.0)
-    assert states(raycluster.assign(**given))["embed"] == "skipped"
+    assert states(raycluster.assign(**given))["embed"] == "ran"  # the rest of it
 
 
 @pytest.fixture(scope="module")

@@ -19,6 +19,7 @@ from raycluster.demo.drawing import draw_dataset
 from raycluster.errors import ConfigError, DataQualityError
 from raycluster.pipeline import RunResult
 from raycluster.plan import OPTIONAL, STAGES
+from raycluster.run_folder import FOLDERS
 from raycluster.tables import ASSIGNMENTS, CLUSTERS, MANIFEST, embeddings_schema
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
@@ -190,15 +191,51 @@ def test_added_images_are_embedded_and_assigned_alone(photos: Path, tmp_path: Pa
     assert table(third, "assignments").num_rows == 35
 
 
-def test_too_many_failures_stop_the_run_and_lose_nothing(photos: Path, tmp_path: Path) -> None:
-    config = configuration(photos, tmp_path / "out", max_failed_fraction=0.01, method={"name": "kmeans"})
+def test_a_finished_table_passes_or_not_as_the_limit_is_now(photos: Path, tmp_path: Path) -> None:
+    config = configuration(photos, tmp_path / "out", method={"name": "kmeans"})
+    raycluster.run(config, until="embed")
     with pytest.raises(DataQualityError) as caught:
-        raycluster.run(config)
-    assert "4 of 52 images (7.7%)" in str(caught.value)
+        raycluster.run({**config, "max_failed_fraction": 0.01}, until="embed")
+    assert "4 of 52 images (7.7%) could not be read; max_failed_fraction allows 1.0%" in str(caught.value)
     assert all(name in str(caught.value) for name in UGLY)
-    with pytest.raises(DataQualityError):
-        raycluster.run(config)
     assert states(raycluster.run({**config, "max_failed_fraction": 0.1}, until="train"))["embed"] == "skipped"
+
+
+@pytest.fixture(scope="module")
+def mostly_broken(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """480 files that are no pictures, then 48 pictures."""
+    folder = tmp_path_factory.mktemp("broken")
+    for number in range(480):
+        (folder / f"a-{number:03}.jpg").write_text("not a picture")
+    for number, file in enumerate(sorted(photos.glob("*/*"))):
+        shutil.copy(file, folder / f"b-{number:03}{file.suffix}")
+    return folder
+
+
+@pytest.mark.parametrize("stage", ["embed", "shard"])
+def test_too_many_failures_stop_a_stage_before_it_has_read_everything(
+    stage: str, mostly_broken: Path, tmp_path: Path
+) -> None:
+    config = configuration(mostly_broken, tmp_path / "out", labels=None, shards={"enabled": stage == "shard"})
+
+    def ids() -> list[int]:
+        files = (tmp_path / "out" / FOLDERS[stage]).glob("*/part-*")
+        return [row for file in files for row in pq.read_table(file, columns=["row_id"])["row_id"].to_pylist()]
+
+    with pytest.raises(
+        DataQualityError, match=r"of 528 images .* could not be read, and \d+ were not tried any"
+    ) as caught:
+        raycluster.run(config, until=stage)
+    assert "a-" in str(caught.value)
+    read = ids()
+    assert 0 < len(read) < 528
+    # What an earlier call has read counts.
+    with pytest.raises(DataQualityError, match="were not tried any more"):
+        raycluster.run(config, until=stage)
+    assert sorted(ids()) == sorted(read)
+    result = raycluster.run({**config, "max_failed_fraction": 0.95}, until=stage)
+    assert states(result)[stage] == "ran"
+    assert sorted(ids()) == list(range(528))
 
 
 @pytest.fixture(scope="module")

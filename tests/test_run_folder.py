@@ -101,6 +101,29 @@ def test_failure_gate_shows_the_histogram_and_examples() -> None:
     assert "s3://b/a.jpg: no such key" in str(caught.value)
 
 
+def test_failure_gate_before_all_were_tried_counts_against_all() -> None:
+    check_failures({"ok": 5, "missing": 5}, {}, allowed=0.1, total=100)
+    with pytest.raises(
+        DataQualityError, match=r"11 of 100 images \(11.0%\) could not be read, and 84 were not tried any more"
+    ):
+        check_failures({"ok": 5, "missing": 11}, {}, allowed=0.1, total=100)
+
+
+def test_drafts_are_removed_and_nothing_else(tmp_path: Path) -> None:
+    folder = RunFolder(locate(str(tmp_path)))
+    kept = [tmp_path / "shards" / "a" / "part-1.parquet", tmp_path / "notes.tmp", tmp_path / "training" / "x" / "y.tmp"]
+    drafts = [
+        tmp_path / "shards" / "a" / ".part-2.parquet.7.tmp",
+        tmp_path / "_stages" / "history" / ".embed.json.7.tmp",
+    ]
+    for file in (*kept, *drafts):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("")
+    folder.remove_drafts()
+    assert all(file.exists() for file in kept)
+    assert not any(file.exists() for file in drafts)
+
+
 def test_failure_gate_never_passes_a_run_without_a_single_image() -> None:
     with pytest.raises(DataQualityError):
         check_failures({"missing": 3}, {}, allowed=1.0)

@@ -143,9 +143,11 @@ def retry(operation: Callable[[], T], what: str, sleep: Callable[[float], None] 
                     f"{what}: the storage refuses it ({error}); mend the credentials or their permissions and run the command again, "
                     "finished work is kept"
                 ) from error
-            if attempt >= TRIES or time.monotonic() - start > PATIENCE_S:
+            spent = time.monotonic() - start
+            # The S3 client tries by itself for minutes where a server is silent, so there one try here may be all.
+            if attempt >= TRIES or spent > PATIENCE_S:
                 raise StorageError(
-                    f"{what}: the storage failed {attempt} times, at last with: {error}; "
+                    f"{what}: the storage failed {attempt} time{'s' if attempt > 1 else ''} in {spent:.0f} s, at last with: {error}; "
                     "run the command again when it answers, finished work is kept"
                 ) from error
             # Jitter keeps the threads that a 503 hit together from coming back together.

@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 import ray
 import torch
 
+from raycluster import work
 from raycluster.config import RunConfig
 from raycluster.distributed import file_groups, map_tasks, one_task
 from raycluster.encoder.clip import ClipEncoder, EncoderSpec
@@ -60,8 +61,11 @@ def _encode(
     chunks = [nouns[start : start + NOUNS_A_TASK] for start in range(0, len(nouns), NOUNS_A_TASK)]
     # Nodes die, spot instances above all; the actor is started elsewhere and does its last chunk again.
     actor = ray.remote(max_restarts=-1, max_task_retries=-1, **resources.encoder_actor)(TextEncoder)
-    pool = ray.util.ActorPool([actor.remote() for _ in range(min(resources.encoder_actors, len(chunks)))])
-    yield from pool.map(lambda actor, chunk: actor.encode.remote(chunk), chunks)
+    actors = [actor.remote() for _ in range(min(resources.encoder_actors, len(chunks)))]
+    with work.ending(lambda: work.kill(actors)):
+        for embeddings in ray.util.ActorPool(actors).map(lambda actor, chunk: actor.encode.remote(chunk), chunks):
+            work.check()
+            yield embeddings
 
 
 def keep_nouns(

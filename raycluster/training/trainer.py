@@ -17,6 +17,7 @@ from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, Sc
 from ray.train.torch import TorchTrainer
 from torch import Tensor
 
+from raycluster import work
 from raycluster.errors import RayclusterError
 from raycluster.node_checks import checked
 from raycluster.resources import Resources
@@ -37,6 +38,9 @@ RAY_TRAIN_SETTINGS = {
 TERMINAL_EPOCHS = 5
 """Epochs of a training that a terminal shows; a log file has all."""
 
+ABORT_S = 30.0
+"""Longest wait for Ray Train to end its workers, in seconds."""
+
 
 def fit(
     loop: Callable[[dict[str, Any]], None],
@@ -56,7 +60,7 @@ def fit(
     """
     for name, value in RAY_TRAIN_SETTINGS.items():
         os.environ.setdefault(name, value)
-    trainer = TorchTrainer(
+    trainer = _Trainer(
         checked(loop, resources.common),
         train_loop_config=config,
         scaling_config=ScalingConfig(
@@ -74,11 +78,34 @@ def fit(
             checkpoint_config=CheckpointConfig(num_to_keep=keep),
         ),
     )
-    result = trainer.fit()
+    with work.ending(trainer.abort):
+        result = trainer.fit()
+    work.check()
     if result.checkpoint is None:
         raise RayclusterError(f"{folder.uri}: training ended without a checkpoint; delete the folder and run again")
     with result.checkpoint.as_directory() as path:
         return checkpoint.restore(Path(path))
+
+
+class _Trainer(TorchTrainer):
+    """Ray's trainer without its SIGINT handler, which would stay after the training and swallow what comes then."""
+
+    _controller: Any = None
+
+    def _register_sigint_handler(self, controller: Any) -> None:
+        self._controller = controller
+
+    def abort(self) -> None:
+        """End the training and its workers; one that has ended is left alone."""
+        controller, self._controller = self._controller, None
+        if controller is None or not ray.is_initialized():
+            return
+        try:
+            ray.get(controller.abort.remote(), timeout=ABORT_S)
+        except ray.exceptions.RayActorError:
+            return  # so it ends
+        except ray.exceptions.GetTimeoutError:
+            ray.kill(controller)  # its workers die with it
 
 
 def resumed(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], Any] | None:

@@ -146,9 +146,19 @@ def test_no_new_try_begins_when_patience_is_over(monkeypatch: pytest.MonkeyPatch
         time.sleep(0.5)
         raise OSError("hangs")
 
-    with pytest.raises(StorageError):
+    with pytest.raises(StorageError, match="the storage failed 2 times in 1 s"):
         retry(operation, "a.jpg", lambda seconds: None)
     assert len(tries) == 2
+
+
+def test_one_try_that_used_up_all_patience_is_called_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "PATIENCE_S", 0.0)
+
+    def operation() -> None:
+        raise OSError("hangs")
+
+    with pytest.raises(StorageError, match="the storage failed 1 time in 0 s"):
+        retry(operation, "a.jpg", never)
 
 
 def test_server_that_does_not_answer_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,58 @@
+"""Executions of Ray Data that end when they are given up: Ray would let go of their tasks and actors, and these would go on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from itertools import count
+from typing import Any
+
+import ray
+import ray.data
+from ray.data._internal.execution.execution_callback import ExecutionCallback
+
+from raycluster.work import KILL_S
+
+KEY = "raycluster_executions"
+"""In a :class:`ray.data.DataContext`: which list of :data:`_running` its executions are put into."""
+
+_numbers = count()
+_running: dict[int, list[Any]] = {}
+
+
+class Ends(ExecutionCallback):
+    """Replaces the end of an execution by :func:`_shut_down`, and notes it. Ray makes one for each execution, on the driver."""
+
+    def before_execution_starts(self, executor: Any) -> None:
+        """Called by Ray."""
+        executor.shutdown = partial(_shut_down, executor, executor.shutdown)
+        _running[executor._data_context.get_config(KEY)].append(executor)
+
+
+def noted(context: ray.data.DataContext) -> Callable[[], None]:
+    """A function that ends all executions which begin under this context, and waits for their end."""
+    number = next(_numbers)
+    _running[number] = []
+    context.set_config(KEY, number)
+    context.custom_execution_callback_classes = [*context.custom_execution_callback_classes, Ends]
+
+    def end() -> None:
+        for executor in _running.get(number, ()):
+            executor.shutdown(force=True)
+
+    return end
+
+
+def forget(context: ray.data.DataContext) -> None:
+    """The executions under this context have ended."""
+    _running.pop(context.get_config(KEY), None)
+
+
+def _shut_down(executor: Any, shutdown: Callable[..., None], force: bool, exception: Exception | None = None) -> None:
+    """What Ray does at the end of an execution; of one with tasks left, by force, and with a wait for them."""
+    topology = executor._topology or {}
+    left = [task.get_waitable() for operator in topology for task in operator.get_active_tasks()]
+    shutdown(force=force or bool(left), exception=exception)
+    if left and ray.is_initialized():
+        ends = [each.completed() if isinstance(each, ray.ObjectRefGenerator) else each for each in left]
+        ray.wait(ends, num_returns=len(ends), timeout=KILL_S, fetch_local=False)

@@ -1,0 +1,111 @@
+"""What a run has going on in Ray, and how it ends: before the run's lock is released nothing may be left that still writes.
+
+Ray lets tasks go on when nobody waits for them any more. So whatever starts some says here how to end it (:func:`ending`), and a run that
+fails, is interrupted or has lost its lock ends all of it (:func:`of_run`).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import ray
+
+from raycluster import interrupts
+
+log = logging.getLogger(__name__)
+
+GRACE_S = 2.0
+"""Seconds in which a task that is told to end may tidy up, before its process is killed. `ray job stop` waits three."""
+KILL_S = 60.0
+"""Longest wait for the end of killed processes, in seconds."""
+POLL_S = 1.0
+"""Seconds between two looks whether the run may go on."""
+
+
+class Work:
+    """All that one run has going on."""
+
+    def __init__(self) -> None:
+        self._ends: list[Callable[[], None]] = []
+
+    def end(self) -> None:
+        """End all of it, the latest first, and wait until it has ended; from any thread."""
+        for end in reversed(list(self._ends)):
+            end()
+
+    def add(self, end: Callable[[], None]) -> None:
+        """`end()` ends something, and does nothing when that has ended already."""
+        self._ends.append(end)
+
+    def remove(self, end: Callable[[], None]) -> None:
+        """It has ended."""
+        self._ends.remove(end)
+
+
+_current: ContextVar[Work | None] = ContextVar("work", default=None)
+_may_go_on: ContextVar[Callable[[], None]] = ContextVar("may_go_on", default=lambda: None)
+
+
+@contextmanager
+def of_run(work: Work, may_go_on: Callable[[], None]) -> Iterator[None]:
+    """Context of a run: at its end nothing that was started in it goes on. `may_go_on()` raises an error if the run must stop."""
+    tokens = _current.set(work), _may_go_on.set(may_go_on)
+    try:
+        yield
+    finally:
+        work.end()
+        _current.reset(tokens[0])
+        _may_go_on.reset(tokens[1])
+
+
+def check() -> None:
+    """Raise an error if the run in whose context this is called must stop: it has lost its lock, or was interrupted."""
+    interrupts.check()
+    _may_go_on.get()()
+
+
+@contextmanager
+def ending(end: Callable[[], None]) -> Iterator[None]:
+    """Context at whose end, or at that of the run if it comes first, `end()` is called; it may be called more than once."""
+    work = _current.get()
+    if work is not None:
+        work.add(end)
+    try:
+        yield
+    finally:
+        end()
+        if work is not None:
+            work.remove(end)
+
+
+def cancel(references: Iterable[ray.ObjectRef], longest: float = KILL_S) -> None:
+    """Cancel tasks, and wait until none of them runs, `longest` seconds for those that are killed. They get a KeyboardInterrupt, and time to remove what they have half-written."""
+    left = list(references)
+    if not left or not ray.is_initialized():
+        return
+    for force, wait in ((False, GRACE_S), (True, longest)):
+        for reference in left:
+            ray.cancel(reference, force=force)
+        _, left = ray.wait(left, num_returns=len(left), timeout=wait, fetch_local=False)
+        if not left:
+            return
+    log.warning("ray: %d tasks did not end in %.0f s; look for a node that hangs (`ray status`)", len(left), longest)
+
+
+def kill(actors: Iterable[Any]) -> None:
+    """End actors that hold nothing worth keeping."""
+    if ray.is_initialized():
+        for actor in actors:
+            ray.kill(actor)
+
+
+def get(reference: ray.ObjectRef) -> Any:
+    """What a task gives, like :func:`ray.get`; the run is checked while it is waited for, and if it stops so does the task."""
+    with ending(lambda: cancel([reference])):
+        while not ray.wait([reference], timeout=POLL_S)[0]:
+            check()
+        return ray.get(reference)

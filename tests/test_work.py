@@ -1,0 +1,201 @@
+"""What was started in Ray ends: when its iterator is closed, when a part of it fails, when its run ends or must stop."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+import ray
+import ray.cloudpickle
+import ray.data
+
+from raycluster import work
+from raycluster.distributed import map_tasks, one_task, streaming
+from raycluster.errors import DataQualityError, RayclusterError
+from raycluster.node_checks import ALONE
+from raycluster.resources import Resources
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray"), pytest.mark.timeout(240)]
+
+# Ray's processes cannot import this module.
+ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+
+LONG_S = 60.0
+ONE_CORE = Resources(1, 1, 0, encoder_actors=1, train_workers=1)
+
+
+def slow(item: int, folder: str) -> int:
+    """Item 0 is done at once, item 1 fails soon after; the others write after a minute, or say that they were interrupted."""
+    place = Path(folder)
+    (place / f"begun-{item}").touch()
+    if item == 0:
+        return item
+    try:
+        deadline = time.monotonic() + (0.5 if item == 1 else LONG_S)
+        while time.monotonic() < deadline:
+            time.sleep(0.02)
+    except KeyboardInterrupt:
+        (place / f"tidied-{item}").touch()
+        raise
+    if item == 1:
+        raise DataQualityError("one of them fails")
+    (place / f"written-{item}").touch()
+    return item
+
+
+def tasks(items: list[int], folder: Path) -> Iterator[int]:
+    return map_tasks(lambda item: slow(item, str(folder)), items, common=ALONE, demand={"num_cpus": 0.1})
+
+
+def begun(folder: Path, *items: int) -> None:
+    """Wait until these run."""
+    while not all((folder / f"begun-{item}").exists() for item in items):
+        time.sleep(0.02)
+
+
+def check_ended(folder: Path, *items: int) -> None:
+    """They were told to end, and had ended by now."""
+    assert {path.name for path in folder.glob("tidied-*")} == {f"tidied-{item}" for item in items}
+    assert not list(folder.glob("written-*"))
+
+
+def test_closing_the_iterator_ends_the_tasks(tmp_path: Path) -> None:
+    results = tasks([0, 2, 3], tmp_path)
+    assert next(results) == 0
+    begun(tmp_path, 2, 3)
+    results.close()  # type: ignore[attr-defined]
+    check_ended(tmp_path, 2, 3)
+
+
+def test_when_one_task_fails_the_others_have_ended_before_anybody_hears_of_it(tmp_path: Path) -> None:
+    with pytest.raises(DataQualityError, match="one of them fails"):
+        list(tasks([2, 1], tmp_path))
+    check_ended(tmp_path, 2)
+
+
+def test_at_the_end_of_a_run_nothing_goes_on_even_if_somebody_keeps_the_iterator(tmp_path: Path) -> None:
+    going = work.Work()
+    with work.of_run(going, lambda: None):
+        results = tasks([0, 2], tmp_path)
+        assert next(results) == 0
+        begun(tmp_path, 2)
+    check_ended(tmp_path, 2)
+    del results
+
+
+def test_a_task_that_does_not_listen_is_killed(tmp_path: Path) -> None:
+    def deaf(item: int) -> None:
+        begin = time.monotonic()
+        (tmp_path / "begun-9").touch()
+        while time.monotonic() - begin < LONG_S:
+            try:
+                time.sleep(0.02)
+            except KeyboardInterrupt:
+                continue
+        (tmp_path / "written-9").touch()
+
+    started = time.monotonic()
+    results = map_tasks(lambda item: deaf(item) if item else 0, [0, 9], common=ALONE, demand={"num_cpus": 0.1})
+    next(results)
+    begun(tmp_path, 9)
+    results.close()  # type: ignore[attr-defined]
+    assert time.monotonic() - started < LONG_S
+    assert not (tmp_path / "written-9").exists()
+
+
+@pytest.mark.parametrize("kind", ["tasks", "one task"])
+def test_a_run_that_must_stop_stops_its_tasks_while_it_waits_for_them(kind: str, tmp_path: Path) -> None:
+    def may_go_on() -> None:
+        if (tmp_path / "begun-2").exists():
+            raise RayclusterError("the lock is lost")
+
+    def wait() -> None:
+        if kind == "tasks":
+            list(tasks([2], tmp_path))
+        else:
+            one_task(lambda: slow(2, str(tmp_path)), ONE_CORE)
+
+    with pytest.raises(RayclusterError, match="the lock is lost"), work.of_run(work.Work(), may_go_on):
+        wait()
+    check_ended(tmp_path, 2)
+
+
+def wait_for_free_cores() -> None:
+    """Nothing holds any. (Ray says it a moment later.)"""
+    deadline = time.monotonic() + 60
+    while ray.available_resources().get("CPU", 0) < ray.cluster_resources()["CPU"]:
+        assert time.monotonic() < deadline, ray.available_resources()
+        time.sleep(0.1)
+
+
+def stream(folder: Path, actor: bool) -> Iterator[Any]:
+    """An execution of Ray Data over items 0, 2 and 3, in tasks or in an actor, then in tasks that write."""
+
+    class Passes:
+        def __call__(self, block: pa.Table) -> pa.Table:
+            return block
+
+    def write(block: pa.Table) -> pa.Table:
+        slow(block.column("item")[0].as_py(), str(folder))
+        return block
+
+    with streaming(2**27):
+        rows = ray.data.from_arrow([pa.table({"item": [item]}) for item in (0, 2, 3)])
+        if actor:
+            rows = rows.map_batches(
+                Passes, compute=ray.data.ActorPoolStrategy(size=1), batch_format="pyarrow", num_cpus=0.1
+            )
+        yield from rows.map_batches(write, batch_format="pyarrow", num_cpus=0.2).iter_batches(
+            batch_size=None, batch_format="pyarrow"
+        )
+
+
+@pytest.mark.parametrize("actor", [False, True])
+@pytest.mark.parametrize("end", ["closed", "run ended", "ended from outside"])
+def test_an_execution_of_ray_data_that_is_given_up_has_ended(end: str, actor: bool, tmp_path: Path) -> None:
+    going = work.Work()
+    stopped: list[bool] = []
+
+    def may_go_on() -> None:
+        if stopped:
+            raise RayclusterError("must stop")
+
+    def use(results: Iterator[Any]) -> None:
+        next(results)
+        begun(tmp_path, 2, 3)
+        if end == "closed":
+            results.close()  # type: ignore[attr-defined]
+        elif end == "ended from outside":
+            stopped.append(True)
+            going.end()
+            with pytest.raises(RayclusterError, match="must stop"):
+                list(results)
+
+    results = stream(tmp_path, actor)
+    with work.of_run(going, may_go_on):
+        use(results)
+    written = list(tmp_path.glob("written-*"))
+    assert not written
+    wait_for_free_cores()  # who keeps the iterator, as a traceback does, keeps no cores
+    del results
+
+
+def test_when_a_block_fails_the_other_writers_have_ended(tmp_path: Path) -> None:
+    def write(block: pa.Table) -> pa.Table:
+        slow(block.column("item")[0].as_py(), str(tmp_path))
+        return block
+
+    def run() -> None:
+        with streaming(2**27):
+            rows = ray.data.from_arrow([pa.table({"item": [item]}) for item in (2, 1)])
+            rows.map_batches(write, batch_format="pyarrow", num_cpus=0.2).materialize()
+
+    with pytest.raises(Exception, match="one of them fails"):
+        run()
+    wait_for_free_cores()
+    assert not list(tmp_path.glob("written-*"))
