@@ -165,13 +165,16 @@ class Service:
                 return ItemError(code="too_large", message=f"{len(data)} bytes, more than {most}")
             return Fetched(data)
         storage = self.settings.storage
-        place = await self._run(self._fetchers, permitted, item.uri, self._allowed, storage)
+        try:
+            place = await self._run(self._fetchers, permitted, item.uri, self._allowed, storage)
+        except ValueError as error:
+            return ItemError(code="failed", message=str(error)[:200])
         if place is None:
             return ItemError(code="forbidden", message="not below a place that this server allows")
         try:
             # The thread goes on until the storage's client gives up.
             async with asyncio.timeout(self.limits.fetch_seconds):
-                return await self._run(self._fetchers, lambda: fetch(place.uri, storage, most, sleep=_short_sleep))
+                return await self._run(self._fetchers, lambda: fetch(place, storage, most, sleep=_short_sleep))
         except (StorageError, TimeoutError):
             return ItemError(code="unavailable", message="the storage did not answer; try again later")
 

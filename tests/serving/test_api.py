@@ -235,7 +235,8 @@ def test_uris_only_below_allowed_places(
     outside.write_bytes(inside.read_bytes())
     os.mkfifo(photos / "pipe.jpg")
     uris = [str(inside), f"file://{inside}", str(outside), f"{photos}/../{tmp_path.name}/secret.jpg", f"{photos}/gone.jpg",
-            str(photos / "pipe.jpg"), "http://169.254.169.254/latest", "s3://bucket/key"]  # fmt: skip
+            str(photos / "pipe.jpg"), "http://169.254.169.254/latest", "s3://bucket/key",
+            f"{photos}/x.tar#bytes=1-0", f"{photos}/x.tar#bytes=0-9/10"]  # fmt: skip
     body = {"items": [{"uri": uri} for uri in uris]}
     try:
         with LocalEndpoint(live, allowed_prefixes=[str(photos)]) as endpoint:
@@ -243,7 +244,18 @@ def test_uris_only_below_allowed_places(
     finally:
         (photos / "pipe.jpg").unlink()
     codes = [item["error"] and item["error"]["code"] for item in items]
-    assert codes == [None, None, "forbidden", "forbidden", "missing", "failed", "forbidden", "forbidden"]
+    assert codes == [
+        None,
+        None,
+        "forbidden",
+        "forbidden",
+        "missing",
+        "failed",
+        "forbidden",
+        "forbidden",
+        "failed",
+        "missing",
+    ]
     items = post_json(local.url, body).json()["items"]
     assert {item["error"]["code"] for item in items} == {"forbidden"}
 
