@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raycluster import distributed
-from raycluster.config import AssignConfig, EncoderConfig, RunConfig, fingerprint, validate
+from raycluster.config import AssignConfig, RunConfig, fingerprint, validate
 from raycluster.drift import drift, snapshot
 from raycluster.encoder import provided
 from raycluster.errors import ConfigError
@@ -36,7 +36,7 @@ def prepare(settings: AssignConfig, model: Model, folder: RunFolder, retry_faile
             raise ConfigError(
                 f"embeddings: they have {dim} dimensions, the model takes {model.record['dim']}; make them with the model's encoder"
             )
-    elif model.record["encoder"]["config"] is None:
+    elif model.encoder_config is None:
         raise ConfigError(
             f"images: {model.folder.uri} was trained on ready-made embeddings and cannot read pictures; "
             "embed them with the same encoder and give `embeddings` instead"
@@ -70,8 +70,7 @@ def check_output(folder: RunFolder, model: Model) -> None:
 def _as_run(settings: AssignConfig, model: Model) -> RunConfig:
     """The settings as those of a run with this model, which the stages know."""
     given = settings.model_dump(exclude={"model"}, exclude_none=True)
-    stored = model.record["encoder"]["config"]
-    encoder = {} if stored is None else {"encoder": validate(stored, EncoderConfig, "model.json: encoder").model_dump()}
+    encoder = {} if model.encoder_config is None else {"encoder": model.encoder_config.model_dump()}
     known = {"clusters": model.method.n_clusters, "seed": model.record["seed"]}
     return validate({**given, **encoder, **known}, RunConfig, "options")
 

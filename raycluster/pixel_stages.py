@@ -151,7 +151,7 @@ class PixelStages(RunTables):
         from safetensors.torch import save
 
         from raycluster.encoder.clip import TunedTower
-        from raycluster.model import ENCODER_FILE
+        from raycluster.model_record import ENCODER_FILE
 
         file, content = self.place(step) / ENCODER_FILE, save(tuned.tower)
         file.write_bytes(content)
@@ -168,8 +168,9 @@ class PixelStages(RunTables):
         """`embeddings` [n, d]: of training rows, by the tuned encoder."""
         from safetensors.torch import save
 
-        from raycluster.model import ENCODER_FILE, remember
+        from raycluster.model import remember
         from raycluster.model_files import save_model
+        from raycluster.model_record import ENCODER_FILE
 
         facts = {
             **{key: before.record[key] for key in ("seed", "training")},

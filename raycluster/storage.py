@@ -120,8 +120,11 @@ class Location:
         return s3.create(self.located_options, self.path, data)
 
     def read_json(self) -> Any:
-        """The file, parsed as JSON."""
-        return json.loads(self.read_bytes())
+        """The file, parsed as JSON. Raises :class:`ArtifactError` if it is none."""
+        try:
+            return json.loads(self.read_bytes())
+        except ValueError as error:
+            raise ArtifactError(f"{self.uri} is damaged ({error}); restore it, or delete it and run again") from None
 
     def write_json(self, value: Any) -> None:
         """Write `value` as readable JSON, at once."""

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from raycluster.config import EncoderConfig, StorageConfig, fingerprint, validate
+from raycluster.config import EncoderConfig, StorageConfig, fingerprint
 from raycluster.encoder.clip import EncoderSpec
 from raycluster.errors import ArtifactError, ConfigError, RayclusterError
 from raycluster.model import Model
@@ -121,16 +121,16 @@ class Loaded:
         Raises :class:`RayclusterError` where it is missing, damaged, or not what its record says.
         """
         model = load_model(run, storage, device)
-        encoder, spec, limits = model.record["encoder"]["config"], None, EncoderConfig(model="builtin")
+        limits, spec = model.encoder_config or EncoderConfig(model="builtin"), None
         rows = np.zeros((1, model.record["dim"]), np.float16)
-        if encoder is not None:
-            limits, spec = validate(encoder, EncoderConfig, "model.json: encoder"), model.spec
+        if model.encoder_config is not None:
+            spec = model.spec
             # The sizes that requests will come in: kernels are chosen, and memory is taken, at the first of each.
             model.encode(np.zeros((max_batch, *spec.pixel_shape), np.uint8), max_batch)
             rows = model.encode(np.zeros((1, *spec.pixel_shape), np.uint8))
         p = probabilities(model.method, rows)
         clusters = model.record["n_clusters"]
-        if p.shape != (1, clusters) or not torch.isfinite(p).all() or len(model.clusters) != clusters:
+        if p.shape != (1, clusters) or not torch.isfinite(p).all():
             raise ArtifactError(f"{model.folder.uri}: the model does not give {clusters} probabilities; train it again")
         card = Card(
             version=fingerprint(model.record),
