@@ -19,7 +19,7 @@ from raycluster.errors import ConfigError
 from raycluster.model import Model
 from raycluster.node_checks import find_common
 from raycluster.plan import Inputs, Step
-from raycluster.prepare import Prepared, list_inputs
+from raycluster.prepare import Prepared, embedding_files, list_inputs
 from raycluster.resources import resolve
 from raycluster.run_folder import FIGURES, PLAN, RunFolder
 from raycluster.run_tables import Outcome
@@ -31,7 +31,7 @@ def prepare(settings: AssignConfig, model: Model, folder: RunFolder, retry_faile
     """Check all that can be wrong, cheapest first; raises :class:`ConfigError`."""
     config = _as_run(settings, model)
     if config.images is None:
-        dim = provided.dimension(config.embedding_sources, config.storage)
+        dim = provided.dimension(embedding_files(config, folder))
         if dim not in (None, model.record["dim"]):
             raise ConfigError(
                 f"embeddings: they have {dim} dimensions, the model takes {model.record['dim']}; make them with the model's encoder"

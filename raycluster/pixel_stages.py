@@ -14,6 +14,7 @@ from raycluster.encoder import provided
 from raycluster.errors import DataQualityError
 from raycluster.images.pictures import COLUMNS
 from raycluster.plan import Step
+from raycluster.prepare import embedding_files
 from raycluster.row_blocks import Block, find_blocks
 from raycluster.run_folder import Marker, check_rows, parts, relative_path
 from raycluster.run_tables import Outcome, RunTables
@@ -55,10 +56,9 @@ class PixelStages(RunTables):
         self.__dict__.pop("embedded", None)
         if self.ready.spec is None:
             done = rows.row_ids(parts(place))
+            files = embedding_files(self.config, self.folder)
             with self.progress("embed", len(np.setdiff1d(self.row_ids, done))) as bar:
-                for count in provided.import_provided(
-                    self.config.embedding_sources, self.config.storage, self.ready.listing, done, place
-                ):
+                for count in provided.import_provided(files, self.ready.listing, done, place):
                     bar.update(count)
         else:
             from raycluster.encoder.clip import check_encoder

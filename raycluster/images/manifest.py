@@ -46,6 +46,7 @@ def list_images(
     storage: StorageConfig,
     labels: Labels,
     seen: Callable[[int], None] = lambda images: None,
+    output: Location | None = None,
 ) -> Listing:
     """List the pictures of all sources. Rows lie in Arrow's memory; no Python object is kept for any.
 
@@ -59,6 +60,8 @@ def list_images(
         and a shard's `.cls` members go before it.
     seen
         Told, from several threads, how many more pictures were found.
+    output
+        The run folder. It may lie below a source; what is in it is no input.
 
     Raises
     ------
@@ -70,7 +73,7 @@ def list_images(
     """
     tables, other_files = [], 0
     for source in sources:
-        table, others = _list_source(source, storage, labels, seen)
+        table, others = _list_source(source, storage, labels, seen, output)
         if not table.num_rows:
             raise ConfigError(f"images: no pictures in {source} ({_describe(others)}); {_WANTED}")
         tables.append(table)
@@ -145,13 +148,13 @@ def _equal(left: pa.ChunkedArray, right: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def _list_source(
-    source: str, storage: StorageConfig, labels: Labels, seen: Callable[[int], None]
+    source: str, storage: StorageConfig, labels: Labels, seen: Callable[[int], None], output: Location | None
 ) -> tuple[pa.Table, Counter[str]]:
     location, kind = locate(source, storage), kind_of(source)
     info = ask(lambda: location.filesystem.get_file_info(location.path), source)
     if info.type == fs.FileType.Directory or (kind is None and info.type == fs.FileType.File):
-        return walk(location, info, labels, seen)
-    files = [location] if info.type == fs.FileType.File else matching(location) if kind else []
+        return walk(location, info, labels, seen, output)
+    files = [location] if info.type == fs.FileType.File else matching(location, output) if kind else []
     if not files:
         raise ConfigError(f"images: {source} does not exist{_bucket_too(location)}; {_WANTED}")
     read = partial(_list_tar if kind == ".tar" else _list_table, labels=labels, seen=seen)
