@@ -23,7 +23,7 @@ from safetensors.torch import load, save
 from raycluster.clustering.novelty import Novelty
 from raycluster.config import StorageConfig, validate
 from raycluster.drift import Snapshot
-from raycluster.errors import ArtifactError, ConfigError
+from raycluster.errors import ArtifactError, ConfigError, MissingFileError
 from raycluster.methods import registry
 from raycluster.methods.base import Method
 from raycluster.model import Memory, Model
@@ -146,7 +146,7 @@ def _read_record(folder: Location) -> dict[str, Any]:
         if not isinstance(record, dict) or not isinstance(record.get("format"), int):
             raise ValueError("it has no key `format` with a number")
     except FileNotFoundError:
-        raise ArtifactError(
+        raise MissingFileError(
             f"{folder.uri}/model.json is missing; restore it, or delete the folder and train again"
         ) from None
     except ValueError as error:

@@ -20,7 +20,7 @@ from pyarrow import fs
 
 from raycluster import s3
 from raycluster.config import StorageConfig
-from raycluster.errors import ArtifactError, ConfigError
+from raycluster.errors import ArtifactError, ConfigError, MissingFileError
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class Location:
         try:
             content = self.read_bytes()
         except FileNotFoundError:
-            raise ArtifactError(f"{self.uri} is missing; restore it, or delete the folder and train again") from None
+            raise MissingFileError(f"{self.uri} is missing; restore it, or delete the folder and train again") from None
         if hashlib.sha256(content).hexdigest() != sha256:
             raise ArtifactError(
                 f"{self.uri} is not the file that model.json describes (sha256 differs); restore it or train again"

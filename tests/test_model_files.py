@@ -12,35 +12,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from model_kit import CLUSTERS, DIM, small_model
 from PIL import Image
 from safetensors.torch import save
 
 import raycluster
 from raycluster.cli import main
-from raycluster.config import EncoderConfig, MethodConfig, StorageConfig
+from raycluster.config import EncoderConfig, StorageConfig
 from raycluster.encoder.clip import resolve_encoder
 from raycluster.errors import ArtifactError, ConfigError
-from raycluster.methods import registry
-from raycluster.methods.base import TrainingData
-from raycluster.model import remember
-from raycluster.model_files import save_model
 from raycluster.model_record import FILES, ModelRecord
 from raycluster.serving.live import Loaded
-from raycluster.storage import locate
-
-CLUSTERS, DIM, ROWS = 3, 96, 40
-PROVIDED = {"config": None, "precision": None, "fingerprint": "provided"}
-
-
-def make_model(folder: Path, encoder: dict[str, Any], more: dict[str, bytes] | None = None, **facts: Any) -> Path:
-    """A k-means model of random embeddings."""
-    images = torch.randn(ROWS, DIM, generator=torch.Generator().manual_seed(0)).half()
-    method = registry.build(MethodConfig(name="kmeans"), DIM, CLUSTERS, ROWS, seed=0)
-    method.fit(TrainingData(torch.arange(ROWS), images))  # type: ignore[operator]
-    clusters = [{"name": f"cluster {number}", "nouns": []} for number in range(CLUSTERS)]
-    facts = {"seed": 0, "training": {"history": []}, **facts}
-    save_model(locate(str(folder)), method, remember(method, images.numpy())[0], encoder, clusters, facts, more)
-    return folder
 
 
 def builtin_encoder() -> dict[str, Any]:
@@ -51,7 +33,7 @@ def builtin_encoder() -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_model(tmp_path_factory.mktemp("good") / "model", builtin_encoder())
+    return small_model(tmp_path_factory.mktemp("good") / "model", builtin_encoder())
 
 
 @pytest.fixture
@@ -186,7 +168,7 @@ def test_a_file_that_does_not_hold_what_a_model_needs(
 
 
 def test_a_tuned_encoder_that_is_missing_or_damaged(tmp_path: Path) -> None:
-    folder = make_model(tmp_path / "model", builtin_encoder(), {"encoder.safetensors": b"weights"}, finetune={})
+    folder = small_model(tmp_path / "model", builtin_encoder(), {"encoder.safetensors": b"weights"}, finetune={})
     raycluster.load_model(folder)  # the encoder is read at first use
     (folder / "encoder.safetensors").write_bytes(b"other")
     with pytest.raises(ArtifactError, match=r"encoder\.safetensors is not the file"):
@@ -207,7 +189,7 @@ def test_keys_that_this_version_does_not_know_are_left_alone(folder: Path) -> No
 
 
 def test_pictures_for_a_model_of_embeddings_are_refused_in_words(tmp_path: Path) -> None:
-    model = raycluster.load_model(make_model(tmp_path / "model", PROVIDED))
+    model = raycluster.load_model(small_model(tmp_path / "model"))
     for pictures in ([str(tmp_path / "a.jpg")], [b"picture"], [Image.new("RGB", (8, 8))]):
         with pytest.raises(ConfigError, match="was trained on ready-made embeddings and cannot read pictures; embed"):
             model.predict(pictures)

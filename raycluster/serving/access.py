@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import ipaddress
 import os
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -59,6 +60,19 @@ def read_tokens(file: str | None) -> Tokens:
             f"{where}: a token is shorter than {SHORTEST_TOKEN} characters; use for instance `openssl rand -hex 32`"
         )
     return Tokens(tokens)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host, named or by its address, is this machine and nothing else."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+def only_loopback(hosts: Collection[str]) -> bool:
+    """Whether an endpoint that answers under these names alone, `raycluster serve` on loopback, is for this machine only."""
+    return bool(hosts) and all(map(is_loopback, hosts))
 
 
 def allowed_locations(prefixes: Iterable[str], storage: StorageConfig) -> tuple[Location, ...]:
