@@ -44,8 +44,8 @@ def prepare(settings: AssignConfig, model: Model, folder: RunFolder, retry_faile
     distributed.connect()
     resources = resolve(config.resources)
     spec = model.spec_on(resources.device) if config.images else None
-    listing, facts = list_inputs(config, folder, retry_failed)
-    resources = replace(resources, common=find_common(config, folder.root, listing.column("uri"), spec))
+    listing, facts, samples = list_inputs(config, folder, retry_failed)
+    resources = replace(resources, common=find_common(config, folder.root, samples, spec))
     # As the model was trained: the precision of today's device is no reason to do everything again.
     encoder, method = model.spec.fingerprint if spec else "provided", model.method.config
     inputs = Inputs(config, method, facts["fingerprint"], facts["lineage"], encoder, {}, None)

@@ -76,8 +76,8 @@ def prepare(config: RunConfig, folder: RunFolder, retrain: bool, retry_failed: b
         key = vocabulary.vocabulary_key(nouns, config.vocabulary.prompts, encoder)
     if noun_embeddings is not None:
         _check_dimensions(config, folder, spec, noun_embeddings.shape[1])
-    listing, facts = list_inputs(config, folder, retry_failed)
-    resources = replace(resources, common=find_common(config, folder.root, listing.column("uri"), spec))
+    listing, facts, samples = list_inputs(config, folder, retry_failed)
+    resources = replace(resources, common=find_common(config, folder.root, samples, spec))
     if len(listing) < config.clusters:
         raise ConfigError(
             f"clusters: {config.clusters} clusters, but only {len(listing)} images were found; lower `clusters`"
@@ -147,15 +147,19 @@ def _digest(array: np.ndarray) -> str:
     return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
 
 
-def list_inputs(config: RunConfig, folder: RunFolder, retry_failed: bool) -> tuple[pa.Table, dict[str, Any]]:
-    """The manifest as it would be written now, and its facts: fingerprint, lineage, next row id, other files."""
-    others = 0
+def list_inputs(
+    config: RunConfig, folder: RunFolder, retry_failed: bool
+) -> tuple[pa.Table, dict[str, Any], tuple[tuple[str, ...], ...]]:
+    """The manifest as it would be written now, its facts (fingerprint, lineage, next row id, other files), and samples of each source.
+
+    Of ready-made embeddings there are no samples: only this process reads them, and nobody the pictures that they were made of.
+    """
     if config.images is not None:
         with counted("manifest") as seen:
             listing = list_images(config.image_sources, config.storage, config.labels, seen, folder.root)
-        found, others = listing.table, listing.other_files
+        found, others, samples = listing.table, listing.other_files, listing.samples
     else:
-        found = provided.list_provided(embedding_files(config, folder))
+        found, others, samples = provided.list_provided(embedding_files(config, folder)), 0, ()
     earlier = folder.latest_with("manifest", manifest_recipe(config))
     previous = read_table(folder.parts(earlier)) if earlier else None
     current = folder.marker("manifest")
@@ -168,12 +172,13 @@ def list_inputs(config: RunConfig, folder: RunFolder, retry_failed: bool) -> tup
     else:
         lineage = earlier.facts["lineage"] if grown_only(previous, table) else fingerprint(digest, earlier.fingerprint)
     highest = int(table.column("row_id").to_numpy().max()) + 1
-    return table, {
+    facts = {
         "fingerprint": digest,
         "lineage": lineage,
         "next_row_id": max(highest, next_row_id),
         "other_files": others,
     }
+    return table, facts, samples
 
 
 def _failed(folder: RunFolder) -> np.ndarray:

@@ -28,6 +28,8 @@ IDENTITY = ("image_id", "uri", "size", "etag", "modified")
 """The columns that make a row the same picture as before; the label is not one of them."""
 FILE_THREADS = 8
 """Tars and tables that are read at a time."""
+SAMPLES = 5
+"""Pictures of a source that stand for all of it."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,8 @@ class Listing:
     table: pa.Table
     """One row a picture, the schema `MANIFEST` without `row_id`: source by source, those of a folder or list sorted by
     image_id, those inside tars and tables as they lie there, so that neighbors are read together."""
+    samples: tuple[tuple[str, ...], ...]
+    """URIs of a few pictures of each source, evenly spread."""
     other_files: int
     """Files beside the pictures (of a tar, members) that are no pictures by their names, or hidden."""
 
@@ -80,7 +84,7 @@ def list_images(
         other_files += others.total()
     table = pa.concat_tables(tables)
     _refuse_duplicates(table)
-    return Listing(table, other_files)
+    return Listing(table, tuple(map(_samples, tables)), other_files)
 
 
 _WANTED = "give files named .jpg .jpeg .png .webp .gif .bmp .tif .tiff, .tar shards, or a .parquet or .csv list with a column `uri`"
@@ -162,6 +166,11 @@ def _list_source(
     with ThreadPoolExecutor(FILE_THREADS) as pool:
         tables, others = zip(*pool.map(read, files), strict=True)
     return pa.concat_tables(tables), sum(others, Counter())
+
+
+def _samples(table: pa.Table) -> tuple[str, ...]:
+    places = np.unique(np.linspace(0, len(table) - 1, SAMPLES).round().astype(np.int64))
+    return tuple(table["uri"][int(place)].as_py() for place in places)
 
 
 def _bucket_too(location: Location) -> str:
