@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from raycluster.cli import main
 from raycluster.errors import ArtifactError, DataQualityError
 from raycluster.run_folder import FOLDERS, Marker, RunFolder, check_failures, check_rows, now, part_name
 from raycluster.storage import locate
@@ -106,6 +107,17 @@ def test_a_damaged_plan_is_an_error_in_words(tmp_path: Path, content: str) -> No
     (tmp_path / "_stages" / "plan.json").write_bytes(content.encode("utf-8", "surrogatepass"))
     with pytest.raises(ArtifactError, match=r"plan\.json is damaged .*; restore it, or delete it"):
         folder.plan()
+
+
+def test_damaged_figures_are_an_error_in_words(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    folder = RunFolder(locate(str(tmp_path)))
+    folder.finish(marker("evaluate", path="evaluation/aa"))
+    (tmp_path / "evaluation" / "aa").mkdir(parents=True)
+    (tmp_path / "evaluation" / "aa" / "metrics.json").write_text('{"acc": 0.')
+    assert main(["status", str(tmp_path)]) == 4
+    said = capfd.readouterr()
+    assert "Traceback" not in said.err
+    assert "metrics.json is damaged" in json.loads(said.out)["error"]
 
 
 def test_a_marker_whose_table_is_gone_is_an_error(tmp_path: Path) -> None:

@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 
 from raycluster.config import StorageConfig
 from raycluster.errors import ConfigError
-from raycluster.run_folder import part_name, without_runs
+from raycluster.left_out import without_runs
+from raycluster.run_folder import part_name
 from raycluster.storage import Location, locate
 from raycluster.tables import MANIFEST, embeddings_schema
 

@@ -12,7 +12,7 @@ from pyarrow import fs
 
 from raycluster.errors import ConfigError
 from raycluster.images.walk import ask
-from raycluster.run_folder import without_runs
+from raycluster.left_out import without_runs
 from raycluster.storage import Location
 
 FILE_KINDS = (".tar", ".parquet", ".csv")

@@ -216,9 +216,11 @@ class LiveModel:
         """
         try:
             state = state_of(self._folder())
-            if state == self._settled and not self.gallery.described:
-                # The clusters are described some stages after the model is there.
-                self._current = replace(self._current, gallery=read_gallery(self._current.model))
+            if state == self._settled:
+                self._waiting = None  # the run has gone back to a model that needs no try
+                if not self.gallery.described:
+                    # The clusters are described some stages after the model is there.
+                    self._current = replace(self._current, gallery=read_gallery(self._current.model))
         except Exception as error:  # noqa: BLE001 - a run that is being made again has no current model for a while
             log.info("no model in %s at present: %s", self._run, error)
             if self._waiting:

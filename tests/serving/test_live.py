@@ -212,6 +212,11 @@ def test_a_pause_is_kept_but_not_for_another_model(run: RunResult, tmp_path: Pat
     (output / "_stages/train.json").write_text(json.dumps({**marker, "path": "model/third"}))
     assert live.look()
     assert live.card.method == "tac"
+    # The run goes back to the model in use before the pause of another is over: nothing waits any more.
+    for name, waits in (("next", True), ("third", False)):
+        (output / "_stages/train.json").write_text(json.dumps({**marker, "path": f"model/{name}"}))
+        assert not live.look()
+        assert (live.next_look(None) is not None) is waits
     undo()
 
 
