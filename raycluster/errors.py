@@ -33,3 +33,7 @@ class ArtifactError(RayclusterError):
     """A file on disk is not the one its record describes: damaged, foreign or of another version (exit code 4)."""
 
     exit_code = 4
+
+
+class MissingFileError(ArtifactError):
+    """A file that a record names is not there: deleted, or not yet visible where the storage shows files late."""

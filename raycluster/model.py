@@ -16,6 +16,7 @@ from raycluster.config import EncoderConfig, StorageConfig, validate
 from raycluster.drift import Snapshot, snapshot
 from raycluster.errors import ArtifactError, ConfigError
 from raycluster.methods.base import Method
+from raycluster.model_record import ENCODER_FILE
 from raycluster.prediction import Predictions, outliers, probabilities, top_two
 from raycluster.storage import Location
 
@@ -23,8 +24,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from raycluster.encoder.clip import ClipEncoder, EncoderSpec
+    from raycluster.images.fetch import Fetched
 
-ENCODER_FILE = "encoder.safetensors"
 CHUNK = 16_384
 """Rows whose probabilities are held at once."""
 
@@ -55,6 +56,7 @@ class Model:
     snapshot: Snapshot
     """Of the training set."""
     record: dict[str, Any]
+    """`model.json`, checked by :class:`ModelRecord`."""
     clusters: list[dict[str, Any]]
     folder: Location
     storage: StorageConfig = StorageConfig()
@@ -66,17 +68,23 @@ class Model:
         return [cluster["name"] for cluster in self.clusters]
 
     @cached_property
+    def encoder_config(self) -> EncoderConfig | None:
+        """The `encoder` section of the run that made it; None for a model trained on ready-made embeddings."""
+        stored = self.record["encoder"]["config"]
+        return None if stored is None else validate(stored, EncoderConfig, "model.json: encoder")
+
+    @cached_property
     def spec(self) -> EncoderSpec:
         """The encoder that the model was trained behind, fine-tuned if it was; found at first use and checked against the record."""
         from raycluster.encoder.clip import TunedTower, resolve_encoder
 
-        stored = self.record["encoder"]
-        if stored["config"] is None:
+        stored, config = self.record["encoder"], self.encoder_config
+        if config is None:
             raise ConfigError(
-                "this model was trained on ready-made embeddings: predict on embeddings of the same encoder"
+                f"{self.folder.uri} was trained on ready-made embeddings and cannot read pictures; "
+                "embed them with the same encoder and give it the embeddings"
             )
-        config = {**stored["config"], "precision": stored["precision"]}
-        spec = resolve_encoder(validate(config, EncoderConfig, "model.json: encoder"), True, self.storage)
+        spec = resolve_encoder(config.model_copy(update={"precision": stored["precision"]}), True, self.storage)
         if spec.fingerprint != stored["fingerprint"]:
             raise ArtifactError(
                 f"encoder {spec.model}: the weights found now (fingerprint {spec.fingerprint}) are not those the model was trained "
@@ -121,16 +129,14 @@ class Model:
     def _embed(self, pictures: list[Any]) -> tuple[np.ndarray, list[str], list[str | None]]:
         from raycluster.encoder.clip import pil_transform
         from raycluster.images.decode import decode_batch
-        from raycluster.images.fetch import Fetched, fetch_batch
+        from raycluster.images.fetch import fetch_batch
 
-        limits = validate(self.record["encoder"]["config"], EncoderConfig, "model.json: encoder")
-        spec = self.spec
+        spec, limits = self.spec, self.encoder_config
+        assert limits is not None  # a model without an encoder has no spec
         named = [str(picture) for picture in pictures if isinstance(picture, (str, Path))]
         read = iter(fetch_batch(named, [None] * len(named), self.storage, limits.max_bytes))
         fetched = [
-            next(read)
-            if isinstance(picture, (str, Path))
-            else Fetched(picture if isinstance(picture, bytes) else _png(picture))
+            next(read) if isinstance(picture, (str, Path)) else _given(picture, limits.max_pixels)
             for picture in pictures
         ]
         decoded = decode_batch(fetched, pil_transform(spec), limits.max_pixels, min_side=min(spec.image_size))
@@ -158,9 +164,19 @@ class Model:
         return Predictions(cluster, names, confidence, margin, runner_up, outlier, list(status), list(error))
 
 
-def _png(image: Image) -> bytes:
+def _given(picture: bytes | Image, max_pixels: int) -> Fetched:
+    """A picture that the caller holds. Pillow opens an image without decoding it, so its size is judged first."""
     from io import BytesIO
 
+    from raycluster.images.decode import Rejected, check_pixels
+    from raycluster.images.fetch import Fetched
+
+    if isinstance(picture, bytes):
+        return Fetched(picture)
+    try:
+        check_pixels(picture, max_pixels)
+    except Rejected as rejected:
+        return Fetched(None, rejected.status, rejected.reason)
     buffer = BytesIO()
-    image.convert("RGB").save(buffer, "PNG", compress_level=1)
-    return buffer.getvalue()
+    picture.convert("RGB").save(buffer, "PNG", compress_level=1)
+    return Fetched(buffer.getvalue())

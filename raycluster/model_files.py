@@ -10,27 +10,30 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from raycluster.clustering.novelty import Novelty
-from raycluster.config import StorageConfig
+from raycluster.config import StorageConfig, validate
 from raycluster.drift import Snapshot
-from raycluster.errors import ArtifactError, ConfigError
+from raycluster.errors import ArtifactError, ConfigError, MissingFileError
 from raycluster.methods import registry
 from raycluster.methods.base import Method
 from raycluster.model import Memory, Model
+from raycluster.model_record import FILES, ClusterNames, ModelRecord
 from raycluster.run_folder import FOLDERS, RunFolder
 from raycluster.storage import Location, locate
 
 FORMAT = 2
-_FILES = ("heads.safetensors", "novelty.safetensors", "snapshot.safetensors", "clusters.json")
+
+Part = TypeVar("Part")
 
 
 def save_model(
@@ -79,37 +82,83 @@ def save_model(
 def load_model(path: str | Path | Location, storage: StorageConfig | None = None, device: str = "cpu") -> Model:
     """Load a model for prediction from a run's output folder or its `model` folder (the current model), or from a model folder itself.
 
-    Raises :class:`ConfigError` if no model is there and :class:`ArtifactError` if a file is not the one that was saved.
+    Raises :class:`ConfigError` if no model is there and :class:`ArtifactError` if a file is missing, is not the one that was
+    saved, or does not hold what a model needs.
     """
     folder = model_folder(path if isinstance(path, Location) else locate(str(path), storage))
+    return load_folder(folder, storage, device)
+
+
+def load_folder(folder: Location, storage: StorageConfig | None = None, device: str = "cpu") -> Model:
+    """Load the model that this folder itself is said to hold. Raises :class:`ArtifactError` as :func:`load_model` does."""
     record = _read_record(folder)
-    contents = {name: (folder / name).read_verified(record["sha256"][name]) for name in _FILES}
-    method = registry.restore(
-        record["method"],
-        record["constants"],
-        record["dim"],
-        record["n_clusters"],
-        record["n_rows"],
-        load(contents["heads.safetensors"]),
-    )
-    novelty = Novelty(load(contents["novelty.safetensors"])["rows"].float().to(device), **record["novelty"])
-    then = Snapshot(**{name: tensor.numpy() for name, tensor in load(contents["snapshot.safetensors"]).items()})
-    names = json.loads(contents["clusters.json"])
-    return Model(method.to(device).eval(), novelty, then, record, names, folder, storage or StorageConfig(), device)
+    contents = {name: (folder / name).read_verified(record["sha256"][name]) for name in FILES}
+
+    def parsed(name: str, parse: Callable[[bytes, dict[str, Any]], Part]) -> Part:
+        try:
+            return parse(contents[name], record)
+        # Whatever keeps a file of this hash from being understood, it is not what this version writes.
+        except (ConfigError, SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
+            raise _unusable(folder, name, error) from error
+
+    method, novelty = parsed("heads.safetensors", _heads), parsed("novelty.safetensors", _novelty)
+    then, clusters = parsed("snapshot.safetensors", _snapshot), parsed("clusters.json", _clusters)
+    novelty = replace(novelty, rows=novelty.rows.to(device))
+    return Model(method.to(device).eval(), novelty, then, record, clusters, folder, storage or StorageConfig(), device)
+
+
+def _heads(content: bytes, record: dict[str, Any]) -> Method:
+    dim, n_clusters, n_rows = (record[key] for key in ("dim", "n_clusters", "n_rows"))
+    return registry.restore(record["method"], record["constants"], dim, n_clusters, n_rows, load(content))
+
+
+def _novelty(content: bytes, record: dict[str, Any]) -> Novelty:
+    rows = load(content)["rows"].float()
+    if rows.ndim != 2 or not len(rows) or rows.shape[1] != record["dim"]:
+        raise ValueError(f"rows of the shape {tuple(rows.shape)} where the model takes {record['dim']} numbers")
+    return Novelty(rows, **record["novelty"])
+
+
+def _snapshot(content: bytes, record: dict[str, Any]) -> Snapshot:
+    then = Snapshot(**{name: tensor.numpy() for name, tensor in load(content).items()})
+    if then.sizes.shape != (record["n_clusters"],) or then.confidence.ndim != 1 or not then.sizes.sum() > 0:
+        raise ValueError(f"sizes of the shape {then.sizes.shape} where the model has {record['n_clusters']} clusters")
+    return then
+
+
+def _clusters(content: bytes, record: dict[str, Any]) -> list[dict[str, Any]]:
+    clusters: list[dict[str, Any]] = json.loads(content)
+    validate({"clusters": clusters}, ClusterNames, "names")
+    if len(clusters) != record["n_clusters"]:
+        raise ValueError(f"{len(clusters)} names where the model has {record['n_clusters']} clusters")
+    return clusters
+
+
+def _unusable(folder: Location, name: str, error: Exception) -> ArtifactError:
+    reason = " ".join(str(error).split())[:500] or "it is empty"
+    return ArtifactError(f"{folder.uri}/{name} is damaged ({reason}); restore it, or delete the folder and train again")
 
 
 def _read_record(folder: Location) -> dict[str, Any]:
+    """`model.json`, checked: every key that is read later is there and has its type."""
     try:
         record = json.loads((folder / "model.json").read_bytes())
-        known = record["format"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ArtifactError(
-            f"{folder.uri}/model.json is damaged ({error}); restore it, or delete the folder and train again"
+        if not isinstance(record, dict) or not isinstance(record.get("format"), int):
+            raise ValueError("it has no key `format` with a number")
+    except FileNotFoundError:
+        raise MissingFileError(
+            f"{folder.uri}/model.json is missing; restore it, or delete the folder and train again"
         ) from None
-    if known != FORMAT:
+    except ValueError as error:
+        raise _unusable(folder, "model.json", error) from None
+    if record["format"] != FORMAT:
         raise ArtifactError(
-            f"{folder.uri}: model format {known}, this raycluster reads {FORMAT}; install the version that wrote it"
+            f"{folder.uri}: model format {record['format']}, this raycluster reads {FORMAT}; install the version that wrote it"
         )
+    try:
+        validate(record, ModelRecord, "its keys")
+    except ConfigError as error:
+        raise _unusable(folder, "model.json", error) from None
     return record
 
 

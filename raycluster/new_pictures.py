@@ -12,14 +12,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raycluster import distributed
-from raycluster.config import AssignConfig, EncoderConfig, RunConfig, fingerprint, validate
+from raycluster.config import AssignConfig, RunConfig, fingerprint, validate
 from raycluster.drift import drift, snapshot
 from raycluster.encoder import provided
 from raycluster.errors import ConfigError
 from raycluster.model import Model
 from raycluster.node_checks import find_common
 from raycluster.plan import Inputs, Step
-from raycluster.prepare import Prepared, list_inputs
+from raycluster.prepare import Prepared, embedding_files, list_inputs
 from raycluster.resources import resolve
 from raycluster.run_folder import FIGURES, PLAN, RunFolder
 from raycluster.run_tables import Outcome
@@ -31,12 +31,12 @@ def prepare(settings: AssignConfig, model: Model, folder: RunFolder, retry_faile
     """Check all that can be wrong, cheapest first; raises :class:`ConfigError`."""
     config = _as_run(settings, model)
     if config.images is None:
-        dim = provided.dimension(config.embedding_sources, config.storage)
+        dim = provided.dimension(embedding_files(config, folder))
         if dim not in (None, model.record["dim"]):
             raise ConfigError(
                 f"embeddings: they have {dim} dimensions, the model takes {model.record['dim']}; make them with the model's encoder"
             )
-    elif model.record["encoder"]["config"] is None:
+    elif model.encoder_config is None:
         raise ConfigError(
             f"images: {model.folder.uri} was trained on ready-made embeddings and cannot read pictures; "
             "embed them with the same encoder and give `embeddings` instead"
@@ -44,8 +44,8 @@ def prepare(settings: AssignConfig, model: Model, folder: RunFolder, retry_faile
     distributed.connect()
     resources = resolve(config.resources)
     spec = model.spec_on("cuda" if resources.use_gpu else "cpu") if config.images else None
-    listing, facts = list_inputs(config, folder, retry_failed)
-    resources = replace(resources, common=find_common(config, folder.root, listing.column("uri"), spec))
+    listing, facts, samples = list_inputs(config, folder, retry_failed)
+    resources = replace(resources, common=find_common(config, folder.root, samples, spec))
     # As the model was trained: the precision of today's device is no reason to do everything again.
     encoder, method = model.spec.fingerprint if spec else "provided", model.method.config
     inputs = Inputs(config, method, facts["fingerprint"], facts["lineage"], encoder, {}, None)
@@ -70,8 +70,7 @@ def check_output(folder: RunFolder, model: Model) -> None:
 def _as_run(settings: AssignConfig, model: Model) -> RunConfig:
     """The settings as those of a run with this model, which the stages know."""
     given = settings.model_dump(exclude={"model"}, exclude_none=True)
-    stored = model.record["encoder"]["config"]
-    encoder = {} if stored is None else {"encoder": validate(stored, EncoderConfig, "model.json: encoder").model_dump()}
+    encoder = {} if model.encoder_config is None else {"encoder": model.encoder_config.model_dump()}
     known = {"clusters": model.method.n_clusters, "seed": model.record["seed"]}
     return validate({**given, **encoder, **known}, RunConfig, "options")
 

@@ -10,16 +10,17 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, wraps
+from itertools import chain
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import pyarrow as pa
 import ray
 
 from raycluster.config import EncoderConfig, RunConfig
 from raycluster.errors import ConfigError
+from raycluster.images.containers import container_of
 from raycluster.lock import LOCK_FILE
 from raycluster.nodes import ANSWER_S, Node, alive, ask, others, some
 from raycluster.storage import Location
@@ -103,16 +104,19 @@ def check_versions(wait: float = ANSWER_S) -> None:
     _refuse_differences(question(), ask(alive(), question, wait=wait))
 
 
-def find_common(config: RunConfig, root: Location, uris: pa.ChunkedArray, spec: EncoderSpec | None) -> Common:
+def find_common(
+    config: RunConfig, root: Location, samples: Iterable[Sequence[str]], spec: EncoderSpec | None
+) -> Common:
     """What every node must have for this run; raises :class:`ConfigError` if one of those there are has it not.
 
-    `root`: the run folder; `uris`: those of the manifest; `spec`: the encoder, None if there is none.
+    `root`: the run folder; `samples`: URIs of some pictures of each source; `spec`: the encoder, None if there is none.
     """
     places = []
     if root.scheme == "file" and (lock := root / LOCK_FILE).exists():
         places.append(place("output", lock.path, root.path))
-    pictures = [path for path in map(local_path, _ends(uris)) if path is not None and os.path.exists(path)]
-    places += [place("images", path) for path in pictures]
+    if spec is not None and spec.tower is not None and spec.tower.file.scheme == "file":
+        places.append(place("model", spec.tower.file.path))
+    places += [place("images", path) for path in dict.fromkeys(chain(*map(_files_here, samples)))]
     nodes = others()
     check_seen(nodes, *places)
     if nodes and spec is not None and (field := local_weights(spec)):
@@ -170,9 +174,11 @@ def _own_node() -> Node:
     return Node(ray.get_runtime_context().get_node_id(), ray.util.get_node_ip_address(), 0, 0)
 
 
-def _ends(uris: pa.ChunkedArray) -> list[str]:
-    """The first and the last of them; several sources lie one after the other."""
-    return [uris[0].as_py(), uris[len(uris) - 1].as_py()] if len(uris) else []
+def _files_here(uris: Sequence[str]) -> list[str]:
+    """The first and the last file of a source that is on this machine's disk: a picture, or the tar or table that holds it."""
+    paths = [local_path(container_of(uri)) for uri in uris]
+    here = [path for path in paths if path is not None and os.path.exists(path)]
+    return here[:1] + here[-1:]
 
 
 def _unseen(places: Iterable[Place]) -> list[Place]:
@@ -206,7 +212,7 @@ def _refuse_unseen(found: Mapping[Node, list[Place]]) -> None:
             blind.setdefault((each.field, each.shown), []).append(node.address)
     for (field, shown), addresses in blind.items():
         raise ConfigError(
-            f"{field}: {shown} is on this machine's disk, and node {', '.join(addresses[:3])} does not see it; "
+            f"{field}: {shown} is on this machine's disk, and node {', '.join(addresses[:3])} does not see the same there; "
             "on several nodes use s3://…, or a disk that all of them mount at this path"
         )
 
@@ -222,13 +228,11 @@ def _check_weights(field: str, config: EncoderConfig, spec: EncoderSpec, nodes: 
         except ConfigError as error:
             return str(error)
 
+    # Asked here as well: the fingerprint in `spec` also covers a tuned tower, and the precision of the run that made it.
+    here = resolved()
     for node, found in ask(nodes, resolved).items():
-        if found != spec.fingerprint:
-            what = (
-                "holds other weights there"
-                if len(found) == len(spec.fingerprint)
-                else f"cannot be used there ({found})"
-            )
+        if found != here:
+            what = "holds other weights there" if len(found) == len(here) else f"cannot be used there ({found})"
             raise ConfigError(
                 f"{field}: {spec.pretrained or spec.model} is on this machine's disk, and on node {node.address} it {what}; on several "
                 "nodes put them into a bucket (s3://…), or the same files at the same path everywhere (in the image), or name a weight tag"

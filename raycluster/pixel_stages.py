@@ -16,6 +16,7 @@ from raycluster.encoder import provided
 from raycluster.errors import DataQualityError
 from raycluster.images.pictures import COLUMNS
 from raycluster.plan import Step
+from raycluster.prepare import embedding_files
 from raycluster.row_blocks import Block, find_blocks
 from raycluster.run_folder import Marker, check_failures, check_rows, parts, relative_path
 from raycluster.run_tables import Outcome, RunTables
@@ -58,10 +59,9 @@ class PixelStages(RunTables):
         self.__dict__.pop("embedded", None)
         if self.ready.spec is None:
             done = rows.row_ids(parts(place))
+            files = embedding_files(self.config, self.folder)
             with self.progress("embed", len(np.setdiff1d(self.row_ids, done))) as bar:
-                for count in provided.import_provided(
-                    self.config.embedding_sources, self.config.storage, self.ready.listing, done, place
-                ):
+                for count in provided.import_provided(files, self.ready.listing, done, place):
                     bar.update(count)
         else:
             from raycluster.encoder.clip import check_encoder
@@ -174,7 +174,7 @@ class PixelStages(RunTables):
         from safetensors.torch import save
 
         from raycluster.encoder.clip import TunedTower
-        from raycluster.model import ENCODER_FILE
+        from raycluster.model_record import ENCODER_FILE
 
         file, content = self.place(step) / ENCODER_FILE, save(tuned.tower)
         file.write_bytes(content)
@@ -191,8 +191,9 @@ class PixelStages(RunTables):
         """`embeddings` [n, d]: of training rows, by the tuned encoder."""
         from safetensors.torch import save
 
-        from raycluster.model import ENCODER_FILE, remember
+        from raycluster.model import remember
         from raycluster.model_files import save_model
+        from raycluster.model_record import ENCODER_FILE
 
         facts = {
             **{key: before.record[key] for key in ("seed", "training")},

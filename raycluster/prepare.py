@@ -22,7 +22,7 @@ from raycluster.plan import Inputs, manifest_recipe
 from raycluster.resources import Resources, resolve
 from raycluster.run_folder import RunFolder
 from raycluster.semantics import vocabulary
-from raycluster.storage import read_table
+from raycluster.storage import Location, read_table
 
 SHARD_SIDE = 1.75
 """Default of `shards.size`, as a multiple of the encoder's side. `tests/benchmarks/shards.py --nearness` on photographs, encoders at 64 to
@@ -75,9 +75,9 @@ def prepare(config: RunConfig, folder: RunFolder, retrain: bool, retry_failed: b
     if key is None and nouns is not None:
         key = vocabulary.vocabulary_key(nouns, config.vocabulary.prompts, encoder)
     if noun_embeddings is not None:
-        _check_dimensions(config, spec, noun_embeddings.shape[1])
-    listing, facts = list_inputs(config, folder, retry_failed)
-    resources = replace(resources, common=find_common(config, folder.root, listing.column("uri"), spec))
+        _check_dimensions(config, folder, spec, noun_embeddings.shape[1])
+    listing, facts, samples = list_inputs(config, folder, retry_failed)
+    resources = replace(resources, common=find_common(config, folder.root, samples, spec))
     if len(listing) < config.clusters:
         raise ConfigError(
             f"clusters: {config.clusters} clusters, but only {len(listing)} images were found; lower `clusters`"
@@ -130,27 +130,36 @@ def _vocabulary(config: RunConfig, method: MethodConfig) -> tuple[list[str] | No
     return None, None, None
 
 
-def _check_dimensions(config: RunConfig, spec: EncoderSpec | None, nouns: int) -> None:
-    images = spec.dim if spec else provided.dimension(config.embedding_sources, config.storage)
+def _check_dimensions(config: RunConfig, folder: RunFolder, spec: EncoderSpec | None, nouns: int) -> None:
+    images = spec.dim if spec else provided.dimension(embedding_files(config, folder))
     if images not in (None, nouns):
         raise ConfigError(
             f"vocabulary.embeddings: nouns have {nouns} dimensions, images {images}; make both with the same encoder"
         )
 
 
+def embedding_files(config: RunConfig, folder: RunFolder) -> list[Location]:
+    """The files of ready-made embeddings."""
+    return provided.find_files(config.embedding_sources, config.storage, folder.root)
+
+
 def _digest(array: np.ndarray) -> str:
     return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
 
 
-def list_inputs(config: RunConfig, folder: RunFolder, retry_failed: bool) -> tuple[pa.Table, dict[str, Any]]:
-    """The manifest as it would be written now, and its facts: fingerprint, lineage, next row id, other files."""
-    others = 0
+def list_inputs(
+    config: RunConfig, folder: RunFolder, retry_failed: bool
+) -> tuple[pa.Table, dict[str, Any], tuple[tuple[str, ...], ...]]:
+    """The manifest as it would be written now, its facts (fingerprint, lineage, next row id, other files), and samples of each source.
+
+    Of ready-made embeddings there are no samples: only this process reads them, and nobody the pictures that they were made of.
+    """
     if config.images is not None:
         with counted("manifest") as seen:
-            listing = list_images(config.image_sources, config.storage, config.labels, seen)
-        found, others = listing.table, listing.other_files
+            listing = list_images(config.image_sources, config.storage, config.labels, seen, folder.root)
+        found, others, samples = listing.table, listing.other_files, listing.samples
     else:
-        found = provided.list_provided(config.embedding_sources, config.storage)
+        found, others, samples = provided.list_provided(embedding_files(config, folder)), 0, ()
     earlier = folder.latest_with("manifest", manifest_recipe(config))
     previous = read_table(folder.parts(earlier)) if earlier else None
     current = folder.marker("manifest")
@@ -163,12 +172,13 @@ def list_inputs(config: RunConfig, folder: RunFolder, retry_failed: bool) -> tup
     else:
         lineage = earlier.facts["lineage"] if grown_only(previous, table) else fingerprint(digest, earlier.fingerprint)
     highest = int(table.column("row_id").to_numpy().max()) + 1
-    return table, {
+    facts = {
         "fingerprint": digest,
         "lineage": lineage,
         "next_row_id": max(highest, next_row_id),
         "other_files": others,
     }
+    return table, facts, samples
 
 
 def _failed(folder: RunFolder) -> np.ndarray:

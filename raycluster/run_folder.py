@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from raycluster.config import Section, validate
 from raycluster.errors import ArtifactError, ConfigError, DataQualityError
@@ -68,6 +68,55 @@ class Marker(Section):
     """What only this stage knows (manifest: lineage, next row id; embed and assign: the manifest they cover; …)."""
 
 
+class Facts(Section):
+    """What the markers of some stages must hold besides; what else they hold is left alone."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+
+class ManifestFacts(Facts):
+    """Of the manifest."""
+
+    lineage: str
+    next_row_id: int
+
+
+class CoverFacts(Facts):
+    """Of a stage whose rows follow the manifest."""
+
+    manifest: str
+
+
+class TrainFacts(Facts):
+    """Of the heads."""
+
+    constants: dict[str, Any]
+    training: dict[str, Any]
+
+
+class FinetuneFacts(Facts):
+    """Of fine-tuning."""
+
+    guard: dict[str, float]
+    refused: str
+
+
+FOLLOWS_ROWS = ("shard", "embed", "semantics", "baseline", "reembed", "assign")
+"""Stages whose marker says which manifest they cover."""
+_FACTS: dict[str, type[Facts]] = {
+    "manifest": ManifestFacts,
+    "train": TrainFacts,
+    "finetune": FinetuneFacts,
+    **dict.fromkeys(FOLLOWS_ROWS, CoverFacts),
+}
+
+
+class Plan(Section):
+    """Which stages a run consists of."""
+
+    stages: list[str]
+
+
 @dataclass(frozen=True)
 class RunFolder:
     """Everything a run wrote, seen through its markers."""
@@ -95,7 +144,7 @@ class RunFolder:
     def model(self) -> Marker | None:
         """The marker of the current model: the fine-tuned one where there is one."""
         trained, tuned = self.marker("train"), self.marker("finetune")
-        return tuned if trained and tuned and tuned.recipe["train"] == trained.fingerprint else trained
+        return tuned if trained and tuned and tuned.recipe.get("train") == trained.fingerprint else trained
 
     def set_plan(self, stages: Iterable[str]) -> None:
         """Note which stages the run consists of; those of an earlier configuration that it leaves out are no longer current."""
@@ -108,7 +157,10 @@ class RunFolder:
     def plan(self) -> list[str]:
         """The stages of the run, in order."""
         file = self.root / PLAN
-        return list(file.read_json()["stages"]) if file.exists() else list(FOLDERS)
+        if not file.exists():
+            return list(FOLDERS)
+        plan: Plan = _checked(file, file.read_json(), Plan)
+        return plan.stages
 
     def folder(self, stage: str, fingerprint: str) -> Location:
         """Where `stage` writes under this fingerprint."""
@@ -145,13 +197,17 @@ class RunFolder:
     def _read(self, file: Location) -> Marker | None:
         if not file.exists():
             return None
-        try:
-            marker = validate(file.read_json(), Marker, file.uri)
-        except (ValueError, ConfigError) as error:
-            raise ArtifactError(
-                f"{file.uri}: not a stage marker ({error}); delete it to run that stage again"
-            ) from None
+        marker: Marker = _checked(file, file.read_json(), Marker)
+        _checked(file, marker.facts, _FACTS.get(marker.stage, Facts))
         return marker
+
+
+def _checked(file: Location, data: Any, kind: type[Section]) -> Any:
+    """What a file of `_stages` holds. Raises :class:`ArtifactError` if that is not what this version writes."""
+    try:
+        return validate(data, kind, "its keys")
+    except ConfigError as error:
+        raise ArtifactError(f"{file.uri} is damaged ({error}); restore it, or delete it and run again") from None
 
 
 def relative_path(stage: str, fingerprint: str) -> str:

@@ -14,7 +14,7 @@ from raycluster import rows
 from raycluster.methods import registry
 from raycluster.pixel_stages import PixelStages
 from raycluster.plan import Step
-from raycluster.run_folder import Marker, check_rows, now, parts, relative_path
+from raycluster.run_folder import FOLLOWS_ROWS, Marker, check_rows, now, parts, relative_path
 from raycluster.run_tables import Outcome
 from raycluster.storage import Location, read_table
 
@@ -27,8 +27,6 @@ log = logging.getLogger(__name__)
 MANIFEST_PART = 65_536
 MANIFEST_ROW_GROUP = 4_096
 """Small row groups: an embed task reads one of them to find its few rows."""
-FOLLOWS_ROWS = ("shard", "embed", "semantics", "baseline", "reembed", "assign")
-"""Stages whose marker says which manifest they cover."""
 
 
 class Stages(PixelStages):

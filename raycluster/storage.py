@@ -22,7 +22,7 @@ from pyarrow import fs
 
 from raycluster import s3
 from raycluster.config import StorageConfig
-from raycluster.errors import ArtifactError, ConfigError
+from raycluster.errors import ArtifactError, ConfigError, MissingFileError
 
 DRAFT = ".tmp"
 """End of the name of a local file that is being written."""
@@ -96,7 +96,7 @@ class Location:
         try:
             content = self.read_bytes()
         except FileNotFoundError:
-            raise ArtifactError(f"{self.uri} is missing; restore it, or delete the folder and train again") from None
+            raise MissingFileError(f"{self.uri} is missing; restore it, or delete the folder and train again") from None
         if hashlib.sha256(content).hexdigest() != sha256:
             raise ArtifactError(
                 f"{self.uri} is not the file that model.json describes (sha256 differs); restore it or train again"
@@ -143,8 +143,11 @@ class Location:
         return True
 
     def read_json(self) -> Any:
-        """The file, parsed as JSON."""
-        return json.loads(self.read_bytes())
+        """The file, parsed as JSON. Raises :class:`ArtifactError` if it is none."""
+        try:
+            return json.loads(self.read_bytes())
+        except ValueError as error:
+            raise ArtifactError(f"{self.uri} is damaged ({error}); restore it, or delete it and run again") from None
 
     def write_json(self, value: Any) -> None:
         """Write `value` as readable JSON, at once."""

@@ -154,6 +154,23 @@ def cluster_of(*cpus: float, environment: dict[str, str] | None = None) -> Itera
         nodes.stop()
 
 
+def arguments(*words: str) -> list[str]:
+    """A raycluster command."""
+    return [sys.executable, "-m", "raycluster.cli", *words]
+
+
+def environment(cluster: Nodes) -> dict[str, str]:
+    """For a command whose driver joins the cluster."""
+    return {**os.environ, "RAY_ADDRESS": cluster.address, "RAY_AUTH_MODE": "disabled", "PYTHONPATH": str(ROOT)}
+
+
+def command(cluster: Nodes, *words: str) -> subprocess.CompletedProcess[str]:
+    """Run a raycluster command on the cluster, to its end."""
+    return subprocess.run(
+        arguments(*words), capture_output=True, text=True, timeout=200, env=environment(cluster), check=False
+    )
+
+
 def finished(job: subprocess.Popen[str], timeout: float) -> tuple[int, str]:
     """Exit code and output of a submitted job. Nodes of one machine: the log of a driver on a worker node is not in it."""
     try:

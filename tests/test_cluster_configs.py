@@ -16,7 +16,9 @@ import pytest
 import yaml
 
 from raycluster.cli import _parse, load_config
+from raycluster.errors import ConfigError
 from raycluster.methods import registry
+from raycluster.serving.access import TOKENS_VARIABLE, read_tokens
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / "cluster_configs"
@@ -128,7 +130,29 @@ def test_serve_would_take_its_file() -> None:
     files = serve_files()
     for content in files.values():
         ServeDeploySchema.model_validate(content)
+    (application,) = files["serve.yaml"]["applications"]
+    del application["runtime_env"]  # on Kubernetes the tokens come from a secret
     assert files["serve.yaml"] == files["rayservice.yaml"]
+
+
+def test_no_endpoint_is_open_unless_somebody_takes_the_tokens_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    (application,) = serve_files()["serve.yaml"]["applications"]
+    placeholder = application["runtime_env"]["env_vars"][TOKENS_VARIABLE]
+    monkeypatch.setenv(TOKENS_VARIABLE, placeholder)
+    with pytest.raises(ConfigError, match="shorter than"):
+        read_tokens(None)
+    head = (CONFIGS / "serve.yaml").read_text().partition("proxy_location")[0]
+    assert placeholder in head
+    cluster = cluster_of(read(CONFIGS / "kuberay" / "rayservice.yaml"))
+    secret = (CONFIGS / "kuberay" / "rayservice.yaml").read_text()
+    for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+        (container,) = group["template"]["spec"]["containers"]
+        (variable,) = container["env"]
+        assert variable["name"] == TOKENS_VARIABLE
+        # Not optional: without the secret the pod does not start.
+        reference = variable["valueFrom"]["secretKeyRef"]
+        assert f"# kubectl create secret generic {reference['name']} --from-literal={reference['key']}=" in secret
+        assert set(reference) == {"name", "key"}
 
 
 def test_the_applications_import_path_resolves_and_takes_the_arguments() -> None:

@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import ray
-from ray_nodes import IMPATIENT, ROOT, Nodes, cluster_of, wait_until
+from ray_nodes import IMPATIENT, ROOT, arguments, cluster_of, command, environment, wait_until
 
 from raycluster import distributed, node_checks, nodes
 from raycluster.config import EncoderConfig, ResourcesConfig, RunConfig
 from raycluster.demo.drawing import draw_dataset
-from raycluster.encoder.clip import resolve_encoder
+from raycluster.encoder.clip import TunedTower, resolve_encoder
 from raycluster.errors import ConfigError, RayclusterError
 from raycluster.resources import Resources, resolve
 from raycluster.storage import locate
@@ -92,10 +89,29 @@ class TestOnThisMachine:
 
     def test_what_a_run_has_here_its_own_node_need_not_show(self, tmp_path: Path) -> None:
         config = RunConfig(images=str(tmp_path), output=str(tmp_path / "out"), clusters=2)
-        common = node_checks.find_common(config, locate(config.output), pa.chunked_array([["/nowhere/a.jpg"]]), None)
+        common = node_checks.find_common(config, locate(config.output), [["/nowhere/a.jpg"], []], None)
         (here,) = nodes.alive()
         assert common == node_checks.Common(here.id, tuple(node_checks.versions_question()().items()))
         node_checks.check_here(replace(common, versions=(("torch", "1.0"),)))
+
+    def test_what_is_compared_of_each_source(self, tmp_path: Path) -> None:
+        for name in ("1.jpg", "5.jpg", "x.tar", "t.parquet", "listed.jpg", "tower"):
+            (tmp_path / name).write_bytes(name.encode())
+        samples = [
+            [f"{tmp_path}/{number}.jpg" for number in range(7)],  # most are gone
+            [f"{tmp_path}/x.tar#bytes={first}-{first + 9}/99" for first in (0, 10, 20)],
+            [f"{tmp_path}/t.parquet#row=0/9"],
+            ["s3://bucket/a.jpg", "s3://bucket/x.tar#bytes=0-9/99", f"file://{tmp_path}/listed.jpg"],
+            ["s3://bucket/b.jpg"],
+        ]
+        spec = resolve_encoder(EncoderConfig(model="builtin"), use_gpu=False)
+        spec = spec.tuned(TunedTower(locate(str(tmp_path / "tower")), "0" * 64))
+        config = RunConfig(images=str(tmp_path), output=str(tmp_path / "out"), clusters=2)
+        places = node_checks.find_common(config, locate(config.output), samples, spec).places
+        assert [(each.field, Path(each.path).name) for each in places] == [
+            ("model", "tower"),
+            *(("images", name) for name in ("1.jpg", "5.jpg", "x.tar", "t.parquet", "listed.jpg")),
+        ]
 
     def test_nodes_that_do_not_come_are_an_error_and_nothing_stays_reserved(self) -> None:
         wanted = ResourcesConfig(use_gpu=True, encoder_actors=2, wait_seconds=1)
@@ -117,20 +133,6 @@ def test_local_paths_of_addresses() -> None:
 
 
 # Two nodes that differ: one with other code, one that does not see a folder of the driver's.
-
-
-def arguments(*words: str) -> list[str]:
-    return [sys.executable, "-m", "raycluster.cli", *words]
-
-
-def environment(cluster: Nodes) -> dict[str, str]:
-    return {**os.environ, "RAY_ADDRESS": cluster.address, "RAY_AUTH_MODE": "disabled", "PYTHONPATH": str(ROOT)}
-
-
-def command(cluster: Nodes, *words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        arguments(*words), capture_output=True, text=True, timeout=200, env=environment(cluster), check=False
-    )
 
 
 @pytest.mark.slow

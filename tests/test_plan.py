@@ -15,6 +15,7 @@ from raycluster.storage import locate
 PLAIN = tuple(stage for stage in STAGES if stage not in OPTIONAL)
 GOOD = {"agreement": 0.9, "clusters_before": 9.0, "clusters_after": 9.0, "consistency_before": 0.8,
         "consistency_after": 0.79, "imbalance_before": 0.1, "imbalance_after": 0.1}  # fmt: skip
+FACTS = {"lineage": "m1", "next_row_id": 1, "constants": {}, "training": {}, "refused": ""}
 TUNED = {"finetune": {"enabled": True}}
 
 
@@ -37,7 +38,7 @@ def inputs(run: RunConfig | None = None, **changes: Any) -> Inputs:
 
 def finish(folder: RunFolder, steps: dict[str, Step], manifest: str = "m1", **guard: float) -> None:
     for step in steps.values():
-        facts = {"manifest": manifest, "guard": {**GOOD, **guard}}
+        facts = {**FACTS, "manifest": manifest, "guard": {**GOOD, **guard}}
         folder.finish(
             Marker(
                 stage=step.stage,

@@ -1,18 +1,29 @@
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from raycluster.cli import main
 from raycluster.errors import ArtifactError, DataQualityError
 from raycluster.run_folder import FOLDERS, Marker, RunFolder, check_failures, check_rows, now, part_name
 from raycluster.storage import locate
 
+FACTS: dict[str, dict[str, Any]] = {
+    "manifest": {"lineage": "m", "next_row_id": 5},
+    "embed": {"manifest": "m"},
+    "train": {"constants": {}, "training": {}},
+    "finetune": {"guard": {"agreement": 1.0}, "refused": ""},
+}
+
 
 def marker(stage: str = "train", fingerprint: str = "aa", **changes: Any) -> Marker:
     values = {"recipe": {"clusters": 3}, "rows": 5, "seconds": 1.0, "finished": now(), "path": f"model/{fingerprint}"}
+    values["facts"] = FACTS.get(stage, {})
     return Marker.model_validate({"stage": stage, "fingerprint": fingerprint, **values, **changes})
 
 
@@ -66,6 +77,47 @@ def test_a_damaged_marker_names_its_file(tmp_path: Path) -> None:
     (tmp_path / "_stages" / "train.json").write_text("{")
     with pytest.raises(ArtifactError, match=r"train\.json.*delete it"):
         folder.marker("train")
+
+
+def broken(record: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The record without each of its keys, and with an odd value in its place."""
+    for key in record:
+        yield f"without {key}", {other: value for other, value in record.items() if other != key}
+        yield f"odd {key}", {**record, key: None}
+
+
+@pytest.mark.parametrize("stage", list(FACTS))
+def test_a_marker_that_lacks_something_is_an_error_in_words(tmp_path: Path, stage: str) -> None:
+    folder, file = RunFolder(locate(str(tmp_path))), tmp_path / "_stages" / f"{stage}.json"
+    folder.finish(marker(stage))
+    good = json.loads(file.read_text())
+    cases = [*broken(good), *((what, {**good, "facts": facts}) for what, facts in broken(FACTS[stage]))]
+    for what, record in [*cases, ("a list", []), ("a number", 5)]:
+        if what == "without statuses":  # none is the same as an empty one
+            continue
+        file.write_text(json.dumps(record))
+        with pytest.raises(ArtifactError, match=rf"_stages/{stage}\.json is damaged .*; restore it, or delete it"):
+            folder.marker(stage)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"stages": "train"}', '{"stages": [1]}', "null", '"\ud800'])
+def test_a_damaged_plan_is_an_error_in_words(tmp_path: Path, content: str) -> None:
+    folder = RunFolder(locate(str(tmp_path)))
+    folder.set_plan(["train"])
+    (tmp_path / "_stages" / "plan.json").write_bytes(content.encode("utf-8", "surrogatepass"))
+    with pytest.raises(ArtifactError, match=r"plan\.json is damaged .*; restore it, or delete it"):
+        folder.plan()
+
+
+def test_damaged_figures_are_an_error_in_words(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    folder = RunFolder(locate(str(tmp_path)))
+    folder.finish(marker("evaluate", path="evaluation/aa"))
+    (tmp_path / "evaluation" / "aa").mkdir(parents=True)
+    (tmp_path / "evaluation" / "aa" / "metrics.json").write_text('{"acc": 0.')
+    assert main(["status", str(tmp_path)]) == 4
+    said = capfd.readouterr()
+    assert "Traceback" not in said.err
+    assert "metrics.json is damaged" in json.loads(said.out)["error"]
 
 
 def test_a_marker_whose_table_is_gone_is_an_error(tmp_path: Path) -> None:

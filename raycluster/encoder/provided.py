@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 
 from raycluster.config import StorageConfig
 from raycluster.errors import ConfigError
+from raycluster.left_out import without_runs
 from raycluster.run_folder import part_name
 from raycluster.storage import Location, locate
 from raycluster.tables import MANIFEST, embeddings_schema
@@ -19,13 +20,33 @@ from raycluster.tables import MANIFEST, embeddings_schema
 BATCH = 4096
 
 
-def list_provided(sources: tuple[str, ...], storage: StorageConfig) -> pa.Table:
+def find_files(sources: tuple[str, ...], storage: StorageConfig, output: Location) -> list[Location]:
+    """The Parquet files of all sources; run folders below them, `output` among others, are left out.
+
+    Raises :class:`ConfigError` for a source without any.
+    """
+    files: list[Location] = []
+    for source in sources:
+        place = locate(source, storage)
+        if place.path == output.path:
+            raise ConfigError(
+                f"output: {source} is the folder of the embeddings; give one of its own, which may lie in it"
+            )
+        found = [place] if place.is_file() else without_runs(place, place.list(recursive=True), output)
+        found = [file for file in found if file == place or file.name.endswith(".parquet")]
+        if not found:
+            raise ConfigError(f"embeddings: {source}: no Parquet file is there; give a file or a folder of them")
+        files += found
+    return files
+
+
+def list_provided(files: list[Location]) -> pa.Table:
     """The manifest (schema MANIFEST without row_id) of Parquet files with `image_id`, `embedding`, optional `label`, `uri`.
 
     `etag` is a hash of the vector, so that a changed embedding counts as a changed image. Raises :class:`ConfigError`.
     """
     tables = []
-    for file in _files(sources, storage):
+    for file in files:
         for batch in _batches(file):
             ids = batch.column("image_id").cast(pa.string())
             etags = [
@@ -40,6 +61,8 @@ def list_provided(sources: tuple[str, ...], storage: StorageConfig) -> pa.Table:
                 "label": _optional(batch, "label"),
             }
             tables.append(pa.table(columns))
+    if not tables or not dimension(files):
+        raise ConfigError(f"embeddings: not one row of {files[0].uri} and the other files has an embedding")
     table = pa.concat_tables(tables).sort_by("image_id")
     if table.column("image_id").null_count:
         raise ConfigError("embeddings: some rows have no image_id; give each row a unique one")
@@ -52,31 +75,28 @@ def list_provided(sources: tuple[str, ...], storage: StorageConfig) -> pa.Table:
     return table.cast(pa.schema([field for field in MANIFEST if field.name != "row_id"]))
 
 
-def dimension(sources: tuple[str, ...], storage: StorageConfig) -> int | None:
+def dimension(files: list[Location]) -> int | None:
     """Length of the first embedding that is there; None if all are null."""
-    rows = (row for file in _files(sources, storage) for batch in _batches(file) for row in _rows(batch))
+    rows = (row for file in files for batch in _batches(file, ["embedding"]) for row in _rows(batch))
     return next((len(row) for row in rows if row is not None), None)
 
 
-def import_provided(
-    sources: tuple[str, ...], storage: StorageConfig, manifest: pa.Table, done: np.ndarray, folder: Location
-) -> Iterator[int]:
+def import_provided(files: list[Location], manifest: pa.Table, done: np.ndarray, folder: Location) -> Iterator[int]:
     """Write the embeddings of the manifest's rows that are not in `done`; yields rows written, file by file."""
-    row_ids = _row_ids(sources, storage, manifest)
-    dim, start, finished = None, 0, np.sort(done)
-    for file in _files(sources, storage):
+    row_ids = _row_ids(files, manifest)
+    # Asked for first: the files may begin with rows whose embedding is null, and those are written too.
+    dim, start, finished = dimension(files), 0, np.sort(done)
+    assert dim  # list_provided has seen one
+    for file in files:
         for batch in _batches(file):
             ids = row_ids[start : start + len(batch)]
             start += len(batch)
             vectors = _rows(batch)
-            found = {len(vector) for vector in vectors if vector is not None} | ({dim} if dim else set())
+            found = {len(vector) for vector in vectors if vector is not None} | {dim}
             if len(found) > 1:
                 raise ConfigError(
                     f"{file.uri}: embeddings of different lengths ({sorted(found)}); use one encoder for all"
                 )
-            if not found:
-                continue
-            dim = found.pop()
             new = np.flatnonzero(~np.isin(ids, finished))
             if len(new):
                 image_ids = batch.column("image_id").cast(pa.string()).take(pa.array(new))
@@ -85,13 +105,9 @@ def import_provided(
                 yield len(part)
 
 
-def _row_ids(sources: tuple[str, ...], storage: StorageConfig, manifest: pa.Table) -> np.ndarray:
+def _row_ids(files: list[Location], manifest: pa.Table) -> np.ndarray:
     """The manifest's number of every row of the sources, in their order, int64 [n]."""
-    columns = [
-        batch.column("image_id").cast(pa.string())
-        for file in _files(sources, storage)
-        for batch in _batches(file, ["image_id"])
-    ]
+    columns = [batch.column("image_id").cast(pa.string()) for file in files for batch in _batches(file, ["image_id"])]
     # One look-up for all: each builds a table of every id of the manifest.
     place = pc.index_in(pa.chunked_array(columns, pa.string()), value_set=manifest.column("image_id").combine_chunks())
     return manifest.column("row_id").take(place).to_numpy()
@@ -124,17 +140,6 @@ def _fault(vector: np.ndarray | None) -> str | None:
     return None if vector.any() else "the embedding is zero"
 
 
-def _files(sources: tuple[str, ...], storage: StorageConfig) -> list[Location]:
-    files: list[Location] = []
-    for source in sources:
-        place = locate(source, storage)
-        found = [place] if place.is_file() else place.list(suffix=".parquet", recursive=True)
-        if not found:
-            raise ConfigError(f"embeddings: {source}: no Parquet file is there; give a file or a folder of them")
-        files += found
-    return files
-
-
 def _batches(file: Location, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
     try:
         parquet = pq.ParquetFile(file.path, filesystem=file.filesystem)
@@ -148,7 +153,8 @@ def _batches(file: Location, columns: list[str] | None = None) -> Iterator[pa.Re
         )
     kind = schema.field("embedding").type
     listed = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
-    if not listed or not pa.types.is_floating(kind.value_type):
+    # A column of nulls only has no type, unless its writer gave it one.
+    if not pa.types.is_null(kind) and not (listed and pa.types.is_floating(kind.value_type)):
         raise ConfigError(f"embeddings: {file.uri}: `embedding` is {kind}; it must be a list of floats")
     wanted = [name for name in ("image_id", "embedding", "label", "uri") if name in schema.names]
     yield from parquet.iter_batches(BATCH, columns=columns or wanted)
@@ -156,8 +162,7 @@ def _batches(file: Location, columns: list[str] | None = None) -> Iterator[pa.Re
 
 def _rows(batch: pa.RecordBatch) -> list[np.ndarray | None]:
     return [
-        None if value.values is None else value.values.to_numpy(zero_copy_only=False)
-        for value in batch.column("embedding")
+        value.values.to_numpy(zero_copy_only=False) if value.is_valid else None for value in batch.column("embedding")
     ]
 
 

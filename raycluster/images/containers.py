@@ -58,6 +58,12 @@ def row_uri(file: str, row: int | str) -> str:
     return f"{file}#row={row}"
 
 
+def container_of(uri: str) -> str:
+    """The file that must be opened for an address: the tar or table that it points into, else the address itself."""
+    match = _FRAGMENT.fullmatch(uri)
+    return uri if match is None else match[1]
+
+
 def part_of(uri: str) -> Part | None:
     """What an address names inside a file; None if it is that of a file itself.
 

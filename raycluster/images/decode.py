@@ -28,6 +28,10 @@ from raycluster.images.fetch import Fetched
 from raycluster.images.formats import FORMATS, foreign_format
 from raycluster.tables import Status
 
+# Pillow refuses pictures of more than 178,956,970 pixels, whatever `max_pixels` says. Its limit is one of the whole process,
+# so it cannot be raised for one picture while other threads decode; `check_pixels` judges every header instead.
+Image.MAX_IMAGE_PIXELS = None
+
 
 class Rejected(Exception):
     """The picture cannot be used: `status` and `reason` say why."""
@@ -86,8 +90,6 @@ def decode(data: bytes, max_pixels: int, min_side: int | None = None, enlarges: 
         raise Rejected("empty", "zero bytes")
     try:
         return _decode(Image.open(io.BytesIO(data), formats=FORMATS), max_pixels, min_side, enlarges)
-    except Image.DecompressionBombError as error:
-        raise Rejected("too_large", str(error)) from None
     except UnidentifiedImageError:
         raise _unidentified(data) from None
     except Rejected:
@@ -98,6 +100,13 @@ def decode(data: bytes, max_pixels: int, min_side: int | None = None, enlarges: 
         if "truncated" in str(error).lower():
             raise Rejected("undecodable", "the file is truncated") from None
         raise Rejected("undecodable", f"{type(error).__name__}: {error}") from None
+
+
+def check_pixels(image: Image.Image, max_pixels: int) -> None:
+    """Raise :class:`Rejected` (`too_large`) for a picture whose header announces more than `max_pixels`; none is decoded."""
+    width, height = image.size
+    if width * height > max_pixels:
+        raise Rejected("too_large", f"{width} × {height} pixels, more than max_pixels = {max_pixels}")
 
 
 def decode_batch(
@@ -113,7 +122,7 @@ def decode_batch(
     """
     batch = DecodedBatch([], [], [], [], [])
     with warnings.catch_warnings():
-        # Pillow warns of odd metadata and of large pictures; the former do no harm, the latter are judged here.
+        # Pillow warns of odd metadata, which does no harm.
         warnings.filterwarnings("ignore", module="PIL")
         for item in fetched:
             row = _decode_row(item, to_pixels, max_pixels, min_side, enlarges)
@@ -153,8 +162,7 @@ def _decode_row(
 
 def _decode(image: Image.Image, max_pixels: int, min_side: int | None, enlarges: bool) -> Decoded:
     width, height = image.size
-    if width * height > max_pixels:
-        raise Rejected("too_large", f"{width} × {height} pixels, more than max_pixels = {max_pixels}")
+    check_pixels(image, max_pixels)
     if min_side:
         if enlarges and max(width, height) * min_side**2 > max_pixels * min(width, height):
             raise Rejected("too_large", f"{width} × {height} pixels: too narrow to be resized to {min_side} pixels")

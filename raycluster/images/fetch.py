@@ -40,7 +40,7 @@ class StorageError(RayclusterError):
 
 
 def fetch(
-    uri: str,
+    picture: str | Location | Part,
     storage: StorageConfig,
     max_bytes: int,
     expected_size: int | None = None,
@@ -50,6 +50,9 @@ def fetch(
 
     Parameters
     ----------
+    picture
+        Its URI. A :class:`Location` is opened as the file it is, whatever its name looks like, and a :class:`Part` is
+        read out of exactly the file it names: this is for places that were resolved and checked before.
     max_bytes
         Larger pictures get the status `too_large`; not a byte of them is read (of rows, kept).
     expected_size
@@ -62,26 +65,26 @@ def fetch(
     StorageError
         The picture could neither be read nor be shown to be unreadable for good, in `TRIES` tries.
     """
-    return fetch_batch([uri], [expected_size], storage, max_bytes, 1, sleep)[0]
+    return fetch_batch([picture], [expected_size], storage, max_bytes, 1, sleep)[0]
 
 
 def fetch_batch(
-    uris: Sequence[str],
+    pictures: Sequence[str | Location | Part],
     sizes: Sequence[int | None],
     storage: StorageConfig,
     max_bytes: int,
     threads: int = FETCH_THREADS,
     sleep: Callable[[float], None] = time.sleep,
 ) -> list[Fetched]:
-    """Read pictures, `threads` files at a time; results in the order of `uris`. Raises as :func:`fetch` does.
+    """Read pictures, `threads` files at a time; results in their order. Raises as :func:`fetch` does.
 
     Members of a tar that lie side by side are read together, and rows of a table with each of its row groups read once.
     """
     results: dict[int, Fetched] = {}
     items: list[tuple[int, str, Part | None]] = []
-    for index, uri in enumerate(uris):
+    for index, picture in enumerate(pictures):
         try:
-            items.append((index, uri, part_of(uri)))
+            items.append((index, *_addressed(picture)))
         except ValueError as error:
             results[index] = Fetched(None, "failed", str(error)[:200])
 
@@ -96,7 +99,14 @@ def fetch_batch(
     else:
         with ThreadPoolExecutor(threads) as pool:
             list(pool.map(read, work))
-    return [results[index] for index in range(len(uris))]
+    return [results[index] for index in range(len(pictures))]
+
+
+def _addressed(picture: str | Location | Part) -> tuple[str, Part | None]:
+    """The file to open, and what to read of it. Raises :class:`ValueError` for a malformed address."""
+    if isinstance(picture, Part):
+        return picture.file, picture
+    return (picture, part_of(picture)) if isinstance(picture, str) else (picture.uri, None)
 
 
 def _fetch_unit(

@@ -28,6 +28,8 @@ IDENTITY = ("image_id", "uri", "size", "etag", "modified")
 """The columns that make a row the same picture as before; the label is not one of them."""
 FILE_THREADS = 8
 """Tars and tables that are read at a time."""
+SAMPLES = 5
+"""Pictures of a source that stand for all of it."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,8 @@ class Listing:
     table: pa.Table
     """One row a picture, the schema `MANIFEST` without `row_id`: source by source, those of a folder or list sorted by
     image_id, those inside tars and tables as they lie there, so that neighbors are read together."""
+    samples: tuple[tuple[str, ...], ...]
+    """URIs of a few pictures of each source, evenly spread."""
     other_files: int
     """Files beside the pictures (of a tar, members) that are no pictures by their names, or hidden."""
 
@@ -46,6 +50,7 @@ def list_images(
     storage: StorageConfig,
     labels: Labels,
     seen: Callable[[int], None] = lambda images: None,
+    output: Location | None = None,
 ) -> Listing:
     """List the pictures of all sources. Rows lie in Arrow's memory; no Python object is kept for any.
 
@@ -59,6 +64,8 @@ def list_images(
         and a shard's `.cls` members go before it.
     seen
         Told, from several threads, how many more pictures were found.
+    output
+        The run folder. It may lie below a source; what is in it is no input.
 
     Raises
     ------
@@ -70,14 +77,14 @@ def list_images(
     """
     tables, other_files = [], 0
     for source in sources:
-        table, others = _list_source(source, storage, labels, seen)
+        table, others = _list_source(source, storage, labels, seen, output)
         if not table.num_rows:
             raise ConfigError(f"images: no pictures in {source} ({_describe(others)}); {_WANTED}")
         tables.append(table)
         other_files += others.total()
     table = pa.concat_tables(tables)
     _refuse_duplicates(table)
-    return Listing(table, other_files)
+    return Listing(table, tuple(map(_samples, tables)), other_files)
 
 
 _WANTED = "give files named .jpg .jpeg .png .webp .gif .bmp .tif .tiff, .tar shards, or a .parquet or .csv list with a column `uri`"
@@ -145,13 +152,13 @@ def _equal(left: pa.ChunkedArray, right: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def _list_source(
-    source: str, storage: StorageConfig, labels: Labels, seen: Callable[[int], None]
+    source: str, storage: StorageConfig, labels: Labels, seen: Callable[[int], None], output: Location | None
 ) -> tuple[pa.Table, Counter[str]]:
     location, kind = locate(source, storage), kind_of(source)
     info = ask(lambda: location.filesystem.get_file_info(location.path), source)
     if info.type == fs.FileType.Directory or (kind is None and info.type == fs.FileType.File):
-        return walk(location, info, labels, seen)
-    files = [location] if info.type == fs.FileType.File else matching(location) if kind else []
+        return walk(location, info, labels, seen, output)
+    files = [location] if info.type == fs.FileType.File else matching(location, output) if kind else []
     if not files:
         raise ConfigError(f"images: {source} does not exist{_bucket_too(location)}; {_WANTED}")
     read = partial(_list_tar if kind == ".tar" else _list_table, labels=labels, seen=seen)
@@ -159,6 +166,11 @@ def _list_source(
     with ThreadPoolExecutor(FILE_THREADS) as pool:
         tables, others = zip(*pool.map(read, files), strict=True)
     return pa.concat_tables(tables), sum(others, Counter())
+
+
+def _samples(table: pa.Table) -> tuple[str, ...]:
+    places = np.unique(np.linspace(0, len(table) - 1, SAMPLES).round().astype(np.int64))
+    return tuple(table["uri"][int(place)].as_py() for place in places)
 
 
 def _bucket_too(location: Location) -> str:

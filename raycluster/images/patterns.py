@@ -12,6 +12,7 @@ from pyarrow import fs
 
 from raycluster.errors import ConfigError
 from raycluster.images.walk import ask
+from raycluster.left_out import without_runs
 from raycluster.storage import Location
 
 FILE_KINDS = (".tar", ".parquet", ".csv")
@@ -31,8 +32,10 @@ def kind_of(source: str) -> str | None:
     return suffix if suffix in FILE_KINDS else None
 
 
-def matching(pattern: Location) -> list[Location]:
+def matching(pattern: Location, output: Location | None = None) -> list[Location]:
     """The files that a pattern names: those of a range in its order, those of a glob sorted. Not a pattern: none.
+
+    A glob does not reach into `output`, the run folder, from outside.
 
     Raises :class:`ConfigError` if a file of a range is absent, or a glob matches nothing.
     """
@@ -43,7 +46,7 @@ def matching(pattern: Location) -> list[Location]:
     paths = list(expand(pattern.path))
     for path in paths:
         place = Location(path, pattern.scheme, pattern.options)
-        found = list(_glob(place)) if _GLOB.search(path) else [place]
+        found = _outside(list(_glob(place)), place, output) if _GLOB.search(path) else [place]
         files += found
         if not found:
             absent.append(place.uri)
@@ -103,6 +106,11 @@ def _glob(pattern: Location) -> Iterator[Location]:
             yield from _glob(place)
         elif place.is_file():
             yield place
+
+
+def _outside(files: list[Location], pattern: Location, output: Location | None) -> list[Location]:
+    fixed = Location(_GLOB.split(pattern.path)[0].rpartition("/")[0] or "/", pattern.scheme, pattern.options)
+    return files if output is None else without_runs(fixed, files, output)
 
 
 def _entries(folder: Location) -> list[fs.FileInfo]:

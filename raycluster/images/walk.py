@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TypeVar
 
 import pyarrow as pa
@@ -16,6 +17,7 @@ from raycluster.images.bucket import list_objects
 from raycluster.images.columns import Labels, Rows, folder_of, in_order
 from raycluster.images.fetch import retry
 from raycluster.images.reading import damaged
+from raycluster.left_out import inside
 from raycluster.storage import Location
 
 PICTURE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
@@ -24,12 +26,13 @@ T = TypeVar("T")
 
 
 def walk(
-    root: Location, info: fs.FileInfo, labels: Labels, seen: Callable[[int], None]
+    root: Location, info: fs.FileInfo, labels: Labels, seen: Callable[[int], None], output: Location | None = None
 ) -> tuple[pa.Table, Counter[str]]:
     """Pictures at or below `root` (schema `LISTING`, sorted by image_id), and how many other files of each kind there are.
 
     Hidden files, and all files in hidden folders, count as others. Linked files and folders are followed; a link whose
-    target is absent is a picture without a size, whose fate shows when it is fetched. `seen`: as in :class:`Rows`.
+    target is absent is a picture without a size, whose fate shows when it is fetched. `seen`: as in :class:`Rows`. What lies
+    in `output`, the run folder, is neither a picture nor counted, unless `root` itself lies there.
     """
     others: Counter[str] = Counter()
     if info.type != fs.FileType.Directory:
@@ -40,15 +43,22 @@ def walk(
             modified = None if info.mtime_ns is None else info.mtime_ns // 1000
             rows.add(info.base_name, f"{base}/{info.base_name}", info.size, modified, None)
     elif root.scheme == "file":
-        for path, entry in _walk_local(root.path):
+        for path, entry in _walk_local(root.path, output):
             if is_picture(path, others):
                 size, modified = _facts(entry)
                 rows.add(path, f"{base}/{path}", size, modified, folder_of(path) if labels else None)
     else:
         start = len(root.bucket_and_key[1]) + 1 if root.bucket_and_key[1] else 0
+        own = (
+            ""
+            if output is None or inside(root, output) or not inside(output, root)
+            else output.path[len(root.path) + 1 :]
+        )
         for objects in list_objects(root, ask):
             for each in objects:
                 path = each.key[start:]
+                if own and path.startswith(f"{own}/"):
+                    continue
                 if is_picture(path, others):
                     label = folder_of(path) if labels else None
                     rows.add(path, f"{base}/{path}", each.size, each.modified_us, label, each.etag or None)
@@ -86,15 +96,19 @@ def ask(operation: Callable[[], T], uri: str) -> T:
     return retry(attempt, uri)
 
 
-def _walk_local(root: str) -> Iterator[tuple[str, os.DirEntry[str]]]:
+def _walk_local(root: str, output: Location | None) -> Iterator[tuple[str, os.DirEntry[str]]]:
     """Walk with `os.scandir`: a million files take seconds, as only pictures cost a `stat`. Yields paths below root."""
     # Path below root, and the identity of the folders above: a link to one of those would never end.
     folders: list[tuple[str, tuple[tuple[int, int], ...]]] = [("", ())]
+    local = output is not None and output.scheme == "file" and os.path.isdir(output.path)
+    own = _identity(Path(output.path)) if output is not None and local else None
     while folders:
         folder, above = folders.pop()
         try:
-            here = os.stat(os.path.join(root, folder))
-            above = (*above, (here.st_dev, here.st_ino))
+            here = _identity(Path(root, folder))
+            if folder and here == own:
+                continue
+            above = (*above, here)
             with os.scandir(os.path.join(root, folder)) as entries:
                 for entry in entries:
                     path = f"{folder}/{entry.name}" if folder else entry.name
@@ -113,7 +127,7 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def _identity(entry: os.DirEntry[str]) -> tuple[int, int]:
+def _identity(entry: os.DirEntry[str] | Path) -> tuple[int, int]:
     target = entry.stat()
     return target.st_dev, target.st_ino
 

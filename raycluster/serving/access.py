@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import ipaddress
 import os
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
+from dataclasses import replace
 from pathlib import Path
 
 from raycluster.config import StorageConfig
 from raycluster.errors import ConfigError
+from raycluster.images.containers import Part, container_of, part_of
 from raycluster.storage import Location, locate
 
 TOKENS_VARIABLE = "RAYCLUSTER_TOKENS"
@@ -59,19 +62,41 @@ def read_tokens(file: str | None) -> Tokens:
     return Tokens(tokens)
 
 
+def is_loopback(host: str) -> bool:
+    """Whether a host, named or by its address, is this machine and nothing else."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+def only_loopback(hosts: Collection[str]) -> bool:
+    """Whether an endpoint that answers under these names alone, `raycluster serve` on loopback, is for this machine only."""
+    return bool(hosts) and all(map(is_loopback, hosts))
+
+
 def allowed_locations(prefixes: Iterable[str], storage: StorageConfig) -> tuple[Location, ...]:
     """The places of `allowed_prefixes`; raises :class:`ConfigError` for one that is no place at all."""
     return tuple(locate(prefix, storage) for prefix in prefixes)
 
 
-def permitted(uri: str, allowed: Iterable[Location], storage: StorageConfig) -> Location | None:
-    """The place that a request's `uri` names, if it lies below one of the allowed ones; None if it does not.
+def permitted(uri: str, allowed: Iterable[Location], storage: StorageConfig) -> Location | Part | None:
+    """What a request's `uri` names, if its file lies below one of the allowed places; None if it does not.
 
-    Nothing but `s3://bucket/key` and absolute local paths is looked at, so no request makes the server open a connection to a
-    host of its choosing. `.`, `..` and empty parts are refused, and links that lead out of the prefix: what is returned
-    is the place with all links resolved. (Who may write below an allowed prefix could still swap a folder for a
-    link between the check and the read.)
+    The file is the container, where `uri` points into a tar or a table. Nothing but `s3://bucket/key` and absolute local
+    paths is looked at, so no request makes the server open a connection to a host of its choosing. `.`, `..` and empty
+    parts are refused, and links that lead out of the prefix: what is returned names the file with all links resolved, and
+    :func:`raycluster.images.fetch.fetch` opens exactly that file. (Who may write below an allowed prefix could still swap
+    a folder for a link between the check and the read.)
+
+    Raises :class:`ValueError` if the file is allowed but the address inside it is malformed.
     """
+    file = _permitted_file(container_of(uri), allowed, storage)
+    part = part_of(uri) if file is not None else None
+    return file if file is None or part is None else replace(part, file=file.uri)
+
+
+def _permitted_file(uri: str, allowed: Iterable[Location], storage: StorageConfig) -> Location | None:
     scheme, path = _split(uri)
     if path is None or any(part in ("", ".", "..") for part in path.lstrip("/").split("/")):
         return None

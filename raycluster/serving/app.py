@@ -24,7 +24,7 @@ from ray.serve.handle import DeploymentHandle
 
 from raycluster.config import Section, validate
 from raycluster.errors import RayclusterError
-from raycluster.serving.access import allowed_locations, read_tokens
+from raycluster.serving.access import TOKENS_VARIABLE, allowed_locations, only_loopback, read_tokens
 from raycluster.serving.api import create_app
 from raycluster.serving.batching import Batcher
 from raycluster.serving.intake import RETRY_AFTER_S, overloaded
@@ -75,9 +75,11 @@ class ModelReplica:
                 self._live = await asyncio.to_thread(self._start, validate(user_config, ModelChoice, "user_config").run)
             else:
                 await asyncio.to_thread(self._offer, user_config)
+            # Begun anew, as another model has other pauses. It holds no lock here, so it is asleep.
+            if self._watcher is not None:
+                self._watcher.cancel()
+            self._watcher = asyncio.create_task(self._watch(self._live))
         self._metrics.use(self._live.card.version)
-        if self._settings.watch_seconds and self._watcher is None:
-            self._watcher = asyncio.create_task(self._watch(self._settings.watch_seconds))
 
     def _start(self, run: str) -> LiveModel:
         settings = self._settings
@@ -102,13 +104,11 @@ class ModelReplica:
         if not self._live.offer(str(run)):
             self._metrics.refuse()
 
-    async def _watch(self, seconds: float) -> None:
-        """Take over what the run folder has new."""
-        while True:
-            await asyncio.sleep(seconds)
+    async def _watch(self, live: LiveModel) -> None:
+        """Take over what the run folder has new, if that is wanted, and what could not be loaded for the moment."""
+        while (pause := live.next_look(self._settings.watch_seconds)) is not None:
+            await asyncio.sleep(pause)
             async with self._changing:
-                live = self._live
-                assert live is not None
                 refused = live.card.refused
                 if await asyncio.to_thread(live.look):
                     self._metrics.use(live.card.version)
@@ -228,7 +228,12 @@ def build(settings: ServeSettings) -> serve.Application:
     Raises :class:`RayclusterError` for a model that is missing, damaged or does not compute, for tokens and prefixes.
     """
     settings = settings if isinstance(settings, ServeSettings) else validate(settings, ServeSettings, "args")
-    read_tokens(settings.tokens_file)
+    if not read_tokens(settings.tokens_file) and not only_loopback(settings.allowed_hosts):
+        log.warning(
+            "serve     no token is asked for, so everyone who reaches the port may ask: set `tokens_file`, or %s in the "
+            "application's runtime_env (cluster_configs/serve.yaml)",
+            TOKENS_VARIABLE,
+        )
     allowed_locations(settings.allowed_prefixes, settings.storage)
     Loaded.load(settings.run, settings.storage, "cpu", max_batch=1)
     # Old replicas are stopped when new ones answer, not before.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import logging
 import os
 import signal
@@ -14,7 +13,7 @@ from typing import Any
 
 from raycluster.errors import ConfigError
 from raycluster.model_files import model_folder
-from raycluster.serving.access import read_tokens
+from raycluster.serving.access import is_loopback
 from raycluster.serving.settings import ServeSettings
 from raycluster.storage import locate
 
@@ -33,13 +32,8 @@ def serve_forever(settings: ServeSettings, host: str, port: int) -> dict[str, An
         raise ConfigError(
             "RAY_ADDRESS names a cluster, and `raycluster serve` is for one machine: there use `serve deploy cluster_configs/serve.yaml`, here unset it"
         )
-    local = _is_loopback(host)
-    if local and not settings.allowed_hosts:
+    if is_loopback(host) and not settings.allowed_hosts:
         settings = settings.model_copy(update={"allowed_hosts": ("127.0.0.1", "localhost", "[::1]", host)})
-    if not local and not read_tokens(settings.tokens_file):
-        log.warning(
-            "serve     %s can be reached from elsewhere, and no token is asked for: set RAYCLUSTER_TOKENS", host
-        )
     _check_free(host, port)
     model_folder(locate(settings.run, settings.storage))  # said at once, before Ray is started
     url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
@@ -88,13 +82,6 @@ def _fitted(settings: ServeSettings, cpus: float) -> ServeSettings:
         most = cpus - (update["ingress"] if update else settings.ingress).num_cpus
         update["model"] = settings.model.model_copy(update={"num_cpus": float(int(most)) if most >= 1 else 0.5})
     return settings.model_copy(update=update)
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def _check_free(host: str, port: int) -> None:

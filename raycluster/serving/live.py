@@ -12,20 +12,30 @@ from typing import Any
 import numpy as np
 import torch
 
-from raycluster.config import EncoderConfig, StorageConfig, fingerprint, validate
+from raycluster.config import EncoderConfig, StorageConfig, fingerprint
 from raycluster.encoder.clip import EncoderSpec
-from raycluster.errors import ArtifactError, ConfigError, RayclusterError
+from raycluster.errors import ArtifactError, ConfigError, MissingFileError, RayclusterError
 from raycluster.model import Model
-from raycluster.model_files import load_model, model_folder
+from raycluster.model_files import load_folder, model_folder
 from raycluster.prediction import outliers, probabilities, top_two
 from raycluster.run_folder import now
 from raycluster.serving.gallery import Gallery, read_gallery
-from raycluster.storage import locate
+from raycluster.serving.waiting import State, Waiting, state_of
+from raycluster.storage import Location, locate
 
 log = logging.getLogger(__name__)
 
 GRACE_S = 60.0
 """How long the model before is kept for pictures that were still preprocessed for it."""
+
+
+class IncompatibleError(ConfigError):
+    """A model that is whole, but not for this endpoint."""
+
+
+FINAL = (ArtifactError, IncompatibleError)
+"""What is wrong with the content of a model. Whatever else keeps one from being loaded – the storage, a file that is not
+visible yet, memory, a download of weights – may pass."""
 
 
 @dataclass(frozen=True)
@@ -115,22 +125,23 @@ class Loaded:
     gallery: Gallery
 
     @classmethod
-    def load(cls, run: str, storage: StorageConfig, device: str, max_batch: int) -> Loaded:
+    def load(cls, run: str | Location, storage: StorageConfig, device: str, max_batch: int) -> Loaded:
         """Load the current model of `run`, verify every file, and warm it up.
 
         Raises :class:`RayclusterError` where it is missing, damaged, or not what its record says.
         """
-        model = load_model(run, storage, device)
-        encoder, spec, limits = model.record["encoder"]["config"], None, EncoderConfig(model="builtin")
+        place = run if isinstance(run, Location) else locate(run, storage)
+        model = load_folder(model_folder(place), storage, device)
+        limits, spec = model.encoder_config or EncoderConfig(model="builtin"), None
         rows = np.zeros((1, model.record["dim"]), np.float16)
-        if encoder is not None:
-            limits, spec = validate(encoder, EncoderConfig, "model.json: encoder"), model.spec
+        if model.encoder_config is not None:
+            spec = model.spec
             # The sizes that requests will come in: kernels are chosen, and memory is taken, at the first of each.
             model.encode(np.zeros((max_batch, *spec.pixel_shape), np.uint8), max_batch)
             rows = model.encode(np.zeros((1, *spec.pixel_shape), np.uint8))
         p = probabilities(model.method, rows)
         clusters = model.record["n_clusters"]
-        if p.shape != (1, clusters) or not torch.isfinite(p).all() or len(model.clusters) != clusters:
+        if p.shape != (1, clusters) or not torch.isfinite(p).all():
             raise ArtifactError(f"{model.folder.uri}: the model does not give {clusters} probabilities; train it again")
         card = Card(
             version=fingerprint(model.record),
@@ -172,10 +183,13 @@ class LiveModel:
     def __init__(self, run: str, storage: StorageConfig, device: str, max_batch: int) -> None:
         """Raises :class:`RayclusterError` if the model of `run` cannot be used."""
         self._storage, self._device, self._max_batch = storage, device, max_batch
-        self._run, self._looked_at = run, ""
+        self._run = run
+        self._settled: State | None = None
+        self._waiting: Waiting | None = None
         self._refused: dict[str, str] | None = None
         self._previous: tuple[Loaded, float] | None = None
-        self._current = self._load(run)
+        folder = self._folder()
+        self._settled, self._current = state_of(folder), self._load(folder)
 
     @property
     def card(self) -> Card:
@@ -188,35 +202,68 @@ class LiveModel:
         return self._current.gallery
 
     def offer(self, run: str) -> bool:
-        """Put the current model of `run` in place of the one in use; False, and nothing changes, if it cannot be used. Never raises."""
-        self._run = run
+        """Put the current model of `run` in place of the one in use; False, and nothing changes, if it cannot be used. Never raises.
+
+        What may pass (not `FINAL`) is tried again by :meth:`look`, after pauses that grow.
+        """
+        self._run, self._waiting = run, None
+        return self._try()
+
+    def look(self) -> bool:
+        """Take over the run's current model if it is another than when last looked, or one whose pause is over; whether that happened.
+
+        What was refused for good is tried again only when the run has another model, or a file of that one has changed. Never raises.
+        """
         try:
-            candidate = self._load(run)
+            state = state_of(self._folder())
+            if state == self._settled:
+                self._waiting = None  # the run has gone back to a model that needs no try
+                if not self.gallery.described:
+                    # The clusters are described some stages after the model is there.
+                    self._current = replace(self._current, gallery=read_gallery(self._current.model))
+        except Exception as error:  # noqa: BLE001 - a run that is being made again has no current model for a while
+            log.info("no model in %s at present: %s", self._run, error)
+            if self._waiting:
+                self._waiting = Waiting.after(self._waiting, self._waiting.state)
+            return False
+        paused = self._waiting and self._waiting.state == state and self._waiting.left > 0
+        return state != self._settled and not paused and self._try()
+
+    def next_look(self, every: float | None) -> float | None:
+        """Seconds until :meth:`look` has something to do, with `every` at most so many; None: nothing waits."""
+        pauses = [] if every is None else [every]
+        if self._waiting:
+            pauses.append(self._waiting.left)
+        return min(pauses, default=None)
+
+    def _try(self) -> bool:
+        state = None
+        try:
+            folder = self._folder()
+            # Noted before the files are read: what is written meanwhile is looked at again.
+            state = state_of(folder)
+            candidate = self._load(folder)
             self._check_compatible(candidate)
         # Whatever is wrong with a model that is offered, the one in use goes on answering.
         except Exception as error:  # noqa: BLE001
-            reason = str(error) if isinstance(error, RayclusterError) else f"{type(error).__name__}: {error}"
-            self._refused = {"run": run, "reason": " ".join(reason.split())[:1000], "at": now()}
-            log.error("model of %s refused: %s", run, self._refused["reason"])
+            self._refuse(error, state)
             return False
-        before, self._current, self._refused = self._current, candidate, None
+        before, self._current = self._current, candidate
+        self._settled, self._waiting, self._refused = state, None, None
         self._previous = (before, time.monotonic()) if before.card.pixels != candidate.card.pixels else None
-        log.info("model %s of %s in use, %s before", candidate.card.version, run, before.card.version)
+        log.info("model %s of %s in use, %s before", candidate.card.version, self._run, before.card.version)
         return True
 
-    def look(self) -> bool:
-        """Take over the run's current model if it is another than when last looked; whether that happened. Never raises."""
-        try:
-            place = model_folder(locate(self._run, self._storage)).uri
-        except Exception as error:  # noqa: BLE001 - a run that is being made again has no current model for a while
-            log.info("no model in %s at present: %s", self._run, error)
-            return False
-        if place != self._looked_at:
-            return self.offer(self._run)
-        if not self.gallery.described:
-            # The clusters are described some stages after the model is there.
-            self._current = replace(self._current, gallery=read_gallery(self._current.model))
-        return False
+    def _refuse(self, error: Exception, state: State | None) -> None:
+        reason = str(error) if isinstance(error, RayclusterError) else f"{type(error).__name__}: {error}"
+        reason = " ".join(reason.split())[:1000]
+        if isinstance(error, FINAL) and not isinstance(error, MissingFileError):
+            self._settled, self._waiting = state, None
+        else:
+            self._waiting = Waiting.after(self._waiting, state)
+            reason += f"; it is tried again in {self._waiting.pause:.0f} s"
+        self._refused = {"run": self._run, "reason": reason, "at": now()}
+        log.error("model of %s refused: %s", self._run, reason)
 
     def answer(self, jobs: Sequence[Job]) -> list[Answer | Stale]:
         """Assign the rows of several requests; pictures made for an encoder that is gone come back as :class:`Stale`."""
@@ -231,20 +278,20 @@ class LiveModel:
                 results.update(zip(places, answers, strict=True))
         return [results[place] for place in range(len(jobs))]
 
-    def _load(self, run: str) -> Loaded:
-        place = model_folder(locate(run, self._storage)).uri
-        # Noted first: what is refused is offered again only when the run has another model.
-        self._looked_at = place
-        return Loaded.load(run, self._storage, self._device, self._max_batch)
+    def _folder(self) -> Location:
+        return model_folder(locate(self._run, self._storage))
+
+    def _load(self, folder: Location) -> Loaded:
+        return Loaded.load(folder, self._storage, self._device, self._max_batch)
 
     def _check_compatible(self, new: Loaded) -> None:
         old, card = self._current.card, new.card
         if old.spec is not None and card.spec is None:
-            raise ConfigError(
+            raise IncompatibleError(
                 f"{card.folder}: trained on ready-made embeddings, but this endpoint answers pictures; deploy it as an endpoint of its own"
             )
         if card.spec is None and card.dim != old.dim:
-            raise ConfigError(
+            raise IncompatibleError(
                 f"{card.folder}: takes embeddings of {card.dim} numbers, this endpoint {old.dim}; deploy it as an endpoint of its own"
             )
 

@@ -6,6 +6,7 @@ Pictures are fetched and decoded here, by the same functions as in the batch sta
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 import warnings
 from collections import OrderedDict
@@ -16,6 +17,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 
 from raycluster.encoder.clip import pil_transform
+from raycluster.images.credentials import CredentialsError
 from raycluster.images.decode import decode_batch
 from raycluster.images.fetch import Fetched, StorageError, fetch
 from raycluster.serving.access import allowed_locations, permitted, read_tokens
@@ -34,6 +36,10 @@ MAX_SCANS = 100
 FETCH_THREADS = 8
 SHOWN_CLUSTERS = 256
 """Clusters whose thumbnails are kept."""
+SHOWN_RETRY_S = 10.0
+"""How long a cluster is shown without the thumbnails that the storage did not give; then they are asked for again."""
+UNANSWERED = (StorageError, CredentialsError, TimeoutError)
+"""What says nothing of a picture, only that the storage does not give it at present."""
 
 T = TypeVar("T")
 
@@ -63,7 +69,7 @@ class Service:
         self._fetchers = ThreadPoolExecutor(FETCH_THREADS, thread_name_prefix="fetch")
         self._card: Card | None = None
         self._asked = 0.0
-        self._shown: OrderedDict[tuple[str, int], list[Exemplar]] = OrderedDict()
+        self._shown: OrderedDict[tuple[str, int], tuple[list[Exemplar], float]] = OrderedDict()
         # Several threads decode at once, so decode_batch's own filter may be gone too early.
         warnings.filterwarnings("ignore", module="PIL")
 
@@ -130,29 +136,33 @@ class Service:
     async def exemplars(self, version: str, cluster: dict[str, Any]) -> list[Exemplar]:
         """The typical images of a cluster, with thumbnails where there are pictures."""
         key = (version, cluster["cluster"])
-        if cluster["exemplars"] and key not in self._shown:
+        shown, until = self._shown.get(key, ([], 0.0))
+        if cluster["exemplars"] and time.monotonic() >= until:
             card = await self.card()
             images = cluster["exemplars"]
             async with self._in_time(self.limits.request_seconds):
                 small = await asyncio.gather(*(self._thumbnail(image["uri"], card) for image in images))
-            self._shown[key] = [
+            shown = [
                 Exemplar(image_id=image["image_id"], confidence=image["confidence"], thumbnail=jpeg)
-                for image, jpeg in zip(images, small, strict=True)
+                for image, (jpeg, _) in zip(images, small, strict=True)
             ]
+            complete = all(answered for _, answered in small)
+            self._shown[key] = shown, math.inf if complete else time.monotonic() + SHOWN_RETRY_S
             while len(self._shown) > SHOWN_CLUSTERS:
                 self._shown.popitem(last=False)
-        return self._shown.get(key, [])
+        return shown
 
-    async def _thumbnail(self, uri: str, card: Card) -> str | None:
+    async def _thumbnail(self, uri: str, card: Card) -> tuple[str | None, bool]:
+        """A small picture, None if there is none (any more), and whether that is the storage's answer."""
         if card.spec is None:
-            return None
+            return None, True
         # These places stand in the run's own table; no request can name one.
         work = (uri, self.settings.storage, card.max_bytes, card.max_pixels)
         try:
             async with asyncio.timeout(self.limits.fetch_seconds):
-                return await self._run(self._fetchers, picture, *work)
-        except (StorageError, TimeoutError):
-            return None
+                return await self._run(self._fetchers, picture, *work), True
+        except UNANSWERED:
+            return None, False
 
     async def _fetch(self, item: Picture, card: Card) -> Fetched | ItemError:
         """The bytes of a picture, or why there are none."""
@@ -165,14 +175,17 @@ class Service:
                 return ItemError(code="too_large", message=f"{len(data)} bytes, more than {most}")
             return Fetched(data)
         storage = self.settings.storage
-        place = await self._run(self._fetchers, permitted, item.uri, self._allowed, storage)
+        try:
+            place = await self._run(self._fetchers, permitted, item.uri, self._allowed, storage)
+        except ValueError as error:
+            return ItemError(code="failed", message=str(error)[:200])
         if place is None:
             return ItemError(code="forbidden", message="not below a place that this server allows")
         try:
             # The thread goes on until the storage's client gives up.
             async with asyncio.timeout(self.limits.fetch_seconds):
-                return await self._run(self._fetchers, lambda: fetch(place.uri, storage, most, sleep=_short_sleep))
-        except (StorageError, TimeoutError):
+                return await self._run(self._fetchers, lambda: fetch(place, storage, most, sleep=_short_sleep))
+        except UNANSWERED:
             return ItemError(code="unavailable", message="the storage did not answer; try again later")
 
     async def _decode(self, fetched: Fetched | ItemError, card: Card) -> np.ndarray | ItemError:

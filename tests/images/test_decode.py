@@ -2,6 +2,7 @@
 
 import io
 import struct
+import warnings
 import zlib
 
 import numpy as np
@@ -245,9 +246,19 @@ def test_bombs_are_never_decoded() -> None:
     just_over = encoded(Image.new("1", (101, 100)), "PNG")
     assert rejection(just_over, max_pixels=10_000).status == "too_large"
     assert decode(just_over, max_pixels=10_100).width == 101
-    # 3.6 billion pixels: beyond Pillow's own limit, whatever ours is; its missing rows show that none was asked for.
-    for limit in (10_000, 10**12):
+    # 3.6 billion pixels; the missing rows show that none was asked for.
+    for limit in (10_000, 3_599_999_999):
         assert rejection(png(60_000, 60_000, 8, 2, b""), max_pixels=limit).status == "too_large"
+
+
+def test_the_limit_may_be_higher_than_pillows_own() -> None:
+    """Pillow alone refuses more than 178,956,970 pixels."""
+    large = encoded(Image.new("L", (16_000, 12_800), 200), "JPEG")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        decoded = decode(large, 204_800_000, min_side=32)
+    assert (decoded.width, decoded.height) == (16_000, 12_800)
+    assert rejection(large, max_pixels=204_799_999, min_side=32).status == "too_large"
 
 
 def test_needle_that_resizing_would_blow_up_is_too_large() -> None:

@@ -5,11 +5,16 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from raycluster.config import StorageConfig
 from raycluster.errors import ConfigError
+from raycluster.images.containers import Part
+from raycluster.images.fetch import fetch
 from raycluster.serving.access import Tokens, allowed_locations, permitted, read_tokens
+from raycluster.storage import Location, locate
 
 LONG = "0123456789abcdef0123"
 
@@ -94,8 +99,111 @@ def test_local_places(places: Path, path: str, allowed: bool) -> None:
         found = permitted(uri, prefixes, StorageConfig())
         assert (found is not None) is allowed
         if found is not None:
+            assert isinstance(found, Location)
             assert found.path.startswith(str(places / "open"))
         assert permitted(uri, (), StorageConfig()) is None
+
+
+SIZE = 100
+
+
+@pytest.fixture
+def containers(tmp_path: Path) -> Path:
+    """`open` and `secret`, each with a tar and a table whose pictures are the folder's name, and links between them."""
+    for name in ("open", "secret"):
+        folder = tmp_path / name
+        (folder / "deep").mkdir(parents=True)
+        content = name.encode().ljust(SIZE, b".")
+        for file in ("x.tar", "X.TAR", "blob", "deep/x.tar"):
+            (folder / file).write_bytes(content)
+        pq.write_table(pa.table({"image": pa.array([name.encode()])}), folder / "x.parquet")
+    inside, secret = tmp_path / "open", tmp_path / "secret"
+    for link, target in {
+        "out.tar": secret / "x.tar",
+        "out.TAR": secret / "X.TAR",
+        "out.parquet": secret / "x.parquet",
+        "out": secret,
+        "in.tar": inside / "x.tar",
+        "in.parquet": inside / "x.parquet",
+        "blob.tar": inside / "blob",
+        "near": inside / "deep",
+        "named.jpg": inside / f"out.tar#bytes=0-5/{SIZE}",
+    }.items():
+        os.symlink(target, inside / link)
+    # Files that bear the names of addresses. As a URI such a name is always an address inside the container.
+    (inside / f"out.tar#bytes=0-5/{SIZE}").parent.mkdir()
+    (inside / f"out.tar#bytes=0-5/{SIZE}").write_bytes(b"literal")
+    (inside / "out.parquet#row=0").write_bytes(b"literal")
+    return tmp_path
+
+
+BYTES, ROW = f"#bytes=0-5/{SIZE}", "#row=0"
+
+
+@pytest.mark.parametrize(
+    ("path", "found"),
+    [
+        (f"x.tar{BYTES}", b"open.."),
+        (f"X.TAR{BYTES}", b"open.."),
+        (f"in.tar{BYTES}", b"open.."),
+        (f"blob.tar{BYTES}", b"open.."),  # its name without a suffix is no hindrance: the link's name counts
+        (f"near/x.tar{BYTES}", b"open.."),
+        (f"x.parquet{ROW}", b"open"),
+        (f"in.parquet{ROW}", b"open"),
+        ("named.jpg", b"literal"),  # a link to a file whose name looks like an address is that file
+        (f"out.tar{BYTES}", None),
+        (f"out.tar#BYTES=0-5/{SIZE}", None),
+        (f"out.TAR{BYTES}", None),
+        (f"out.parquet{ROW}", None),
+        (f"out.parquet{ROW}/1", None),
+        (f"out/x.tar{BYTES}", None),
+        (f"out/deep/x.tar{BYTES}", None),
+        (f"../secret/x.tar{BYTES}", None),
+        (f"out.tar#bytes=0-5/{SIZE}#bytes=0-5/{SIZE}", None),
+        ("out.tar#bytes=nonsense", None),
+    ],
+)
+@pytest.mark.parametrize("scheme", ["", "file://"])
+def test_pictures_inside_local_files(containers: Path, scheme: str, path: str, found: bytes | None) -> None:
+    """What is judged is the file that is opened, with all links resolved."""
+    prefixes = allowed_locations([str(containers / "open")], StorageConfig())
+    place = permitted(f"{scheme}{containers}/open/{path}", prefixes, StorageConfig())
+    if found is None:
+        assert place is None
+        return
+    assert place is not None
+    file = place.file if isinstance(place, Part) else place.path
+    assert file == os.path.realpath(file)
+    assert fetch(place, StorageConfig(), SIZE).data == found
+
+
+def test_a_percent_sign_is_a_letter_like_any_other(containers: Path) -> None:
+    prefixes = allowed_locations([str(containers / "open")], StorageConfig())
+    for path in (f"out.tar%23bytes=0-5/{SIZE}", f"%2e%2e/secret/x.tar{BYTES}"):
+        place = permitted(f"{containers}/open/{path}", prefixes, StorageConfig())
+        assert place is not None
+        assert fetch(place, StorageConfig(), SIZE).status == "missing"
+
+
+def test_a_malformed_address_in_an_allowed_file_is_an_error_of_its_own(containers: Path) -> None:
+    prefixes = allowed_locations([str(containers / "open")], StorageConfig())
+    with pytest.raises(ValueError, match="not an address inside a tar file"):
+        permitted(f"{containers}/open/x.tar#bytes=5-2/10", prefixes, StorageConfig())
+
+
+def test_pictures_inside_objects(s3: StorageConfig) -> None:
+    root = locate("s3://raycluster-test/access", s3)
+    (root / "open" / "x.tar").write_bytes(b"open".ljust(SIZE, b"."))
+    (root / "secret.tar").write_bytes(b"secret".ljust(SIZE, b"."))
+    (root / "open" / "a#1.jpg").write_bytes(b"hash")
+    # The last prefix is a folder whose name looks like the beginning of an address inside secret.tar.
+    prefixes = allowed_locations([f"{root.uri}/open", f"{root.uri}/secret.tar#bytes=0-5/"], s3)
+    for name, found in {f"open/x.tar{BYTES}": b"open..", "open/a#1.jpg": b"hash"}.items():
+        place = permitted(f"{root.uri}/{name}", prefixes, s3)
+        assert place is not None
+        assert fetch(place, s3, SIZE).data == found
+    for name in (f"secret.tar{BYTES}", f"open/../secret.tar{BYTES}", f"open{BYTES}"):
+        assert permitted(f"{root.uri}/{name}", prefixes, s3) is None
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import io
 import os
@@ -16,13 +17,17 @@ from typing import Any
 import numpy as np
 import pytest
 import requests
+from flaky_server import FlakyServer
 from PIL import Image
-from serving_kit import LocalEndpoint, post, wait_until
+from serving_kit import LocalEndpoint, LocalModel, post, wait_until
 
 import raycluster
 from raycluster.config import StorageConfig
 from raycluster.pipeline import RunResult
+from raycluster.serving import service
 from raycluster.serving.live import LiveModel
+from raycluster.serving.service import Service
+from raycluster.serving.settings import ServeSettings
 from raycluster.storage import locate
 
 TOKEN = "a-token-of-some-length"
@@ -235,7 +240,8 @@ def test_uris_only_below_allowed_places(
     outside.write_bytes(inside.read_bytes())
     os.mkfifo(photos / "pipe.jpg")
     uris = [str(inside), f"file://{inside}", str(outside), f"{photos}/../{tmp_path.name}/secret.jpg", f"{photos}/gone.jpg",
-            str(photos / "pipe.jpg"), "http://169.254.169.254/latest", "s3://bucket/key"]  # fmt: skip
+            str(photos / "pipe.jpg"), "http://169.254.169.254/latest", "s3://bucket/key",
+            f"{photos}/x.tar#bytes=1-0", f"{photos}/x.tar#bytes=0-9/10"]  # fmt: skip
     body = {"items": [{"uri": uri} for uri in uris]}
     try:
         with LocalEndpoint(live, allowed_prefixes=[str(photos)]) as endpoint:
@@ -243,8 +249,19 @@ def test_uris_only_below_allowed_places(
     finally:
         (photos / "pipe.jpg").unlink()
     codes = [item["error"] and item["error"]["code"] for item in items]
-    assert codes == [None, None, "forbidden", "forbidden", "missing", "failed", "forbidden", "forbidden"]
-    items = post_json(local.url, body).json()["items"]
+    assert codes == [
+        None,
+        None,
+        "forbidden",
+        "forbidden",
+        "missing",
+        "failed",
+        "forbidden",
+        "forbidden",
+        "failed",
+        "missing",
+    ]
+    items = post_json(local.url, {"items": body["items"][:8]}).json()["items"]
     assert {item["error"]["code"] for item in items} == {"forbidden"}
 
 
@@ -296,7 +313,7 @@ def test_clusters(local: LocalEndpoint, run: RunResult) -> None:
     page = requests.get(f"{local.url}/v1/clusters?offset=1&limit=2", timeout=20).json()
     assert (page["total"], page["offset"], page["limit"]) == (4, 1, 2)
     assert [row["cluster"] for row in page["clusters"]] == [1, 2]
-    assert page["model"]["version"] == local.service.version
+    assert page["model"]["version"] == local.model.live.card.version
     assert requests.get(f"{local.url}/v1/clusters?offset=9", timeout=20).json()["clusters"] == []
     everything = requests.get(f"{local.url}/v1/clusters", timeout=20).json()["clusters"]
     assert sum(row["size"] for row in everything) == 24
@@ -308,6 +325,43 @@ def test_clusters(local: LocalEndpoint, run: RunResult) -> None:
     check_error(requests.get(f"{local.url}/v1/clusters/4", timeout=20), 404, "no_such_cluster")
     for bad in ("/v1/clusters/x", "/v1/clusters/-1", "/v1/clusters?limit=0", "/v1/clusters?offset=x"):
         check_error(requests.get(local.url + bad, timeout=20), 422, "invalid")
+
+
+def test_thumbnails_that_the_storage_did_not_give_are_asked_for_again(
+    live: LiveModel, files: list[Path], s3: StorageConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = locate(f"s3://raycluster-test/shown-{time.time_ns()}", s3)
+    (root / "a.jpg").write_bytes(files[0].read_bytes())
+    names = ("a.jpg", "gone.jpg")
+    images = [{"image_id": name, "uri": f"{root.uri}/{name}", "confidence": 0.5} for name in names]
+    monkeypatch.setattr(service, "SHOWN_RETRY_S", 0.0)
+    with FlakyServer(str(s3.endpoint_url)) as flaky:
+        storage = {"endpoint_url": flaky.url, "region": "us-east-1"}
+        limits = {"fetch_seconds": 1.0}
+        settings = ServeSettings.model_validate({"run": live.card.folder, "storage": storage, "limits": limits})
+
+        async def views() -> list[list[bool]]:
+            """What is shown while the storage fails, and three times afterwards; at the last one it fails again."""
+            served, found = Service(settings, LocalModel(live), threads=1), []
+            for failing in (True, False, False, True):
+                flaky.fails = lambda path, failing=failing: failing  # type: ignore[misc]
+                shown = await served.exemplars("v", {"cluster": 0, "exemplars": images})
+                found.append([exemplar.thumbnail is not None for exemplar in shown])
+            return found
+
+        # What is there is found once the storage answers, what is gone stays gone; then neither is asked for again.
+        assert asyncio.run(views()) == [[False, False], [True, False], [True, False], [True, False]]
+
+
+def test_credentials_that_died_are_no_fault_of_the_picture(
+    live: LiveModel, monkeypatch: pytest.MonkeyPatch, s3: StorageConfig
+) -> None:
+    other = s3.model_copy(update={"region": "eu-west-1"})  # other options: a client of its own, made with the bad key
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "a wrong secret")
+    prefix = "s3://raycluster-test/shown"
+    with LocalEndpoint(live, storage=other.model_dump(), allowed_prefixes=[prefix]) as endpoint:
+        items = post_json(endpoint.url, {"items": [{"uri": f"{prefix}/a.jpg"}]}).json()["items"]
+    assert items[0]["error"]["code"] == "unavailable"
 
 
 def test_state(local: LocalEndpoint, run: RunResult, live: LiveModel) -> None:

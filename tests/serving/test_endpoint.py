@@ -70,6 +70,28 @@ def test_another_model_takes_over_under_load(
         assert all(name.startswith("tac ") == (body["model"] == swapped["model"]) for name in names)
 
 
+def test_a_model_that_cannot_be_read_for_a_while_takes_over_later(
+    endpoint: ServeEndpoint, run: RunResult, tmp_path: Path
+) -> None:
+    """Nobody deploys again, and this endpoint does not watch its run folder: the replica itself tries again."""
+    before = endpoint.model()
+    other = make_model(run, tmp_path / "other", {"name": "tac", "trained": False})
+    heads = tmp_path / "other" / "heads.safetensors"
+    content = heads.read_bytes()
+    heads.unlink()
+    heads.mkdir()
+    endpoint.deploy([{"name": "Model", "user_config": {"run": other}}])
+    refused = wait_until(lambda: (r := endpoint.model()["refused"]) and r["run"] == other and r)
+    assert "it is tried again in" in refused["reason"]
+    assert endpoint.model()["model"] == before["model"]
+    heads.rmdir()
+    heads.write_bytes(content)
+    wait_until(lambda: endpoint.model()["method"] == "tac")
+    assert endpoint.model()["refused"] is None
+    endpoint.deploy([{"name": "Model", "user_config": {"run": run.output}}])
+    wait_until(lambda: endpoint.model()["model"] == before["model"])
+
+
 @pytest.mark.torture
 def test_other_arguments_under_load(endpoint: ServeEndpoint, run: RunResult, files: list[Path], tmp_path: Path) -> None:
     """`serve deploy` with another `run`: the builder refuses, or new replicas take over before the old ones stop."""

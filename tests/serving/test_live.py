@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from flaky_server import FlakyServer
 from serving_kit import make_model
 
 from raycluster.config import StorageConfig
 from raycluster.errors import RayclusterError
 from raycluster.pipeline import RunResult
 from raycluster.serving import live as module
+from raycluster.serving import waiting
 from raycluster.serving.live import Answer, Job, LiveModel, Stale
+from raycluster.storage import locate
 
 PROVIDED = {"config": None, "precision": None, "fingerprint": "provided"}
 
@@ -52,7 +57,7 @@ def test_what_cannot_be_used_is_refused_with_its_reason(run: RunResult, tmp_path
         "other names": "sha256 differs",
         "no json": "model.json is damaged",
         "foreign": "are not those the model was trained with",
-        "incomplete": "KeyError: 'method'",
+        "incomplete": "model.json is damaged (its keys: `method` is missing)",
         "nan": "does not give 4 probabilities",
         "provided": "trained on ready-made embeddings",
     }
@@ -62,7 +67,7 @@ def test_what_cannot_be_used_is_refused_with_its_reason(run: RunResult, tmp_path
         assert reason in live.card.refused["reason"]
         assert live.card.version == before.version
         if name != "provided":
-            with pytest.raises((RayclusterError, KeyError)):
+            with pytest.raises(RayclusterError):
                 live_model(str(tmp_path / name))
     after = live.answer([job(live)])[0]
     assert isinstance(after, Answer)
@@ -133,8 +138,149 @@ def test_a_new_model_of_the_run_is_seen_and_what_was_refused_is_not_tried_again(
     assert not live.look()  # a run in the making
     (output / "model/next/heads.safetensors").write_bytes(heads)
     (output / "_stages/train.json").write_text(json.dumps({**marker, "path": "model/next"}))
-    assert live.offer(str(output))
+    # What was refused is looked at again, since its files have changed.
+    assert live.look()
     assert live.card.method == "seic"
+    assert live.card.refused is None
     # Its clusters are not described yet: those of the old model are not shown for it.
     assert not live.gallery.described
     assert live.gallery.clusters[0]["exemplars"] == []
+
+
+def unreadable(file: Path) -> Callable[[], None]:
+    """Make a file one that cannot be read at present, whoever asks; returns what undoes that."""
+    content = file.read_bytes()
+    file.unlink()
+    file.mkdir()
+
+    def undo() -> None:
+        file.rmdir()
+        file.write_bytes(content)
+
+    return undo
+
+
+def look_when_due(live: LiveModel) -> bool:
+    """Sleep as the replica does."""
+    pause = live.next_look(None)
+    assert pause is not None
+    time.sleep(pause)
+    return live.look()
+
+
+def test_what_may_pass_is_tried_again_with_growing_pauses(
+    run: RunResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(waiting, "RETRY_S", 0.05)
+    monkeypatch.setattr(waiting, "RETRY_MOST_S", 0.15)
+    live = live_model(run.output)
+    version = live.card.version
+    assert live.next_look(None) is None
+    assert live.next_look(10.0) == 10.0
+    other = make_model(run, tmp_path / "other", {"name": "seic"})
+    undo = unreadable(tmp_path / "other/heads.safetensors")
+    assert not live.offer(other)
+    pauses = []
+    for _ in range(3):
+        assert live._waiting is not None
+        pauses.append(live._waiting.pause)
+        assert "it is tried again in" in (live.card.refused or {})["reason"]
+        assert not look_when_due(live)
+        assert live.card.version == version
+    assert pauses == [0.05, 0.1, 0.15]
+    undo()
+    assert look_when_due(live)
+    assert live.card.method == "seic"
+    assert live.card.refused is None
+    assert live.next_look(None) is None
+
+
+def test_a_pause_is_kept_but_not_for_another_model(run: RunResult, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    shutil.copytree(run.output, output)
+    live = live_model(str(output))
+    marker = json.loads((output / "_stages/train.json").read_text())
+    make_model(run, output / "model/next", {"name": "seic"})
+    (output / "_stages/train.json").write_text(json.dumps({**marker, "path": "model/next"}))
+    undo = unreadable(output / "model/next/heads.safetensors")
+    assert not live.look()
+    refused = live.card.refused
+    assert live.next_look(10.0) <= 1.0  # type: ignore[operator]
+    assert not live.look()
+    assert live.card.refused == refused  # asked at once again, it did not try
+    make_model(run, output / "model/third", {"name": "tac", "trained": False})
+    (output / "_stages/train.json").write_text(json.dumps({**marker, "path": "model/third"}))
+    assert live.look()
+    assert live.card.method == "tac"
+    # The run goes back to the model in use before the pause of another is over: nothing waits any more.
+    for name, waits in (("next", True), ("third", False)):
+        (output / "_stages/train.json").write_text(json.dumps({**marker, "path": f"model/{name}"}))
+        assert not live.look()
+        assert (live.next_look(None) is not None) is waits
+    undo()
+
+
+def test_a_model_whose_files_come_late_is_waited_for(
+    run: RunResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The marker is there before the folder that it names, and the folder before all of its files."""
+    monkeypatch.setattr(waiting, "RETRY_S", 0.05)
+    output = tmp_path / "out"
+    shutil.copytree(run.output, output)
+    live = live_model(str(output))
+    marker = json.loads((output / "_stages/train.json").read_text())
+    (output / "_stages/train.json").write_text(json.dumps({**marker, "path": "model/next"}))
+    whole = Path(make_model(run, tmp_path / "whole", {"name": "seic"}))
+    assert not live.look()
+    assert "it is tried again" in (live.card.refused or {})["reason"]
+    names = sorted(file.name for file in whole.iterdir())
+    (output / "model/next").mkdir()
+    for name in names[:-1]:
+        shutil.copy(whole / name, output / "model/next")
+        assert not live.look()
+        assert "it is tried again" in (live.card.refused or {})["reason"]
+    shutil.copy(whole / names[-1], output / "model/next")
+    assert live.look()
+    assert live.card.method == "seic"
+
+
+def test_a_storage_that_answers_503_for_a_while(
+    run: RunResult, tmp_path: Path, s3: StorageConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(waiting, "RETRY_S", 0.05)
+    monkeypatch.setattr("raycluster.s3.ATTEMPTS", 1)  # else the client itself waits half a minute
+    other = Path(make_model(run, tmp_path / "other", {"name": "seic"}))
+    with FlakyServer(str(s3.endpoint_url)) as flaky:
+        storage = StorageConfig(endpoint_url=flaky.url, region="us-east-1")
+        root = locate(f"s3://raycluster-test/swap-{time.time_ns()}", storage)
+        for folder, name in ((Path(run.model or ""), "first"), (other, "second")):
+            for file in folder.iterdir():
+                (root / name / file.name).write_bytes(file.read_bytes())
+        live = LiveModel(f"{root.uri}/first", storage, "cpu", 8)
+        flaky.fails = lambda path: "second" in path
+        assert not live.offer(f"{root.uri}/second")
+        assert not look_when_due(live)
+        flaky.fails = lambda path: "second/heads" in path
+        assert not look_when_due(live)
+        assert "it is tried again" in (live.card.refused or {})["reason"]
+        assert flaky.refused >= 3
+        flaky.fails = lambda path: False
+        assert look_when_due(live)
+    assert live.card.method == "seic"
+
+
+def test_a_look_never_raises(run: RunResult, tmp_path: Path) -> None:
+    """An error of the look itself would end the replica's watch for good."""
+    output = tmp_path / "out"
+    shutil.copytree(run.output, output)
+    described = output / "_stages/describe.json"
+    content = described.read_bytes()
+    described.unlink()
+    live = live_model(str(output))
+    assert not live.gallery.described
+    described.mkdir()
+    assert not live.look()
+    described.rmdir()
+    described.write_bytes(content)
+    assert not live.look()
+    assert live.gallery.described

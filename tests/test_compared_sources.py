@@ -1,0 +1,95 @@
+"""What is compared between nodes of the files that a run names: one or two of every source, whatever its kind."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from model_kit import small_model
+from ray_nodes import ROOT, cluster_of, command
+from safetensors.torch import save
+
+from raycluster.config import EncoderConfig
+from raycluster.demo.drawing import draw_dataset
+from raycluster.encoder.clip import ClipEncoder, resolve_encoder
+
+
+def write_tar(file: Path, pictures: list[Path]) -> None:
+    with tarfile.open(file, "w") as tar:
+        for picture in pictures:
+            tar.add(picture, f"{picture.parent.name}-{picture.name}")
+
+
+def write_table(file: Path, pictures: list[Path]) -> None:
+    names = [str(picture) for picture in pictures]
+    pq.write_table(pa.table({"image": [picture.read_bytes() for picture in pictures], "image_id": names}), file)
+
+
+@pytest.mark.torture
+@pytest.mark.timeout(900)
+def test_every_kind_of_source_is_compared(tmp_path: Path) -> None:
+    """Tars, tables, lists, one source among several, new pictures for a model; and what no other node reads is not."""
+    hidden, seen, other = tmp_path / "hidden", tmp_path / "seen", tmp_path / "other"
+    for place in (hidden, seen, other):
+        pictures = draw_dataset(place / "photos", 12, ("fish", "car"), seed=3)
+        write_tar(place / "a.tar", pictures[:6] if place == other else pictures)
+        write_table(place / "a.parquet", pictures[:6] if place == other else pictures)
+    shutil.copytree(seen / "photos", seen / "more")
+    # Named in a list that lies in a bucket, or here on a disk that all nodes see.
+    uris = [str(path) for path in sorted((hidden / "photos").rglob("*.jpg"))]
+    pq.write_table(pa.table({"uri": uris}), seen / "list.parquet")
+    vectors = np.eye(2, 8)[np.arange(12) % 2] + 0.1 * np.random.default_rng(0).normal(size=(12, 8))
+    pq.write_table(pa.table({"image_id": uris, "uri": uris, "embedding": list(vectors)}), hidden / "vectors.parquet")
+    shutil.copytree(ROOT / "raycluster" / "demo" / "clip", seen / "clip")
+    config = EncoderConfig(model=f"local-dir:{seen / 'clip'}", precision="fp32")
+    spec = resolve_encoder(config, use_gpu=False)
+    encoder = {"config": config.model_dump(mode="json"), "precision": "fp32", "fingerprint": spec.fingerprint}
+    tower = {
+        name: tensor.contiguous() for name, tensor in ClipEncoder.load(spec, "cpu").model.visual.state_dict().items()
+    }
+    for place in (hidden, seen):
+        small_model(place / "model", encoder, {"encoder.safetensors": save(tower)}, finetune={})
+
+    def words(images: object, embeddings: bool = False, model: Path | None = None) -> tuple[str, ...]:
+        """A command with these sources, whose output lies where all nodes see it."""
+        file = tmp_path / "seen" / f"{len(list(seen.iterdir()))}.yaml"
+        given: dict[str, Any] = {"embeddings" if embeddings else "images": images, "output": f"{file}.out"}
+        if model is not None:
+            given["model"] = str(model)
+        else:
+            given |= {"clusters": 2, "method": {"name": "kmeans"}, "vocabulary": {"cache": str(tmp_path / "cache")}}
+            given |= {} if embeddings else {"encoder": {"model": "builtin"}}
+        file.write_text(json.dumps(given))
+        return ("run" if model is None else "assign", "--config", str(file))
+
+    photos = str(seen / "photos")
+    refused = {
+        f"images: {hidden}/a.tar": words(str(hidden / "*.tar")),
+        f"images: {hidden}/a.parquet": words(str(hidden / "a.parquet")),
+        f"images: {hidden}/photos/": words(str(seen / "list.parquet")),
+        f"images: {hidden}/a.tar is on": words([photos, f"{hidden}/a.tar", str(seen / "a.parquet")]),
+        f"model: {hidden}/model/encoder.safetensors": words(photos, model=hidden / "model"),
+        f"images: {hidden}/a.tar is": words(f"{hidden}/a.tar", model=seen / "model"),
+        # There is a file of that name, and it is another one.
+        f"images: {seen}/a.tar": words(f"{seen}/a.tar"),
+        f"images: {seen}/a.parquet": words(f"{seen}/a.parquet", model=seen / "model"),
+    }
+    taken = [words(photos, model=seen / "model"), words(str(hidden / "vectors.parquet"), embeddings=True)]
+    changes = [f"mount -t tmpfs none {hidden}"]
+    changes += [f"mount --bind {other}/{name} {seen}/{name}" for name in ("a.tar", "a.parquet")]
+    with cluster_of(1) as (cluster, _), cluster.add_apart(" && ".join(changes)):
+        for said, command_words in refused.items():
+            done = command(cluster, *command_words)
+            assert done.returncode == 2, done.stderr
+            assert said in done.stderr
+            assert "does not see the same there" in done.stderr
+        for command_words in taken:
+            done = command(cluster, *command_words)
+            assert done.returncode == 0, done.stderr
