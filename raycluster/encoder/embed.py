@@ -104,13 +104,13 @@ def _of_original(block: pa.Table, name: str, seen: list[int | None]) -> pa.Array
 class EncodeRows:
     """Actor that holds the encoder and turns the pixels of a block into embeddings."""
 
-    def __init__(self, job: EmbedJob, device: str, threads: int, batch_rows: int, common: Common = ALONE) -> None:
+    def __init__(self, job: EmbedJob, device: str, threads: int, common: Common = ALONE) -> None:
         import torch
 
         if device == "cpu":
             torch.set_num_threads(threads)
         self.encoder = ClipEncoder.load(job.spec, device)
-        self.spec, self.batch_rows, self.common = job.spec, batch_rows, common
+        self.spec, self.common = job.spec, common
 
     def __call__(self, block: pa.Table) -> pa.Table:
         """[n] rows with `pixels` → the same rows with `embedding`, null where the status is not `ok`."""
@@ -120,11 +120,10 @@ class EncodeRows:
         schema = embeddings_schema(self.spec.dim)
         column = pa.nulls(len(block), schema.field("embedding").type)
         if len(images):
-            starts = range(0, len(images), self.batch_rows)
-            vectors = [self.encoder.encode_pixels(images[i : i + self.batch_rows]) for i in starts]
+            vectors = self.encoder.encode_pixels(images)
             # Row i of the result is the next embedding if the row is ok, else null.
             position = pa.array(np.cumsum(ok.to_numpy()) - 1, mask=~ok.to_numpy())
-            column = vector_column(np.concatenate(vectors)).take(position)
+            column = vector_column(vectors).take(position)
         return block.drop_columns(["pixels"]).append_column("embedding", column).cast(schema)
 
 
@@ -159,10 +158,10 @@ def embedding(job: EmbedJob, blocks: list[Block], resources: Resources) -> ray.d
     ).map_batches(
         decode_rows, fn_kwargs={"job": job}, batch_size=None, batch_format="pyarrow", num_cpus=resources.decode_cpus
     )
-    threads, batch_rows = resources.threads(resources.encoder_actors), 256 if resources.use_gpu else 32
+    threads = resources.threads(resources.encoder_actors)
     encoded = rows.map_batches(
         EncodeRows,
-        fn_constructor_args=(job, resources.device, threads, batch_rows, resources.common),
+        fn_constructor_args=(job, resources.device, threads, resources.common),
         # Of several calls one at a time encodes (Ray sees to it), while the others wait for storage or decode.
         compute=ActorPoolStrategy(
             size=resources.encoder_actors, max_concurrent_calls_per_actor=resources.encoder_calls
