@@ -226,6 +226,10 @@ class ClipEncoder:
         """
         return self._feeder(pixels)
 
+    def batch_rows(self, n: int) -> int:
+        """Rows of a batch when `n` pictures are encoded in one call."""
+        return self._feeder.batch_rows(n)
+
     @torch.inference_mode()
     def encode_texts(self, texts: list[str]) -> np.ndarray:
         """B texts → float32 [B, d] embeddings, not normalized; cut at the model's context length."""
