@@ -146,10 +146,9 @@ class Model:
         embeddings[rows] = self.encode(np.frombuffer(b"".join(ok), np.uint8).reshape(-1, *spec.pixel_shape))
         return embeddings, list(decoded.status), decoded.error
 
-    def encode(self, pixels: np.ndarray, batch: int = 64) -> np.ndarray:
+    def encode(self, pixels: np.ndarray) -> np.ndarray:
         """uint8 [n, height, width, 3] as :func:`~raycluster.encoder.clip.pil_transform` gives them → float16 [n, d] embeddings."""
-        parts = [self.encoder.encode_pixels(pixels[start : start + batch]) for start in range(0, len(pixels), batch)]
-        return np.concatenate(parts) if parts else np.empty((0, self.record["dim"]), np.float16)
+        return self.encoder.encode_pixels(pixels)
 
     def _assign(self, embeddings: np.ndarray, status: list[str], error: list[str | None]) -> Predictions:
         n, rows = len(status), np.flatnonzero([s == "ok" for s in status])

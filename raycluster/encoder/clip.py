@@ -16,8 +16,9 @@ from safetensors.torch import load
 from torch import Tensor
 
 from raycluster.config import EncoderConfig, StorageConfig
+from raycluster.encoder.feeding import Feeder, out_of_memory_explained
 from raycluster.encoder.weights import find_weights
-from raycluster.errors import ConfigError
+from raycluster.errors import ConfigError, RayclusterError
 from raycluster.storage import Location
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -159,20 +160,25 @@ def pil_transform(spec: EncoderSpec) -> Callable[[Image], np.ndarray]:
 class ClipEncoder:
     """A loaded open_clip model in inference mode."""
 
-    def __init__(self, model: Any, name: str, spec: EncoderSpec, device: str) -> None:
-        """`name`: what open_clip calls the model on this machine."""
+    def __init__(self, model: Any, name: str, spec: EncoderSpec, device: str, compile: bool = False) -> None:
+        """`name`: what open_clip calls the model on this machine. `compile`: see :meth:`load`."""
         self.model, self.spec, self.device = model, spec, device
         self._name = name
         scale = 255.0
-        self._mean = (torch.tensor(spec.mean) * scale).view(1, 3, 1, 1)
-        self._std = (torch.tensor(spec.std) * scale).view(1, 3, 1, 1)
+        # On the device already: a copy for each batch would make the host wait for the GPU.
+        self._mean = (torch.tensor(spec.mean) * scale).view(1, 3, 1, 1).to(device)
+        self._std = (torch.tensor(spec.std) * scale).view(1, 3, 1, 1).to(device)
         self._tokenizer: Any = None  # made at the first text; pictures need none
+        forward = torch.compile(self.forward, dynamic=True) if compile else self.forward
+        self._feeder = Feeder(forward, spec.pixel_shape, spec.dim, device)
 
     @classmethod
-    def load(cls, spec: EncoderSpec, device: str) -> ClipEncoder:
+    def load(cls, spec: EncoderSpec, device: str, compile: bool = False) -> ClipEncoder:
         """Load the model onto `device` (`cpu`, `cuda`); on a machine without the weights they are downloaded first.
 
-        Raises :class:`ConfigError` for weights that cannot be loaded, or are others than when the spec was made.
+        `compile`: compile the vision tower at the first pictures (`torch.compile`), which takes a minute and a C++ compiler.
+        Raises :class:`ConfigError` for weights that cannot be loaded, or are others than when the spec was made, and
+        :class:`RayclusterError` if the memory of the GPU does not suffice.
         """
         import open_clip
 
@@ -183,33 +189,46 @@ class ClipEncoder:
                 f"encoder: {weights.file} is not the checkpoint that this run began with; restore it, or start again"
             )
         try:
-            model = open_clip.create_model(
-                weights.model,
-                pretrained=weights.pretrained,
-                precision=spec.precision,
-                device=device,
-                force_quick_gelu=spec.force_quick_gelu,
-                require_pretrained=True,
-            )
+            with out_of_memory_explained():
+                model = open_clip.create_model(
+                    weights.model,
+                    pretrained=weights.pretrained,
+                    precision=spec.precision,
+                    device=device,
+                    force_quick_gelu=spec.force_quick_gelu,
+                    require_pretrained=True,
+                )
+        except RayclusterError:
+            raise
         except Exception as error:
             raise _unloadable(spec, error) from error
         if spec.tower is not None:
             model.visual.load_state_dict(load(spec.tower.file.read_verified(spec.tower.sha256)))
         # Pictures come as height, width, channel: convolutions take them as they are, half as fast again on CPUs.
         model.visual.to(memory_format=torch.channels_last)
-        return cls(model.eval().requires_grad_(False), weights.model, spec, device)
+        return cls(model.eval().requires_grad_(False), weights.model, spec, device, compile)
 
     def normalized(self, pixels: Tensor) -> Tensor:
         """uint8 [B, height, width, 3] on any device → float32 [B, 3, height, width] as the vision tower expects them."""
         mean, std = self._mean.to(pixels.device), self._std.to(pixels.device)
         return pixels.permute(0, 3, 1, 2).float().sub_(mean).div_(std)
 
-    @torch.inference_mode()
+    def forward(self, pixels: Tensor) -> Tensor:
+        """One batch, uint8 [B, height, width, 3] on the encoder's device → float16 [B, d] there, not normalized."""
+        x = self.normalized(pixels).to(_DTYPES[self.spec.precision])
+        embeddings: Tensor = self.model.encode_image(x, normalize=False)
+        return embeddings.half()
+
     def encode_pixels(self, pixels: np.ndarray) -> np.ndarray:
-        """uint8 [B, height, width, 3] → float16 [B, d] embeddings, not normalized."""
-        # Copied: Ray hands out read-only arrays, which torch must not alias.
-        x = self.normalized(torch.from_numpy(pixels.copy()).to(self.device, non_blocking=True))
-        return self.model.encode_image(x.to(_DTYPES[self.spec.precision]), normalize=False).half().cpu().numpy()
+        """uint8 [n, height, width, 3] → float16 [n, d] embeddings, not normalized.
+
+        Takes any number of pictures, all of a block in one call: it divides them into batches that suit the device.
+        """
+        return self._feeder(pixels)
+
+    def batch_rows(self, n: int) -> int:
+        """Rows of a batch when `n` pictures are encoded in one call."""
+        return self._feeder.batch_rows(n)
 
     @torch.inference_mode()
     def encode_texts(self, texts: list[str]) -> np.ndarray:
@@ -218,4 +237,5 @@ class ClipEncoder:
             import open_clip
 
             self._tokenizer = open_clip.get_tokenizer(self._name)
-        return self.model.encode_text(self._tokenizer(texts).to(self.device), normalize=False).float().cpu().numpy()
+        with out_of_memory_explained():
+            return self.model.encode_text(self._tokenizer(texts).to(self.device), normalize=False).float().cpu().numpy()

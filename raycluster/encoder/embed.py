@@ -117,7 +117,7 @@ class EncodeRows:
         if device == "cpu":
             torch.set_num_threads(threads)
         self.encoder = ClipEncoder.load(job.spec, device)
-        self.spec, self.batch_rows, self.common = job.spec, 256 if device == "cuda" else 32, common
+        self.spec, self.common = job.spec, common
 
     def __call__(self, block: pa.Table) -> pa.Table:
         """[n] rows with `pixels` → the same rows with `embedding`, null where the status is not `ok`."""
@@ -127,11 +127,10 @@ class EncodeRows:
         schema = embeddings_schema(self.spec.dim)
         column = pa.nulls(len(block), schema.field("embedding").type)
         if len(images):
-            starts = range(0, len(images), self.batch_rows)
-            vectors = [self.encoder.encode_pixels(images[i : i + self.batch_rows]) for i in starts]
+            vectors = self.encoder.encode_pixels(images)
             # Row i of the result is the next embedding if the row is ok, else null.
             position = pa.array(np.cumsum(ok.to_numpy()) - 1, mask=~ok.to_numpy())
-            column = vector_column(np.concatenate(vectors)).take(position)
+            column = vector_column(vectors).take(position)
         return block.drop_columns(["pixels"]).append_column("embedding", column).cast(schema)
 
 

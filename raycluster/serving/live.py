@@ -137,7 +137,7 @@ class Loaded:
         if model.encoder_config is not None:
             spec = model.spec
             # The sizes that requests will come in: kernels are chosen, and memory is taken, at the first of each.
-            model.encode(np.zeros((max_batch, *spec.pixel_shape), np.uint8), max_batch)
+            model.encode(np.zeros((max_batch, *spec.pixel_shape), np.uint8))
             rows = model.encode(np.zeros((1, *spec.pixel_shape), np.uint8))
         p = probabilities(model.method, rows)
         clusters = model.record["n_clusters"]
@@ -158,10 +158,10 @@ class Loaded:
         )
         return cls(model, card, read_gallery(model))
 
-    def answer(self, jobs: Sequence[Job], max_batch: int) -> list[Answer]:
+    def answer(self, jobs: Sequence[Job]) -> list[Answer]:
         """Assign the rows of several requests of one kind in one go."""
         rows = np.concatenate([job.rows for job in jobs])
-        embeddings = self.model.encode(rows, max_batch) if jobs[0].pixels else rows
+        embeddings = self.model.encode(rows) if jobs[0].pixels else rows
         p, outlier = probabilities(self.model.method, embeddings), outliers(self.model.novelty, embeddings)
         cluster, confidence, margin, _ = top_two(p)
         values, indices = p.topk(min(max(job.top_k for job in jobs), p.shape[1]), dim=1)
@@ -274,7 +274,7 @@ class LiveModel:
             if model is None:
                 results.update((place, Stale(self.card)) for place in places)
             else:
-                answers = model.answer([jobs[place] for place in places], self._max_batch)
+                answers = model.answer([jobs[place] for place in places])
                 results.update(zip(places, answers, strict=True))
         return [results[place] for place in range(len(jobs))]
 

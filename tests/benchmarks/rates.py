@@ -1,4 +1,4 @@
-"""Images a second of one core that decodes, and of one core or GPU that encodes: what a cluster is sized by.
+"""Images a second of one core that decodes, and of one core or GPU that encodes: what a cluster is sized by; and the cores for such a GPU.
 
     python tests/benchmarks/rates.py --images photos/ --model ViT-B-32-quickgelu
 
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import tempfile
 import time
@@ -49,7 +50,8 @@ def decoding(files: list[Path], spec: EncoderSpec) -> tuple[float, float]:
 def encoding(spec: EncoderSpec, device: str, batches: int) -> float:
     """Images a second of a core or of a GPU."""
     encoder = ClipEncoder.load(spec, device)
-    pixels = np.zeros((256 if device == "cuda" else 32, *spec.pixel_shape), np.uint8)
+    # A block, as the embed stage gives it to a GPU; copies to and from the GPU are in the time.
+    pixels = np.zeros((512 if device == "cuda" else 32, *spec.pixel_shape), np.uint8)
     clock: Callable[[], float] = time.perf_counter if device == "cuda" else time.process_time
     encoder.encode_pixels(pixels)  # warm; the result comes back to the CPU, so that the clock sees all of it
     started = clock()
@@ -65,6 +67,13 @@ def main() -> None:
     parser.add_argument("--model", default="ViT-B-32-quickgelu")
     parser.add_argument("--sample", type=int, default=500, help="pictures decoded (default: %(default)s)")
     parser.add_argument("--batches", type=int, default=10)
+    parser.add_argument(
+        "--gpus",
+        type=float,
+        nargs="*",
+        default=[5000.0, 15000.0],
+        help="images/s of GPUs to be fed (default: %(default)s)",
+    )
     options = parser.parse_args()
     torch.set_num_threads(1)
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -78,8 +87,12 @@ def main() -> None:
     print(f"{options.model}, {os.cpu_count()} cores, {len(files)} pictures of {size:.0f} kB on average")
     print(f"decoding: {decoded:.0f} images/s a core")
     print(f"encoding: {encoded:.0f} images/s on {what}, {spec.precision}")
-    if device == "cuda":
-        print(f"cores that decode for one such GPU: {encoded / decoded:.0f}")
+    pixel_bytes = math.prod(spec.pixel_shape)
+    for rate in [*([encoded] if device == "cuda" else []), *options.gpus]:
+        print(
+            f"a GPU of {rate:.0f} images/s: {math.ceil(rate / decoded)} cores that decode, {rate * size * 8e-6:.1f} Gbit/s of files, "
+            f"{rate * pixel_bytes * 8e-9:.1f} Gbit/s of pixels to it"
+        )
 
 
 if __name__ == "__main__":

@@ -93,7 +93,7 @@ def limit(files: list[Path], folder: str, seconds: float, cores: int) -> tuple[f
         ahead = [pool.submit(read, next(starts)) for _ in range(2 * cores)]
         for index in count():
             pixels = ahead.pop(0).result()
-            embeddings = model.encode(pixels, FORWARD)
+            embeddings = model.encode(pixels)
             probabilities(model.method, embeddings), outliers(model.novelty, embeddings)
             ahead.append(pool.submit(read, next(starts)))
             if index == 3:
