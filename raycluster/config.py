@@ -189,6 +189,8 @@ class ResourcesConfig(Section):
     """Number of Ray Train workers; default one per GPU, else one."""
     use_gpu: bool | None = None
     """Default: use GPUs if the cluster has any."""
+    compile_encoder: bool = False
+    """Compile the vision tower (`torch.compile`) in every encoder actor: it takes a minute there, and pays for millions of images, if at all."""
     wait_seconds: float = Field(default=0.0, ge=0)
     """On a cluster that grows on demand: ask its autoscaler for the nodes that the lines above need, and wait for them so long."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -127,6 +128,15 @@ class Model:
         return embeddings
 
     def _embed(self, pictures: list[Any]) -> tuple[np.ndarray, list[str], list[str | None]]:
+        """Embeddings [n, d], statuses and errors, slice by slice: memory holds the originals and pixels of one."""
+        from raycluster.images.pictures import SLICE_ROWS
+
+        starts = range(0, max(1, len(pictures)), SLICE_ROWS)
+        found = [self._embed_slice(pictures[start : start + SLICE_ROWS]) for start in starts]
+        embeddings, status, error = zip(*found, strict=True)
+        return np.concatenate(embeddings), list(chain(*status)), list(chain(*error))
+
+    def _embed_slice(self, pictures: list[Any]) -> tuple[np.ndarray, list[str], list[str | None]]:
         from raycluster.encoder.clip import pil_transform
         from raycluster.images.decode import decode_batch
         from raycluster.images.fetch import fetch_batch

@@ -55,6 +55,8 @@ class Resources:
     """What every node must have."""
     gpu_cpus: float | None = None
     """CPUs for each GPU on the node that has fewest of them for each; None: as many as in the whole cluster."""
+    compile_encoder: bool = False
+    """Whether encoder actors compile the vision tower."""
 
     @property
     def use_gpu(self) -> bool:
@@ -249,6 +251,7 @@ def resolve(config: ResourcesConfig) -> Resources:
         config.encoder_actors or max(1, gpus or int(cpus)),
         config.train_workers or max(1, gpus),
         gpu_cpus=_cpus_per_gpu() if gpus else None,
+        compile_encoder=config.compile_encoder,
     )
 
 

@@ -135,6 +135,10 @@ def test_the_model_predicts_what_the_batch_assigned(finished: tuple[dict[str, An
     assert mixed.status == ["ok", "undecodable", "missing"]
     assert mixed.cluster[0] == rows[0]["cluster"]
     assert mixed.cluster[1:].tolist() == [-1, -1]
+    # Many pictures are read slice by slice, and come out in their order.
+    many = model.predict([row["uri"] for row in rows] * 40)
+    assert many.cluster.tolist() == from_files.cluster.tolist() * 40
+    assert model.predict([]).cluster.tolist() == []
     with pytest.raises(ConfigError, match=r"\[n, 96\]"):
         model.predict(np.zeros((2, 5), np.float32))
 

@@ -109,14 +109,14 @@ def _of_original(block: pa.Table, name: str, seen: list[int | None]) -> pa.Array
 class EncodeRows:
     """Actor that holds the encoder and turns the pixels of a block into embeddings."""
 
-    def __init__(self, job: EmbedJob, threads: int, common: Common = ALONE) -> None:
-        """`threads`: of the computation, where the device is the CPU."""
+    def __init__(self, job: EmbedJob, threads: int, compile: bool = False, common: Common = ALONE) -> None:
+        """`threads`: of the computation, where the device is the CPU; `compile`: as :meth:`ClipEncoder.load` has it."""
         import torch
 
         device = own_device()
         if device == "cpu":
             torch.set_num_threads(threads)
-        self.encoder = ClipEncoder.load(job.spec, device)
+        self.encoder = ClipEncoder.load(job.spec, device, compile)
         self.spec, self.common = job.spec, common
 
     def __call__(self, block: pa.Table) -> pa.Table:
@@ -167,7 +167,12 @@ def embedding(job: EmbedJob, blocks: list[Block], resources: Resources) -> ray.d
     )
     encoded = rows.map_batches(
         EncodeRows,
-        fn_constructor_args=(job, resources.threads(resources.encoder_actors), resources.common),
+        fn_constructor_args=(
+            job,
+            resources.threads(resources.encoder_actors),
+            resources.compile_encoder,
+            resources.common,
+        ),
         # Of several calls one at a time encodes (Ray sees to it), while the others wait for storage or decode.
         compute=ActorPoolStrategy(
             size=resources.encoder_actors, max_concurrent_calls_per_actor=resources.encoder_calls
