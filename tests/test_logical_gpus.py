@@ -4,6 +4,7 @@ runs on the CPU (:func:`raycluster.resources.own_device`). The tables are those 
 
 from __future__ import annotations
 
+import shutil
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -159,6 +160,26 @@ def test_shards_to_a_tuned_encoder_that_embeds_again(photos: Path, tmp_path: Pat
     same(with_gpus, without)
 
 
+def test_a_tuned_encoder_from_the_originals(
+    photos: Path, tmp_path: Path, consensus: tuple[RunResult, RunResult, float]
+) -> None:
+    found = []
+    for run, name, resources in zip(
+        consensus, ("gpu", "cpu"), ({}, {"use_gpu": False, "encoder_actors": 1}), strict=False
+    ):
+        shutil.copytree(run.output, tmp_path / name / "out")
+        config = configuration(
+            photos, tmp_path / name / "out", finetune=TUNING, resources={**resources, "train_workers": 2}
+        )
+        found.append(raycluster.run(config))
+    assert [stage for stage, entry in found[0].stages.items() if entry["state"] == "ran"][:3] == [
+        "baseline",
+        "finetune",
+        "reembed",
+    ]
+    run_commands.compare(tables(found[0]), tables(found[1]))
+
+
 def test_new_pictures(consensus: tuple[RunResult, RunResult, float], tmp_path: Path) -> None:
     new = tmp_path / "new"
     draw_dataset(new, 24, KINDS, seed=12)
@@ -187,4 +208,4 @@ def test_the_endpoint_answers_what_the_table_says(consensus: tuple[RunResult, Ru
         assert served.model()["device"] == "cpu"
     assert free.gpus <= 1  # the replica holds one
     assert reply.status_code == 200, reply.text
-    assert [item["cluster"] for item in reply.json()["results"]] == [row["cluster"] for row in rows]
+    assert [item["cluster"] for item in reply.json()["assignments"]] == [row["cluster"] for row in rows]
