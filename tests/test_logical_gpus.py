@@ -208,4 +208,4 @@ def test_the_endpoint_answers_what_the_table_says(consensus: tuple[RunResult, Ru
         assert served.model()["device"] == "cpu"
     assert free.gpus <= 1  # the replica holds one
     assert reply.status_code == 200, reply.text
-    assert [item["cluster"] for item in reply.json()["assignments"]] == [row["cluster"] for row in rows]
+    assert [item["cluster"] for item in reply.json()["items"]] == [row["cluster"] for row in rows]
