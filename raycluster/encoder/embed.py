@@ -160,6 +160,8 @@ def embedding(job: EmbedJob, blocks: list[Block], resources: Resources) -> ray.d
         decode_rows, fn_kwargs={"job": job}, batch_size=None, batch_format="pyarrow", num_cpus=resources.decode_cpus
     )
     threads, batch_rows = resources.threads(resources.encoder_actors), 256 if resources.use_gpu else 32
+    # Ray prints an error about such actors, whose restart "will fail" if their arguments get lost. These are not ours but Ray Data's
+    # (its context and the plan's functions), which it keeps as long as the stage runs; tests kill encoders, and they come back.
     encoded = rows.map_batches(
         EncodeRows,
         fn_constructor_args=(job, resources.device, threads, batch_rows, resources.common),
