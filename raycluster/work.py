@@ -7,6 +7,7 @@ fails, is interrupted or has lost its lock ends all of it (:func:`of_run`).
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -20,6 +21,8 @@ log = logging.getLogger(__name__)
 
 KILL_S = 60.0
 """Longest wait for the end of killed processes, in seconds."""
+AGAIN_S = 5.0
+"""Seconds after which a task that was told to end, and has not, is told again."""
 POLL_S = 1.0
 """Seconds between two looks whether the run may go on."""
 
@@ -88,21 +91,30 @@ class Tasks:
         self._told: set[ray.ObjectRef] = set()
 
     def end(self, longest: float = KILL_S) -> None:
-        """Kill the processes of those that run, drop the others, and wait until all have ended, at most `longest` seconds.
+        """Kill the processes of those that run, drop the others, and wait until all have ended, about `longest` seconds at most.
 
-        Not one of them is told twice: Ray 2.60 aborts the driver if a task ends while it is cancelled for the second time. So there is no
-        gentle way first; what a killed task has half-written the run removes.
+        Not one of them is told again soon: Ray 2.60 aborts the driver if a task ends while it is cancelled for the second time. So there is
+        no gentle way first; what a killed task has half-written the run removes. But Ray loses a cancellation that meets a task just as it
+        starts, so whoever still runs after a while is told again.
         """
         if not self.pending or not ray.is_initialized():
             return
-        for reference in self.pending - self._told:
-            self._told.add(reference)
-            ray.cancel(reference, force=True)
-        _, left = ray.wait(list(self.pending), num_returns=len(self.pending), timeout=longest, fetch_local=False)
-        if left:
-            log.warning(
-                "ray: %d tasks did not end in %.0f s; look for a node that hangs (`ray status`)", len(left), longest
-            )
+        tell = self.pending - self._told
+        for _ in range(max(1, int(longest / AGAIN_S))):
+            for reference in tell:
+                ray.cancel(reference, force=True)
+            if tell & self._told:
+                # Those count as ended from now on; their processes are killed a moment later.
+                time.sleep(1)
+            self._told |= tell
+            references = list(self.pending)
+            _, left = ray.wait(references, num_returns=len(references), timeout=AGAIN_S, fetch_local=False)
+            if not left:
+                return
+            tell = set(left)
+        log.warning(
+            "ray: %d tasks did not end in %.0f s; look for a node that hangs (`ray status`)", len(left), longest
+        )
 
 
 def kill(actors: Iterable[Any]) -> None:
