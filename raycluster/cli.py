@@ -65,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             with interrupts.raised():
                 result = _execute(options, overrides)
             code = 2 if result["status"] == "failed" else 0
-        except (KeyboardInterrupt, SystemExit) as stopped:
+        except (interrupts.Interrupted, SystemExit) as stopped:
             result, code = _interrupted(options.command, stopped)
         except Exception as error:  # noqa: BLE001 - the last line of defense: what is not ours leaves its traceback on stderr
             result, code = _failure(options.command, error)
@@ -107,10 +107,8 @@ def _execute(options: argparse.Namespace, overrides: dict[str, Any]) -> dict[str
 
 
 def _interrupted(command: str, stopped: BaseException) -> tuple[dict[str, Any], int]:
-    number = getattr(stopped, "number", signal.SIGINT)
-    # While Ray starts, SIGTERM has a handler of Ray's.
-    if isinstance(stopped, SystemExit):
-        number = signal.SIGTERM
+    # While Ray starts, SIGTERM has a handler of Ray's, which exits.
+    number = stopped.number if isinstance(stopped, interrupts.Interrupted) else signal.SIGTERM
     said = "interrupted" if command in WITHOUT_STAGES else "interrupted; call again, finished work is kept"
     print(f"raycluster {command}: {said}", file=sys.stderr)
     return {"command": command, "status": "interrupted", "error": said}, 128 + number

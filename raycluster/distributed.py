@@ -237,15 +237,15 @@ def map_tasks(
     task = ray.remote(**(demand or {"num_cpus": 1}))(checked(function, common))
     rest = iter(items)
     limit = in_flight or 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))
-    pending: set[ray.ObjectRef] = set()
-    with work.ending(lambda: work.cancel(pending)):
+    tasks = work.Tasks()
+    with work.ending(tasks.end):
         while True:
-            for item in islice(rest, limit - len(pending)):
-                pending.add(task.remote(item, *shared))
-            if not pending:
+            for item in islice(rest, limit - len(tasks.pending)):
+                tasks.pending.add(task.remote(item, *shared))
+            if not tasks.pending:
                 return
-            done, _ = ray.wait(list(pending), timeout=work.POLL_S)
+            done, _ = ray.wait(list(tasks.pending), timeout=work.POLL_S)
             work.check()
             for reference in done:
-                pending.remove(reference)
+                tasks.pending.remove(reference)
                 yield ray.get(reference)

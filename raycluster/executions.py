@@ -25,7 +25,7 @@ class Ends(ExecutionCallback):
 
     def before_execution_starts(self, executor: Any) -> None:
         """Called by Ray."""
-        executor.shutdown = partial(_shut_down, executor, executor.shutdown)
+        executor.shutdown = partial(_shut_down, executor, executor.shutdown, [])
         _running[executor._data_context.get_config(KEY)].append(executor)
 
 
@@ -48,11 +48,19 @@ def forget(context: ray.data.DataContext) -> None:
     _running.pop(context.get_config(KEY), None)
 
 
-def _shut_down(executor: Any, shutdown: Callable[..., None], force: bool, exception: Exception | None = None) -> None:
-    """What Ray does at the end of an execution; of one with tasks left, by force, and with a wait for them."""
-    topology = executor._topology or {}
-    left = [task.get_waitable() for operator in topology for task in operator.get_active_tasks()]
+def _shut_down(
+    executor: Any,
+    shutdown: Callable[..., None],
+    ends: list[ray.ObjectRef],
+    force: bool,
+    exception: Exception | None = None,
+) -> None:
+    """What Ray does at the end of an execution; of one with tasks left, by force, and with a wait for them.
+
+    `ends`: what to wait for, kept for another call, as this one may be interrupted.
+    """
+    left = [task.get_waitable() for operator in executor._topology or () for task in operator.get_active_tasks()]
+    ends += [each.completed() if isinstance(each, ray.ObjectRefGenerator) else each for each in left]
     shutdown(force=force or bool(left), exception=exception)
-    if left and ray.is_initialized():
-        ends = [each.completed() if isinstance(each, ray.ObjectRefGenerator) else each for each in left]
+    if ends and ray.is_initialized():
         ray.wait(ends, num_returns=len(ends), timeout=KILL_S, fetch_local=False)

@@ -39,6 +39,9 @@ def raised() -> Iterator[None]:
     try:
         with _handled_by(handle):
             yield
+    except KeyboardInterrupt:
+        # Ray's waiting functions raise one of their own in place of the handler's.
+        raise Interrupted(signal.SIGINT if _seen is None else _seen) from None
     finally:
         _seen = None
 

@@ -18,6 +18,8 @@ log = logging.getLogger(__name__)
 
 ANSWER_S = 900.0
 """Longest wait for an answer of every node, in seconds: a node may first have to install a runtime environment."""
+ENDED_S = 5.0
+"""Longest wait for the end of questions that are given up, in seconds."""
 PATIENT_S = 30.0
 """A longer wait than this is explained."""
 
@@ -68,7 +70,8 @@ def ask(
         for node in nodes
     }
     # Nobody waits long for the end of a question to a node that hangs: it writes nothing.
-    with work.ending(lambda: work.cancel(asked, longest=work.GRACE_S)):
+    tasks = work.Tasks(*asked)
+    with work.ending(lambda: tasks.end(longest=ENDED_S)):
         return _answered(asked, nodes, wait)
 
 

@@ -7,6 +7,7 @@ fails, is interrupted or has lost its lock ends all of it (:func:`of_run`).
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -18,10 +19,10 @@ from raycluster import interrupts
 
 log = logging.getLogger(__name__)
 
-GRACE_S = 2.0
-"""Seconds in which a task that is told to end may tidy up, before its process is killed. `ray job stop` waits three."""
 KILL_S = 60.0
 """Longest wait for the end of killed processes, in seconds."""
+AGAIN_S = 5.0
+"""Seconds after which a task that was told to end, and has not, is told again."""
 POLL_S = 1.0
 """Seconds between two looks whether the run may go on."""
 
@@ -82,18 +83,38 @@ def ending(end: Callable[[], None]) -> Iterator[None]:
             work.remove(end)
 
 
-def cancel(references: Iterable[ray.ObjectRef], longest: float = KILL_S) -> None:
-    """Cancel tasks, and wait until none of them runs, `longest` seconds for those that are killed. They get a KeyboardInterrupt, and time to remove what they have half-written."""
-    left = list(references)
-    if not left or not ray.is_initialized():
-        return
-    for force, wait in ((False, GRACE_S), (True, longest)):
-        for reference in left:
-            ray.cancel(reference, force=force)
-        _, left = ray.wait(left, num_returns=len(left), timeout=wait, fetch_local=False)
-        if not left:
+class Tasks:
+    """Tasks that are waited for, and can be ended."""
+
+    def __init__(self, *references: ray.ObjectRef) -> None:
+        self.pending = set(references)
+        self._told: set[ray.ObjectRef] = set()
+
+    def end(self, longest: float = KILL_S) -> None:
+        """Kill the processes of those that run, drop the others, and wait until all have ended, about `longest` seconds at most.
+
+        Not one of them is told again soon: Ray 2.60 aborts the driver if a task ends while it is cancelled for the second time. So there is
+        no gentle way first; what a killed task has half-written the run removes. But Ray loses a cancellation that meets a task just as it
+        starts, so whoever still runs after a while is told again.
+        """
+        if not self.pending or not ray.is_initialized():
             return
-    log.warning("ray: %d tasks did not end in %.0f s; look for a node that hangs (`ray status`)", len(left), longest)
+        tell = self.pending - self._told
+        for _ in range(max(1, int(longest / AGAIN_S))):
+            for reference in tell:
+                ray.cancel(reference, force=True)
+            if tell & self._told:
+                # Those count as ended from now on; their processes are killed a moment later.
+                time.sleep(1)
+            self._told |= tell
+            references = list(self.pending)
+            _, left = ray.wait(references, num_returns=len(references), timeout=AGAIN_S, fetch_local=False)
+            if not left:
+                return
+            tell = set(left)
+        log.warning(
+            "ray: %d tasks did not end in %.0f s; look for a node that hangs (`ray status`)", len(left), longest
+        )
 
 
 def kill(actors: Iterable[Any]) -> None:
@@ -105,7 +126,7 @@ def kill(actors: Iterable[Any]) -> None:
 
 def get(reference: ray.ObjectRef) -> Any:
     """What a task gives, like :func:`ray.get`; the run is checked while it is waited for, and if it stops so does the task."""
-    with ending(lambda: cancel([reference])):
+    with ending(Tasks(reference).end):
         while not ray.wait([reference], timeout=POLL_S)[0]:
             check()
         return ray.get(reference)

@@ -24,7 +24,7 @@ from raycluster.demo.drawing import draw_dataset
 from raycluster.rows import row_ids
 from raycluster.storage import locate
 
-IMAGES = 640
+IMAGES = 320
 LINE = "interrupted; call again, finished work is kept"
 
 

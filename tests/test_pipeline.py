@@ -207,10 +207,14 @@ def test_a_finished_table_passes_or_not_as_the_limit_is_now(photos: Path, tmp_pa
 
 @pytest.fixture(scope="module")
 def mostly_broken(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """480 files that are no pictures, then 48 pictures."""
+    """480 pictures that are cut short, which shows only at their end, then 48 good ones."""
     folder = tmp_path_factory.mktemp("broken")
-    for number in range(480):
-        (folder / f"a-{number:03}.jpg").write_text("not a picture")
+    noise = np.random.default_rng(0).integers(0, 256, (800, 800, 3), np.uint8)
+    Image.fromarray(noise).save(folder / "a-000.png")
+    content = (folder / "a-000.png").read_bytes()
+    (folder / "a-000.png").write_bytes(content[: len(content) * 9 // 10])
+    for number in range(1, 480):
+        (folder / f"a-{number:03}.png").hardlink_to(folder / "a-000.png")
     for number, file in enumerate(sorted(photos.glob("*/*"))):
         shutil.copy(file, folder / f"b-{number:03}{file.suffix}")
     return folder

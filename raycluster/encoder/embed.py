@@ -155,7 +155,10 @@ def embed(job: EmbedJob, files: list[Location], wanted: np.ndarray, resources: R
     # Decode tasks beside GPUs may be faster than these: without a limit they would fill the object store with pixels.
     block_bytes = int(np.prod(job.spec.pixel_shape)) * max(map(len, blocks))
     with streaming(max(2**27, 6 * actors * block_bytes)):
-        yield from embedding(job, blocks, resources).iter_batches(batch_size=None, batch_format="pyarrow")
+        # Counts are small and wanted at once: with a batch fetched ahead, each would come one part late.
+        yield from embedding(job, blocks, resources).iter_batches(
+            batch_size=None, batch_format="pyarrow", prefetch_batches=0
+        )
 
 
 def embedding(job: EmbedJob, blocks: list[Block], resources: Resources) -> ray.data.Dataset:
@@ -165,6 +168,8 @@ def embedding(job: EmbedJob, blocks: list[Block], resources: Resources) -> ray.d
     ).map_batches(
         decode_rows, fn_kwargs={"job": job}, batch_size=None, batch_format="pyarrow", num_cpus=resources.decode_cpus
     )
+    # Ray prints an error about such actors, whose restart "will fail" if their arguments get lost. These are not ours but Ray Data's
+    # (its context and the plan's functions), which it keeps as long as the stage runs; tests kill encoders, and they come back.
     encoded = rows.map_batches(
         EncodeRows,
         fn_constructor_args=(
