@@ -93,6 +93,14 @@ def own_ray() -> Callable[..., contextlib.AbstractContextManager[None]]:
     return started
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A test whose fixtures start Ray bears the mark `ray`, whichever fixture asks for it: `.ci/lowest.py` runs the others."""
+    for item in items:
+        if {"local_ray", "own_ray"} & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.ray)
+
+
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
     outcome = yield

@@ -27,7 +27,7 @@ def started() -> Iterator[str]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     environment = {**os.environ, "INITIAL_NO_AUTH_ACTION_COUNT": "0"}
-    command = [sys.executable, __file__, str(port)]
+    command = [os.environ.get("RAYCLUSTER_S3_PYTHON", sys.executable), __file__, str(port)]
     server = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         url = f"http://127.0.0.1:{port}"

@@ -81,6 +81,7 @@ def test_what_is_printed_at_the_end_of_the_process_does_not_follow_the_result(tm
 
 
 @pytest.mark.slow
+@pytest.mark.ray
 def test_a_killed_run_resumes_where_it_was(arguments: list[str], tmp_path: Path) -> None:
     process = subprocess.Popen(
         [str(BIN / "raycluster"), "run", *arguments],
@@ -121,6 +122,7 @@ def free_ports(count: int) -> list[int]:
 
 
 @pytest.mark.slow
+@pytest.mark.ray
 @pytest.mark.timeout(400)
 def test_a_submitted_job_is_the_same_call(arguments: list[str], tmp_path: Path) -> None:
     port, dashboard, agent, client = free_ports(4)

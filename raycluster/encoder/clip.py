@@ -16,7 +16,7 @@ from safetensors.torch import load
 from torch import Tensor
 
 from raycluster.config import EncoderConfig, StorageConfig
-from raycluster.encoder.feeding import Feeder, out_of_memory_explained
+from raycluster.encoder.feeding import Feeder, compiled, out_of_memory_explained
 from raycluster.encoder.weights import find_weights
 from raycluster.errors import ConfigError, RayclusterError
 from raycluster.storage import Location
@@ -169,7 +169,7 @@ class ClipEncoder:
         self._mean = (torch.tensor(spec.mean) * scale).view(1, 3, 1, 1).to(device)
         self._std = (torch.tensor(spec.std) * scale).view(1, 3, 1, 1).to(device)
         self._tokenizer: Any = None  # made at the first text; pictures need none
-        forward = torch.compile(self.forward, dynamic=True) if compile else self.forward
+        forward = compiled(self.forward) if compile else self.forward
         self._feeder = Feeder(forward, spec.pixel_shape, spec.dim, device)
 
     @classmethod

@@ -99,6 +99,18 @@ class Feeder:
         return max(1, min(MOST_ROWS, int(MEMORY_SHARE * free / row)))
 
 
+def compiled(forward: Forward) -> Forward:
+    """The same forward pass, compiled at the first call for batches of any size."""
+    compiled_forward = torch.compile(forward)
+
+    def run(batch: Tensor) -> Tensor:
+        # Only the number of rows varies: with `dynamic=True` torch would also reason about any height and width, sometimes for minutes.
+        torch._dynamo.maybe_mark_dynamic(batch, 0)
+        return compiled_forward(batch)
+
+    return run
+
+
 def gpu_batch_rows(n: int, fit: int) -> int:
     """Rows of a batch of `n` on a GPU whose memory takes `fit` rows: equal parts of the call, so that the last batch is not a small one."""
     batches = max(min(BATCHES_A_CALL, n // FEWEST_ROWS), math.ceil(n / fit), 1)
