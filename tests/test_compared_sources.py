@@ -32,7 +32,7 @@ def write_table(file: Path, pictures: list[Path]) -> None:
     pq.write_table(pa.table({"image": [picture.read_bytes() for picture in pictures], "image_id": names}), file)
 
 
-@pytest.mark.torture
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_every_kind_of_source_is_compared(tmp_path: Path) -> None:
     """Tars, tables, lists, one source among several, new pictures for a model; and what no other node reads is not."""

@@ -89,6 +89,7 @@ def check_ended(run: subprocess.Popen[str], log: Path, output: Path, number: int
     assert set(left) <= {"_stages"}
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.timeout(600)
 def test_a_run_that_is_interrupted_in_every_kind_of_stage_goes_on_at_the_next_call(
@@ -179,6 +180,7 @@ print(len(ids))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.timeout(600)
 def test_in_a_notebook_an_interrupt_is_a_keyboard_interrupt_and_nothing_goes_on(
