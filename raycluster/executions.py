@@ -63,4 +63,5 @@ def _shut_down(
     ends += [each.completed() if isinstance(each, ray.ObjectRefGenerator) else each for each in left]
     shutdown(force=force or bool(left), exception=exception)
     if ends and ray.is_initialized():
-        ray.wait(ends, num_returns=len(ends), timeout=KILL_S, fetch_local=False)
+        each_once = list(set(ends))
+        ray.wait(each_once, num_returns=len(each_once), timeout=KILL_S, fetch_local=False)
