@@ -214,8 +214,10 @@ def _wait_for_nodes(config: ResourcesConfig) -> None:
         return
     log.info("ray: waiting up to %.0f s for %d %ss", config.wait_seconds, wanted, kind)
     group = ray.util.placement_group([{kind: 1}] * wanted)
-    came = group.wait(config.wait_seconds)
-    ray.util.remove_placement_group(group)
+    try:
+        came = group.wait(config.wait_seconds)
+    finally:
+        ray.util.remove_placement_group(group)
     if not came:
         raise ConfigError(
             f"resources.wait_seconds: in {config.wait_seconds:.0f} s the cluster has grown to {ray.cluster_resources().get(kind, 0):.0f} of "
