@@ -19,7 +19,9 @@ Weights are random, so nothing is downloaded; speed does not depend on them. Ray
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import sys
 import time
 from typing import Any
 
@@ -40,8 +42,10 @@ def main() -> int:
     if options.device == "cuda" and not torch.cuda.is_available():
         raise SystemExit("torch sees no GPU here; use a machine with one, or --device cpu --small to try the script")
     table, started = Table(), time.perf_counter()
-    for check in (check_encoders, check_clusters, check_training):
-        check(table, options.device, options.small, options.compile)
+    # Libraries may print; standard output carries the table alone.
+    with contextlib.redirect_stdout(sys.stderr):
+        for check in (check_encoders, check_clusters, check_training):
+            check(table, options.device, options.small, options.compile)
     result: dict[str, Any] = {
         "device": torch.cuda.get_device_name() if options.device == "cuda" else "cpu",
         "torch": torch.__version__,
