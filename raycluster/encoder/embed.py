@@ -25,14 +25,14 @@ from ray.data.datasource import Datasource, ReadTask
 from raycluster.config import EncoderConfig, StorageConfig
 from raycluster.distributed import streaming
 from raycluster.encoder.clip import ClipEncoder, EncoderSpec, pil_transform
+from raycluster.encoder.write import write_rows
 from raycluster.images.decode import decode_batch
-from raycluster.images.fetch import Fetched, retry
+from raycluster.images.fetch import Fetched
 from raycluster.images.pictures import COLUMNS, fetched_slices
 from raycluster.node_checks import ALONE, Common, check_here, checked
 from raycluster.resources import WRITER_CPUS, Resources, own_device
 from raycluster.row_blocks import Block, find_blocks
 from raycluster.rows import binary_rows, vector_column
-from raycluster.run_folder import part_name
 from raycluster.storage import Location
 from raycluster.tables import embeddings_schema
 
@@ -134,16 +134,6 @@ class EncodeRows:
         return block.drop_columns(["pixels"]).append_column("embedding", column).cast(schema)
 
 
-def write_rows(block: pa.Table, job: EmbedJob) -> pa.Table:
-    """Write a block as one part file and return its status histogram, one row a status."""
-    if len(block) == 0:
-        return pa.table({"status": pa.array([], pa.string()), "rows": pa.array([], pa.int64())})
-    part = job.folder / part_name(block.column("row_id"))
-    retry(lambda: part.write_table(block), part.uri)
-    counts = block.column("status").value_counts()
-    return pa.table({"status": counts.field("values"), "rows": counts.field("counts")})
-
-
 def embed(job: EmbedJob, files: list[Location], wanted: np.ndarray, resources: Resources) -> Iterable[pa.Table]:
     """Embed the rows of a manifest or of shards whose id is in `wanted` (ascending); yields status counts as parts are written."""
     actors = resources.encoder_actors
@@ -189,8 +179,8 @@ def embedding(job: EmbedJob, blocks: list[Block], resources: Resources) -> ray.d
     )
     return encoded.map_batches(
         checked(write_rows, resources.common),
-        fn_kwargs={"job": job},
-        # Few writers: each is a process with torch in it, and what it does is small.
+        fn_kwargs={"folder": job.folder},
+        # Few writers: what each of them does is small.
         compute=TaskPoolStrategy(size=max(1, resources.encoder_actors // 4)),
         batch_size=None,
         batch_format="pyarrow",

@@ -44,7 +44,7 @@ def batch_table(model: Model, files: list[Path]) -> pa.Table:
     manifest = pa.table({"row_id": ids, "image_id": uris, "uri": uris, "size": [path.stat().st_size for path in files]})
     job = EmbedJob(model.spec, EncoderConfig(model="builtin"), StorageConfig(), locate("/nowhere"))
     # Other batches than those of a request: what a row gets must not depend on its neighbors.
-    encode, decoded = EncodeRows(job, "cpu", 1), decode_rows(manifest, job)
+    encode, decoded = EncodeRows(job, threads=1), decode_rows(manifest, job)
     embeddings = pa.concat_tables(encode(decoded.slice(start, 5)) for start in range(0, len(files), 5))
     return assign_rows(model.method, embeddings, manifest, model.novelty)
 
