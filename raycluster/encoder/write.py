@@ -1,0 +1,19 @@
+"""Write embeddings as part files. Knows nothing of torch: the process that writes does not load it, which takes seconds and memory."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+
+from raycluster.images.fetch import retry
+from raycluster.run_folder import part_name
+from raycluster.storage import Location
+
+
+def write_rows(block: pa.Table, folder: Location) -> pa.Table:
+    """Write a block as one part file and return its status histogram, one row a status: columns status, rows."""
+    if len(block) == 0:
+        return pa.table({"status": pa.array([], pa.string()), "rows": pa.array([], pa.int64())})
+    part = folder / part_name(block.column("row_id"))
+    retry(lambda: part.write_table(block), part.uri)
+    counts = block.column("status").value_counts()
+    return pa.table({"status": counts.field("values"), "rows": counts.field("counts")})
