@@ -108,6 +108,7 @@ def check(result: RunResult, storage: StorageConfig) -> None:
     assert page.count("data:image/jpeg;base64") >= 30
 
 
+@pytest.mark.slow
 def test_tars_tables_and_lists_go_through_a_run(pictures: dict[str, bytes], tmp_path: Path) -> None:
     root = locate(str(tmp_path))
     config = configuration(root, write_sources(root, pictures))

@@ -118,6 +118,7 @@ def test_drift_is_reported(finished: RunResult) -> None:
     assert set(figures["verdict"]) < set(finished.warnings)
 
 
+@pytest.mark.slow
 def test_the_training_set_itself_has_not_drifted(trained: RunResult, tmp_path: Path) -> None:
     config = json.loads((Path(trained.output) / "run.json").read_text())["config"]
     same = raycluster.assign(model=trained.output, images=config["images"], output=str(tmp_path / "out"), resources=ONE)
@@ -133,6 +134,7 @@ def test_a_second_call_does_nothing_and_says_the_same(trained: RunResult, finish
     assert (again.tables, again.metrics, again.warnings) == (finished.tables, finished.metrics, finished.warnings)
 
 
+@pytest.mark.slow
 def test_pictures_that_come_later_are_assigned_alone(trained: RunResult, photos: Path, tmp_path: Path) -> None:
     grown = tmp_path / "photos"
     shutil.copytree(photos / "same", grown / "same")
@@ -150,6 +152,7 @@ def test_pictures_that_come_later_are_assigned_alone(trained: RunResult, photos:
     assert second.metrics["n"] == 80
 
 
+@pytest.mark.slow
 def test_what_a_killed_call_has_written_is_kept(trained: RunResult, finished: RunResult, tmp_path: Path) -> None:
     output = tmp_path / "out"
     shutil.copytree(finished.output, output)
@@ -174,6 +177,7 @@ def test_what_a_killed_call_has_written_is_kept(trained: RunResult, finished: Ru
     assert again.metrics == finished.metrics
 
 
+@pytest.mark.slow
 def test_the_model_alone_is_enough(
     trained: RunResult, finished: RunResult, photos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -199,6 +203,7 @@ def test_a_dry_run_writes_nothing(trained: RunResult, photos: Path, tmp_path: Pa
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_too_many_failures_are_exit_3(trained: RunResult, photos: Path, tmp_path: Path) -> None:
     given = {"model": trained.output, "images": str(photos), "output": str(tmp_path / "out"), "resources": ONE}
     with pytest.raises(DataQualityError, match=r"1 of 81 images \(1\.2%\) could not be read"):

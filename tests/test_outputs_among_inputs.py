@@ -129,6 +129,7 @@ class TestRuns:
         )
         assert statuses(assigned, storage) == {"ok": 40}
 
+    @pytest.mark.slow
     def test_a_run_inside_the_folder_of_pictures(self, tmp_path: Path) -> None:
         draw_dataset(tmp_path / "photos", 12, ("fish", "car"), seed=3)
         given: dict[str, Any] = {"images": str(tmp_path / "photos"), "encoder": {"model": "builtin"}, **KMEANS}

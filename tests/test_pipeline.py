@@ -173,6 +173,7 @@ def test_a_dry_run_writes_nothing(photos: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_added_images_are_embedded_and_assigned_alone(photos: Path, tmp_path: Path) -> None:
     folder = tmp_path / "photos"
     shutil.copytree(photos / "fish", folder / "fish")
@@ -195,6 +196,7 @@ def test_added_images_are_embedded_and_assigned_alone(photos: Path, tmp_path: Pa
     assert table(third, "assignments").num_rows == 35
 
 
+@pytest.mark.slow
 def test_a_finished_table_passes_or_not_as_the_limit_is_now(photos: Path, tmp_path: Path) -> None:
     config = configuration(photos, tmp_path / "out", method={"name": "kmeans"})
     raycluster.run(config, until="embed")

@@ -16,7 +16,7 @@ from raycluster.config import StorageConfig
 from raycluster.demo.drawing import draw_dataset
 from raycluster.storage import Location, locate
 
-pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
+pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
 
 
 @pytest.fixture

@@ -34,7 +34,7 @@ from raycluster.shards import GROUP_ROWS, GroupReader, ShardJob, find_rows, grou
 from raycluster.storage import Location, locate
 from raycluster.tables import SHARDS
 
-pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
+pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
 
 KINDS = ("house", "fish", "tree", "star")
 BAD = {"empty.jpg": "empty", "text.jpg": "undecodable", "gone.jpg": "missing"}

@@ -61,7 +61,11 @@ def test_without_gpus_the_encoders_read_and_decode_for_themselves(job: EmbedJob,
     ("differs", "means"),
     [
         ({"versions": (("torch", "1.0"),)}, r"^ray: torch is .* on node .* and 1\.0 here; give all nodes one image"),
-        ({"places": (Place("images", "/nowhere", "/nowhere", "a"),)}, r"^images: /nowhere is on this machine's disk"),
+        pytest.param(
+            {"places": (Place("images", "/nowhere", "/nowhere", "a"),)},
+            r"^images: /nowhere is on this machine's disk",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_a_node_that_has_not_what_it_must_have_does_nothing(

@@ -210,6 +210,7 @@ def test_two_hundred_clusters_render_fast_and_small(make_data: Make) -> None:
     assert len(source.encode()) < 25 * 2**20
 
 
+@pytest.mark.slow
 def test_a_thousand_clusters_do_not_break_the_page(make_data: Make) -> None:
     page = Page(render(make_data(1000, pixels=False)))
     assert page.count("article") == 1000

@@ -77,6 +77,7 @@ def ready(url: str, process: subprocess.Popen[str]) -> bool:
 
 
 @pytest.mark.timeout(400)
+@pytest.mark.slow
 def test_from_the_start_to_the_end(run: RunResult, files: list[Path], tmp_path: Path) -> None:
     """It listens on loopback, asks for tokens from the environment, takes over the run's new model, and ends with one line."""
     token = {"authorization": "Bearer a-token-of-some-length"}
