@@ -184,7 +184,7 @@ class ResourcesConfig(Section):
     """What to use of the cluster; never part of a fingerprint. Default: what the cluster has."""
 
     encoder_actors: int | None = Field(default=None, ge=1)
-    """Number of encoder actors; default one per GPU, else one per CPU."""
+    """Number of encoder actors; default one per GPU, else one per CPU. More than there are GPUs share them."""
     train_workers: int | None = Field(default=None, ge=1)
     """Number of Ray Train workers; default one per GPU, else one."""
     use_gpu: bool | None = None
