@@ -46,7 +46,7 @@ COMMANDS = {
 }
 
 WITHOUT_STAGES = ("status", "doctor", "serve")
-"""Commands that do no work which could be gone on with."""
+"""Commands that leave no finished work which a next call could go on with."""
 
 WATCH_SECONDS = 10
 """How often `serve` looks for a new model of its run, where nothing else is said."""

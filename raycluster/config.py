@@ -184,13 +184,13 @@ class ResourcesConfig(Section):
     """What to use of the cluster; never part of a fingerprint. Default: what the cluster has."""
 
     encoder_actors: int | None = Field(default=None, ge=1)
-    """Number of encoder actors; default one per GPU, else one per CPU. More than there are GPUs share them."""
+    """Number of encoder actors; default one per GPU, else one per CPU. If there are more of them than GPUs, they share the GPUs."""
     train_workers: int | None = Field(default=None, ge=1)
     """Number of Ray Train workers; default one per GPU, else one."""
     use_gpu: bool | None = None
     """Default: use GPUs if the cluster has any."""
     compile_encoder: bool = False
-    """Compile the vision tower (`torch.compile`) in every encoder actor: it takes a minute there, and pays for millions of images, if at all."""
+    """Compile the vision tower (`torch.compile`) when an encoder actor starts, which takes it about a minute. Whether that pays was not measured."""
     wait_seconds: float = Field(default=0.0, ge=0)
     """On a cluster that grows on demand: ask its autoscaler for the nodes that the lines above need, and wait for them so long."""
 

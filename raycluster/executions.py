@@ -1,4 +1,4 @@
-"""Executions of Ray Data that end when they are given up: Ray would let go of their tasks and actors, and these would go on."""
+"""End an execution of Ray Data before its time. Ray itself only forgets the tasks and actors of one that is abandoned, and they go on writing."""
 
 from __future__ import annotations
 

@@ -139,7 +139,7 @@ def _carry_out(
 
 @contextmanager
 def _alone(folder: RunFolder) -> Iterator[None]:
-    """Context in which no other run writes to the folder; at its end this one has nothing going on any more either."""
+    """Hold the lock of the run folder; before it is released, all that this run has going on in Ray is ended."""
     going, ends = work.Work(), ExitStack()
     try:
         mine = ends.enter_context(lock.held(folder.root, on_loss=going.end))
@@ -149,7 +149,7 @@ def _alone(folder: RunFolder) -> Iterator[None]:
         try:
             yield
         except Exception:
-            # What was ended because the lock is lost fails in many ways.
+            # When the lock is lost, all work is ended, and that fails with errors of many kinds: the lost lock is the one to tell.
             mine.check()
             raise
     finally:

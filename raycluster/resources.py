@@ -72,7 +72,7 @@ class Resources:
         return max(1, min(self.node_cpus // self._on_one_node(processes), int(self.cpus // processes)))
 
     def _on_one_node(self, processes: int) -> int:
-        """How many of them a node holds that holds as many as any."""
+        """The most of so many processes that one node holds when they are spread evenly."""
         return min(self.node_cpus, math.ceil(processes / max(1, int(self.cpus) // self.node_cpus)))
 
     def reserved_cpus(self, processes: int) -> float:
@@ -172,14 +172,14 @@ def accepted(amount: float) -> float:
 def own_device() -> str:
     """Torch device of this process: `cuda` if Ray gave it a GPU and torch sees one, else `cpu`.
 
-    It is asked where something computes, for the cluster cannot tell: a node's driver may be broken, and Ray also counts GPUs that do not
-    exist (`ray start --num-gpus`), by which the whole GPU plan runs on CPUs in the tests.
+    Whoever computes asks this, because Ray's count cannot tell: a node's CUDA driver may be broken, and `ray start --num-gpus=2` makes Ray
+    count GPUs that do not exist. In the tests that is how the whole GPU plan runs on CPUs.
     """
     return "cuda" if ray.get_gpu_ids() and torch.cuda.is_available() else "cpu"
 
 
 def missing_cuda() -> str:
-    """What the user should know where Ray counts GPUs that torch does not see; empty if there are none. Asks each node with a GPU."""
+    """Ask each node with a GPU whether torch sees it; returns a warning that names the nodes where it does not, or an empty text."""
     found = ask([node for node in alive() if node.gpus >= 1], own_device, gpus=1)
     blind = [node.address for node, device in found.items() if device == "cpu"]
     if not blind:

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pytest
 import ray
 import run_commands
+import serving_kit
 import torch
 from serving_kit import ServeEndpoint, post
 
@@ -27,7 +28,6 @@ from raycluster.resources import own_device, resolve
 pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(900)]
 
 KINDS = ("house", "fish", "tree", "star")
-NOUNS = (*KINDS, "car", "cup", "bird", "flower")
 TUNING = {"enabled": True, "rank": 8, "learning_rate": 1e-4, "batch_size": 16, "epochs": 2}
 
 
@@ -48,17 +48,9 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def configuration(photos: Path, output: Path, **changes: Any) -> dict[str, Any]:
-    nouns = output.parent / "nouns.txt"
-    nouns.write_text("\n".join(NOUNS))
-    return {
-        "images": str(photos),
-        "output": str(output),
-        "clusters": 4,
-        # `auto` is bf16 where there are GPUs, and the tables would differ.
-        "encoder": {"model": "builtin", "precision": "fp32"},
-        "vocabulary": {"source": str(nouns), "prompts": ["a picture of a {}"], "cache": str(output.parent / "cache")},
-        **changes,
-    }
+    """Encoders at fp32: `auto` is bf16 where there are GPUs, and the tables would differ."""
+    output.parent.mkdir(exist_ok=True)
+    return serving_kit.configuration(photos, output, **{"method": {"name": "consensus"}, "resources": {}, **changes})
 
 
 class LeastFree:
@@ -97,10 +89,7 @@ def both_ways(photos: Path, folder: Path, **changes: Any) -> tuple[RunResult, Ru
 
 @pytest.fixture(scope="module")
 def consensus(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[RunResult, RunResult, float]:
-    folder = tmp_path_factory.mktemp("consensus")
-    (folder / "gpu").mkdir()
-    (folder / "cpu").mkdir()
-    return both_ways(photos, folder)
+    return both_ways(photos, tmp_path_factory.mktemp("consensus"))
 
 
 def tables(result: RunResult) -> dict[str, pa.Table]:
@@ -142,8 +131,6 @@ def test_several_encoders_on_a_gpu(photos: Path, tmp_path: Path, consensus: tupl
 
 
 def test_pictures_to_dxmc_with_two_train_workers(photos: Path, tmp_path: Path) -> None:
-    (tmp_path / "gpu").mkdir()
-    (tmp_path / "cpu").mkdir()
     method = {"name": "dxmc", "epochs": 3}
     with_gpus, without, free = both_ways(photos, tmp_path, method=method, resources={"train_workers": 2})
     assert free == 0
@@ -151,8 +138,6 @@ def test_pictures_to_dxmc_with_two_train_workers(photos: Path, tmp_path: Path) -
 
 
 def test_shards_to_a_tuned_encoder_that_embeds_again(photos: Path, tmp_path: Path) -> None:
-    (tmp_path / "gpu").mkdir()
-    (tmp_path / "cpu").mkdir()
     changes = {"shards": {"enabled": True}, "finetune": TUNING, "resources": {"train_workers": 2}}
     with_gpus, without, free = both_ways(photos, tmp_path, **changes)
     assert {"shard", "baseline", "finetune", "reembed", "assign"} <= with_gpus.stages.keys()

@@ -158,8 +158,8 @@ def embedding(job: EmbedJob, blocks: list[Block], resources: Resources) -> ray.d
     ).map_batches(
         decode_rows, fn_kwargs={"job": job}, batch_size=None, batch_format="pyarrow", num_cpus=resources.decode_cpus
     )
-    # Ray prints an error about such actors, whose restart "will fail" if their arguments get lost. These are not ours but Ray Data's
-    # (its context and the plan's functions), which it keeps as long as the stage runs; tests kill encoders, and they come back.
+    # Ray prints an `[E] core_worker` line that a restart of these actors will fail if their constructor arguments get lost. Those arguments
+    # are Ray Data's own, its context and the plan's functions, and it keeps them while the stage runs. tests/torture/test_kills.py kills encoders.
     encoded = rows.map_batches(
         EncodeRows,
         fn_constructor_args=(

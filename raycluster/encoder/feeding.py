@@ -28,7 +28,7 @@ MOST_ROWS = 1024
 FEWEST_ROWS = 64
 """Fewest rows of a batch on a GPU, if there are so many: smaller batches leave a part of it idle."""
 BATCHES_A_CALL = 4
-"""The rows of a call are divided into at least so many batches on a GPU: the copies of the first one run beside no computation."""
+"""A call on a GPU is divided into at least so many batches. Nothing is computed while the first of them is copied, so it must be small."""
 AHEAD = 2
 """Batches that are copied or computed at the same time; bounds the memory that many pictures take on the device."""
 PROBE_ROWS = 16

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from raycluster.config import StorageConfig
 from raycluster.errors import ConfigError
-from raycluster.left_out import without_runs
+from raycluster.images.run_folders import without_runs
 from raycluster.run_folder import part_name
 from raycluster.storage import Location, locate
 from raycluster.tables import MANIFEST, embeddings_schema

@@ -11,8 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pyarrow import fs
 
 from raycluster.errors import ConfigError
+from raycluster.images.run_folders import without_runs
 from raycluster.images.walk import ask
-from raycluster.left_out import without_runs
 from raycluster.storage import Location
 
 FILE_KINDS = (".tar", ".parquet", ".csv")

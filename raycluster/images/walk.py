@@ -17,7 +17,7 @@ from raycluster.images.bucket import list_objects
 from raycluster.images.columns import Labels, Rows, folder_of, in_order
 from raycluster.images.fetch import retry
 from raycluster.images.reading import damaged
-from raycluster.left_out import inside
+from raycluster.images.run_folders import inside
 from raycluster.storage import Location
 
 PICTURE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"})

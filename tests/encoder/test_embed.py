@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,17 +10,19 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from raycluster.config import EncoderConfig, ResourcesConfig, StorageConfig
 from raycluster.demo.drawing import draw_dataset
 from raycluster.distributed import plainly
 from raycluster.encoder.clip import resolve_encoder
-from raycluster.encoder.embed import EmbedJob, embed, embedding
+from raycluster.encoder.embed import EmbedJob, EncodeRows, decode_rows, embed, embedding
 from raycluster.errors import ConfigError
 from raycluster.node_checks import Common, Place
 from raycluster.resources import resolve
 from raycluster.row_blocks import find_blocks
-from raycluster.storage import Location, locate
+from raycluster.rows import vectors
+from raycluster.storage import Location, locate, read_table
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(120), pytest.mark.usefixtures("local_ray")]
 
@@ -80,3 +83,17 @@ def test_a_node_that_has_not_what_it_must_have_does_nothing(
     counts = [batch.column("rows").to_pylist() for batch in embed(job, [listed], np.arange(N), here)]
     assert sum(map(sum, counts)) == N
     assert kept.value.__context__ is None
+
+
+def test_an_encoder_actor_compiles_when_it_is_asked_to(
+    job: EmbedJob, listed: Location, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert resolve(ResourcesConfig(compile_encoder=True)).compile_encoder
+    assert not resolve(ResourcesConfig()).compile_encoder
+    # Traced, but not translated, which takes a C++ compiler minutes.
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    decoded = decode_rows(read_table([listed]).slice(0, 6), job)
+    plain, compiled = (EncodeRows(job, threads=1, compile=compile)(decoded) for compile in (False, True))
+    assert compiled.drop_columns(["embedding"]).equals(plain.drop_columns(["embedding"]))
+    found, expected = (vectors(table).astype(np.float32) for table in (compiled, plain))
+    np.testing.assert_allclose(found, expected, rtol=1e-2, atol=2e-3)

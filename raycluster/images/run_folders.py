@@ -1,4 +1,4 @@
-"""Run folders below what a run reads: their files are no input."""
+"""Leave run folders out of a listing: what a run has written is never its input."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ def inside(place: Location, folder: Location) -> bool:
 
 
 def without_runs(source: Location, files: list[Location], output: Location) -> list[Location]:
-    """The files found below `source`, but for those of run folders: of `output`, and of folders that hold `_stages`.
+    """The files found below `source`, without those that lie in a run folder: in `output`, or in a folder that holds `_stages`.
 
-    A run folder that `source` is or lies in is not left out: then the user named it.
+    If `source` itself lies in a run folder, the user has named it, and that run folder's files are kept.
     """
     marked = {file.path.partition("/_stages/")[0] for file in files if "/_stages/" in file.path}
     runs = [output, *(Location(path, source.scheme, source.options) for path in sorted(marked))]
