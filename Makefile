@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+# Two files at a time, each process with a Ray of its own: half of their time tests wait for processes that start.
+PYTEST := $(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 INSTALLED := $(VENV)/.installed
 
 .PHONY: demo test test-slow torture lint install
@@ -10,11 +12,11 @@ demo: $(INSTALLED)
 	$(BIN)/raycluster demo >/dev/null
 
 test: lint
-	$(BIN)/pytest
+	$(PYTEST)
 
 # What is slow by nature: whole runs with logical GPUs, with several nodes or workers, browsers of many sizes.
 test-slow: $(INSTALLED)
-	$(BIN)/pytest -m slow
+	$(PYTEST) -m slow
 
 # Kills, soaks and fuzzing: minutes each.
 torture: $(INSTALLED)

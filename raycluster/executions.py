@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from functools import partial
 from itertools import count
@@ -10,23 +11,30 @@ from typing import Any
 import ray
 import ray.data
 from ray.data._internal.execution.execution_callback import ExecutionCallback
+from ray.data._internal.execution.operators.actor_pool_map_operator import ActorPoolMapOperator
 
-from raycluster.work import KILL_S
+from raycluster.work import KILL_S, Tasks
 
 KEY = "raycluster_executions"
 """In a :class:`ray.data.DataContext`: which list of :data:`_running` its executions are put into."""
 
 _numbers = count()
-_running: dict[int, list[Any]] = {}
+_running: dict[int, list[Callable[[], None]]] = {}
 
 
 class Ends(ExecutionCallback):
-    """Replaces the end of an execution by :func:`_shut_down`, and notes it. Ray makes one for each execution, on the driver."""
+    """Makes an execution end by force, and wait for what it ends. Ray makes one for each execution, on the driver."""
 
     def before_execution_starts(self, executor: Any) -> None:
-        """Called by Ray."""
-        executor.shutdown = partial(_shut_down, executor, executor.shutdown, [])
-        _running[executor._data_context.get_config(KEY)].append(executor)
+        """Called by Ray, before the thread of the executor starts, which starts the tasks."""
+        ended: list[Tasks] = []
+        shutdown = executor.shutdown
+        executor.shutdown = partial(_shut_down, shutdown)
+        # Ray waits two seconds for its thread. A task that a slower one starts later would be missed here.
+        executor.join = lambda timeout=None: threading.Thread.join(executor, KILL_S)
+        for operator in executor._topology:
+            operator._cancel_active_tasks = partial(_end_tasks, operator, ended)
+        _running[executor._data_context.get_config(KEY)].append(partial(_end, executor, ended))
 
 
 def noted(context: ray.data.DataContext) -> Callable[[], None]:
@@ -37,8 +45,8 @@ def noted(context: ray.data.DataContext) -> Callable[[], None]:
     context.custom_execution_callback_classes = [*context.custom_execution_callback_classes, Ends]
 
     def end() -> None:
-        for executor in _running.get(number, ()):
-            executor.shutdown(force=True)
+        for end_one in _running.get(number, ()):
+            end_one()
 
     return end
 
@@ -48,20 +56,25 @@ def forget(context: ray.data.DataContext) -> None:
     _running.pop(context.get_config(KEY), None)
 
 
-def _shut_down(
-    executor: Any,
-    shutdown: Callable[..., None],
-    ends: list[ray.ObjectRef],
-    force: bool,
-    exception: Exception | None = None,
-) -> None:
-    """What Ray does at the end of an execution; of one with tasks left, by force, and with a wait for them.
+def _end(executor: Any, ended: list[Tasks]) -> None:
+    """End an execution. Called again, by another thread or after an interrupt, it waits for what is being ended."""
+    executor.shutdown(force=True)
+    for tasks in ended:
+        tasks.end()
 
-    `ends`: what to wait for, kept for another call, as this one may be interrupted.
+
+def _shut_down(shutdown: Callable[..., None], force: bool, exception: Exception | None = None) -> None:
+    """Ray's end of an execution, always by force: else actors and tasks would go on if the execution is not complete. `force`: Ray's own choice."""
+    shutdown(force=True, exception=exception)
+
+
+def _end_tasks(operator: Any, ended: list[Tasks], force: bool) -> None:
+    """In place of Ray's own function, which does not wait for tasks that give their results as streams.
+
+    It is called when no more tasks are started, and when the operator's actors have been killed.
     """
-    left = [task.get_waitable() for operator in executor._topology or () for task in operator.get_active_tasks()]
-    ends += [each.completed() if isinstance(each, ray.ObjectRefGenerator) else each for each in left]
-    shutdown(force=force or bool(left), exception=exception)
-    if ends and ray.is_initialized():
-        each_once = list(set(ends))
-        ray.wait(each_once, num_returns=len(each_once), timeout=KILL_S, fetch_local=False)
+    waitables = [task.get_waitable() for task in operator.get_active_tasks()]
+    references = (each.completed() if isinstance(each, ray.ObjectRefGenerator) else each for each in waitables)
+    tasks = Tasks(*references, of_actors=isinstance(operator, ActorPoolMapOperator))
+    ended.append(tasks)
+    tasks.end()

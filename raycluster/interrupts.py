@@ -12,7 +12,7 @@ from types import FrameType
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 _seen: int | None = None
-"""The signal that :func:`raised` has raised."""
+"""The signal that :func:`raised` or :func:`noticed` has raised."""
 
 
 class Interrupted(KeyboardInterrupt):
@@ -47,6 +47,34 @@ def raised() -> Iterator[None]:
 
 
 @contextmanager
+def noticed() -> Iterator[None]:
+    """Context of a call in somebody's program, such as a notebook: Ctrl-C is Python's own KeyboardInterrupt, and :func:`check` knows of it.
+
+    Where the program handles SIGINT itself, or runs in :func:`raised`, nothing is changed.
+    """
+    own = threading.current_thread() is threading.main_thread()
+    if not own or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        global _seen
+        _seen = number
+        signal.default_int_handler(number, frame)
+
+    global _seen
+    try:
+        with kept():
+            signal.signal(signal.SIGINT, handle)
+            yield
+            check()
+    except Interrupted:
+        raise KeyboardInterrupt from None
+    finally:
+        _seen = None
+
+
+@contextmanager
 def shielded() -> Iterator[None]:
     """Context in which something is brought to an end: signals are answered by a line, and nothing is raised."""
     with _handled_by(_answer):
@@ -69,7 +97,7 @@ def kept() -> Iterator[None]:
 
 
 def check() -> None:
-    """Raise the interrupt again if it came where Python drops exceptions, such as in a destructor."""
+    """Raise the interrupt again if it came where exceptions are dropped: by Python in a destructor, or by a library."""
     if _seen is not None:
         raise Interrupted(_seen)
 

@@ -113,7 +113,7 @@ def _carry_out(
     """Do what is not done of the planned stages in `order`, under the folder's lock; `begin` checks everything and plans."""
     if not dry_run:
         _check_writable(folder)
-    with nullcontext() if dry_run else _alone(folder):
+    with interrupts.noticed(), nullcontext() if dry_run else _alone(folder):
         stages = begin()
         if not dry_run:
             folder.set_plan(stages.steps)

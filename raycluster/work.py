@@ -84,37 +84,42 @@ def ending(end: Callable[[], None]) -> Iterator[None]:
 
 
 class Tasks:
-    """Tasks that are waited for, and can be ended."""
+    """Tasks that are waited for, and can be ended; if they are `of_actors`, these must have been killed before."""
 
-    def __init__(self, *references: ray.ObjectRef) -> None:
+    def __init__(self, *references: ray.ObjectRef, of_actors: bool = False) -> None:
         self.pending = set(references)
+        self._of_actors = of_actors
         self._told: set[ray.ObjectRef] = set()
 
     def end(self, longest: float = KILL_S) -> None:
         """Kill the processes of those that run, drop the others, and wait until all have ended, about `longest` seconds at most.
 
-        Not one of them is told again soon: Ray 2.60 aborts the driver if a task ends while it is cancelled for the second time. So there is
-        no gentle way first; what a killed task has half-written the run removes. But Ray loses a cancellation that meets a task just as it
-        starts, so whoever still runs after a while is told again.
+        Ray 2.60 aborts the driver if a task is cancelled in the moment in which it completes ("Tried to complete task that was not pending").
+        So nobody is told whose result is there, and nobody is told again soon; for the same reason there is no gentle way first, and what
+        a killed task has half-written the run removes. But Ray loses a cancellation that meets a task just as it starts, so whoever still
+        runs after a while is told again.
         """
         if not self.pending or not ray.is_initialized():
             return
-        tell = self.pending - self._told
+        tell = self._left(timeout=0) - self._told
         for _ in range(max(1, int(longest / AGAIN_S))):
             for reference in tell:
-                ray.cancel(reference, force=True)
+                ray.cancel(reference, force=not self._of_actors)
             if tell & self._told:
                 # Those count as ended from now on; their processes are killed a moment later.
                 time.sleep(1)
             self._told |= tell
-            references = list(self.pending)
-            _, left = ray.wait(references, num_returns=len(references), timeout=AGAIN_S, fetch_local=False)
-            if not left:
+            tell = self._left(timeout=AGAIN_S)
+            if not tell:
                 return
-            tell = set(left)
         log.warning(
-            "ray: %d tasks did not end in %.0f s; look for a node that hangs (`ray status`)", len(left), longest
+            "ray: %d tasks did not end in %.0f s; look for a node that hangs (`ray status`)", len(tell), longest
         )
+
+    def _left(self, timeout: float) -> set[ray.ObjectRef]:
+        """Those that still run after so many seconds."""
+        references = list(self.pending)
+        return set(ray.wait(references, num_returns=len(references), timeout=timeout, fetch_local=False)[1])
 
 
 def kill(actors: Iterable[Any]) -> None:
@@ -126,7 +131,9 @@ def kill(actors: Iterable[Any]) -> None:
 
 def get(reference: ray.ObjectRef) -> Any:
     """What a task gives, like :func:`ray.get`; the run is checked while it is waited for, and if it stops so does the task."""
-    with ending(Tasks(reference).end):
+    tasks = Tasks(reference)
+    with ending(tasks.end):
         while not ray.wait([reference], timeout=POLL_S)[0]:
             check()
+        tasks.pending.clear()
         return ray.get(reference)

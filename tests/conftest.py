@@ -27,6 +27,10 @@ def shared() -> Path:
     return SHARED
 
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Another process tests beside this one: a thread each, or those of both would wait for each other.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 # Ray's workers yield to every other process, by a niceness of 15: beside two busy ones a test of seconds takes minutes.
 os.environ.setdefault("RAY_worker_niceness", "0")
 
@@ -95,10 +99,17 @@ def own_ray() -> Callable[..., contextlib.AbstractContextManager[None]]:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A test whose fixtures start Ray bears the mark `ray`, whichever fixture asks for it: `.ci/lowest.py` runs the others."""
+    """A test whose fixtures start Ray bears the mark `ray`, whichever fixture asks for it: `.ci/lowest.py` runs the others.
+
+    Files with such tests come before the others: they take longest, and short ones fill the gap at the end when two processes test side by
+    side. Before all come those that fork workers: torch refuses to compute gradients in a fork of a process whose threads have done so.
+    """
     for item in items:
         if {"local_ray", "own_ray"} & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.ray)
+    with_ray = {item.path for item in items if item.get_closest_marker("ray")}
+    with_forks = {item.path for item in items if hasattr(getattr(item, "module", None), "on_workers")}
+    items.sort(key=lambda item: (item.path not in with_forks, item.path not in with_ray))
 
 
 @pytest.hookimpl(hookwrapper=True)

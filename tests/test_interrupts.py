@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -9,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -169,6 +170,8 @@ def interrupted(there):
     assert files() == left, set(files()) ^ set(left)
     assert not [path for path, _ in left if path.endswith(".tmp")]
 
+# Python does so at its start, unless who starts it ignores the signal, as a shell does for what it runs in the background.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 before = handlers()
 interrupted(lambda: list(output.glob("embeddings/*/part-*")))
 interrupted(lambda: list(output.glob("training/*/*")))
@@ -224,6 +227,14 @@ def test_a_run_whose_lock_is_taken_stops_and_writes_no_more(
     other.confirm()
 
 
+@pytest.fixture
+def handler() -> Iterator[Callable[[Any], Any]]:
+    """A function that sets the handler of SIGINT; one process of several that test ignores it."""
+    before = signal.getsignal(signal.SIGINT)
+    yield lambda wanted: signal.signal(signal.SIGINT, wanted)
+    signal.signal(signal.SIGINT, before)
+
+
 def test_the_first_signal_is_raised_and_the_second_is_answered(capfd: pytest.CaptureFixture[str]) -> None:
     before = signal.getsignal(signal.SIGTERM)
 
@@ -252,6 +263,33 @@ def test_an_interrupt_that_python_dropped_is_raised_at_the_next_look(monkeypatch
         assert len(dropped) == 1
         with pytest.raises(interrupts.Interrupted):
             interrupts.check()
+
+
+def test_in_a_program_a_dropped_interrupt_is_a_keyboard_interrupt_at_the_next_look_or_at_the_end(
+    handler: Callable[[Any], Any],
+) -> None:
+    handler(signal.default_int_handler)
+
+    def dropped(look: Callable[[], None]) -> None:
+        with contextlib.suppress(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        look()
+
+    for look in (interrupts.check, lambda: None):
+        with pytest.raises(KeyboardInterrupt) as caught, interrupts.noticed():
+            dropped(look)
+        assert caught.type is KeyboardInterrupt
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    interrupts.check()
+
+
+def test_a_program_that_handles_signals_itself_goes_on_doing_so(handler: Callable[[Any], Any]) -> None:
+    seen: list[int] = []
+    handler(lambda number, _: seen.append(number))
+    with interrupts.noticed():
+        signal.raise_signal(signal.SIGINT)
+        interrupts.check()
+    assert seen == [signal.SIGINT]
 
 
 def test_a_command_without_stages_says_no_more_than_that(

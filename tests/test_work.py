@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 import ray
 import ray.cloudpickle
 import ray.data
+from ray.data._internal.execution.streaming_executor import StreamingExecutor
 
 from raycluster import work
 from raycluster.distributed import map_tasks, one_task, streaming
@@ -130,8 +132,8 @@ def wait_for_free_cores() -> None:
         time.sleep(0.1)
 
 
-def stream(folder: Path, actor: bool) -> Iterator[Any]:
-    """An execution of Ray Data over items 0, 2 and 3, in tasks or in an actor, then in tasks that write."""
+def stream(folder: Path, actor: bool, concurrency: int | None = None) -> Iterator[Any]:
+    """An execution of Ray Data over items 0, 2 and 3, in tasks or in an actor, then in tasks that write, so many at a time."""
 
     class Passes:
         def __call__(self, block: pa.Table) -> pa.Table:
@@ -147,9 +149,20 @@ def stream(folder: Path, actor: bool) -> Iterator[Any]:
             rows = rows.map_batches(
                 Passes, compute=ray.data.ActorPoolStrategy(size=1), batch_format="pyarrow", num_cpus=0.1
             )
-        yield from rows.map_batches(write, batch_format="pyarrow", num_cpus=0.2).iter_batches(
+        yield from rows.map_batches(write, batch_format="pyarrow", num_cpus=0.2, concurrency=concurrency).iter_batches(
             batch_size=None, batch_format="pyarrow", prefetch_batches=0
         )
+
+
+def test_a_task_whose_result_is_there_is_not_cancelled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray aborts the driver if that happens in the moment in which the task completes."""
+    told: list[object] = []
+    monkeypatch.setattr(ray, "cancel", lambda *given, **_: told.append(given))
+    assert one_task(lambda: 5, ONE_CORE) == 5
+    complete = ray.remote(lambda: 6).remote()
+    ray.wait([complete])
+    work.Tasks(complete).end()
+    assert told == []
 
 
 @pytest.mark.parametrize("actor", [False, True])
@@ -179,6 +192,27 @@ def test_an_execution_of_ray_data_that_is_given_up_has_ended(end: str, actor: bo
     check_ended(tmp_path)
     wait_for_free_cores()  # who keeps the iterator, as a traceback does, keeps no cores
     del results
+
+
+def test_no_task_is_started_after_the_end_even_if_ray_is_slow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray's own wait for the thread that starts tasks is two seconds."""
+    step, slow_now = StreamingExecutor._scheduling_loop_step, threading.Event()
+
+    def slow_step(executor: StreamingExecutor, topology: Any) -> bool:
+        if slow_now.is_set():
+            time.sleep(3)
+        return step(executor, topology)
+
+    monkeypatch.setattr(StreamingExecutor, "_scheduling_loop_step", slow_step)
+    results = stream(tmp_path, actor=False, concurrency=1)
+    next(results)
+    begun(tmp_path, 2)
+    slow_now.set()
+    time.sleep(0.5)
+    results.close()  # type: ignore[attr-defined]
+    time.sleep(3.5)
+    check_ended(tmp_path)
+    assert not (tmp_path / "alive-3").exists()
 
 
 def test_when_a_block_fails_the_other_writers_have_ended(tmp_path: Path) -> None:

@@ -72,7 +72,7 @@ def ready(url: str, process: subprocess.Popen[str]) -> bool:
     assert process.poll() is None
     try:
         return requests.get(f"{url}/readyz", timeout=20).status_code == 200
-    except requests.ConnectionError:
+    except (requests.ConnectionError, requests.Timeout):
         return False
 
 
@@ -101,7 +101,7 @@ def test_from_the_start_to_the_end(run: RunResult, files: list[Path], tmp_path: 
         (output / "_stages/train.json").write_text(
             json.dumps({**marker, "path": "model/other", "fingerprint": "other"})
         )
-        wait_until(lambda: requests.get(f"{url}/v1/model", headers=token, timeout=20).json()["method"] == "tac")
+        wait_until(lambda: requests.get(f"{url}/v1/model", headers=token, timeout=120).json()["method"] == "tac")
         assert post(url, files[:2], headers=token).json()["model"] != first["model"]
         process.send_signal(signal.SIGTERM)
         stdout, _ = process.communicate(timeout=60)
