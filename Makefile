@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-# Two files at a time, each process with a Ray of its own: half of their time tests wait for processes that start.
+# Two processes, each with a Ray of its own: for half of their time tests only wait for processes to start.
 PYTEST := $(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 INSTALLED := $(VENV)/.installed
 

@@ -26,11 +26,10 @@ class Ends(ExecutionCallback):
     """Makes an execution end by force, and wait for what it ends. Ray makes one for each execution, on the driver."""
 
     def before_execution_starts(self, executor: Any) -> None:
-        """Called by Ray, before the thread of the executor starts, which starts the tasks."""
+        """Ray calls this before it starts the executor's thread, and that thread starts the tasks."""
         ended: list[Tasks] = []
-        shutdown = executor.shutdown
-        executor.shutdown = partial(_shut_down, shutdown)
-        # Ray waits two seconds for its thread. A task that a slower one starts later would be missed here.
+        executor.shutdown = partial(_shut_down, executor.shutdown)
+        # Ray waits two seconds for this thread to stop. A task that it starts later than that would be missed.
         executor.join = lambda timeout=None: threading.Thread.join(executor, KILL_S)
         for operator in executor._topology:
             operator._cancel_active_tasks = partial(_end_tasks, operator, ended)
@@ -64,7 +63,7 @@ def _end(executor: Any, ended: list[Tasks]) -> None:
 
 
 def _shut_down(shutdown: Callable[..., None], force: bool, exception: Exception | None = None) -> None:
-    """Ray's end of an execution, always by force: else actors and tasks would go on if the execution is not complete. `force`: Ray's own choice."""
+    """Shut an execution down by force, whatever Ray asks for: of one that is not complete, tasks and actors would otherwise go on."""
     shutdown(force=True, exception=exception)
 
 

@@ -149,7 +149,7 @@ def _alone(folder: RunFolder) -> Iterator[None]:
         try:
             yield
         except Exception:
-            # When the lock is lost, all work is ended, and that fails with errors of many kinds: the lost lock is the one to tell.
+            # A lost lock ends all work, and stages then fail with errors of many kinds. `check` raises the one that tells why.
             mine.check()
             raise
     finally:

@@ -95,9 +95,9 @@ class Tasks:
         """Kill the processes of those that run, drop the others, and wait until all have ended, about `longest` seconds at most.
 
         Ray 2.60 aborts the driver if a task is cancelled in the moment in which it completes ("Tried to complete task that was not pending").
-        So nobody is told whose result is there, and nobody is told again soon; for the same reason there is no gentle way first, and what
-        a killed task has half-written the run removes. But Ray loses a cancellation that meets a task just as it starts, so whoever still
-        runs after a while is told again.
+        So a task whose result is there is not cancelled, and the others are killed at once: a gentle cancellation before would need a second
+        one. The run removes what a killed task has half-written. Ray also loses a cancellation that meets a task just as it starts, so a
+        task that still runs after :data:`AGAIN_S` is cancelled again.
         """
         if not self.pending or not ray.is_initialized():
             return
@@ -117,7 +117,7 @@ class Tasks:
         )
 
     def _left(self, timeout: float) -> set[ray.ObjectRef]:
-        """Those that still run after so many seconds."""
+        """Wait up to `timeout` seconds for the pending tasks; returns those that still run then."""
         references = list(self.pending)
         return set(ray.wait(references, num_returns=len(references), timeout=timeout, fetch_local=False)[1])
 

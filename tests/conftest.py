@@ -28,7 +28,7 @@ def shared() -> Path:
 
 
 if "PYTEST_XDIST_WORKER" in os.environ:
-    # Another process tests beside this one: a thread each, or those of both would wait for each other.
+    # A second process tests on the same cores. With more threads than cores their threads would wait for each other.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # Ray's workers yield to every other process, by a niceness of 15: beside two busy ones a test of seconds takes minutes.
@@ -101,8 +101,8 @@ def own_ray() -> Callable[..., contextlib.AbstractContextManager[None]]:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """A test whose fixtures start Ray bears the mark `ray`, whichever fixture asks for it: `.ci/lowest.py` runs the others.
 
-    Files with such tests come before the others: they take longest, and short ones fill the gap at the end when two processes test side by
-    side. Before all come those that fork workers: torch refuses to compute gradients in a fork of a process whose threads have done so.
+    The order of files: first those that fork workers, because torch refuses to compute gradients in a fork of a process whose threads have
+    computed some; then those with Ray, which take longest; then the others, whose short tests keep both processes busy until the end.
     """
     for item in items:
         if {"local_ray", "own_ray"} & set(getattr(item, "fixturenames", ())):

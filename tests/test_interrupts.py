@@ -170,7 +170,7 @@ def interrupted(there):
     assert files() == left, set(files()) ^ set(left)
     assert not [path for path, _ in left if path.endswith(".tmp")]
 
-# Python does so at its start, unless who starts it ignores the signal, as a shell does for what it runs in the background.
+# As a notebook's kernel does. Python sets no handler if its parent ignored SIGINT, as pytest-xdist and background jobs of a shell do.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 before = handlers()
 interrupted(lambda: list(output.glob("embeddings/*/part-*")))
@@ -229,7 +229,7 @@ def test_a_run_whose_lock_is_taken_stops_and_writes_no_more(
 
 @pytest.fixture
 def handler() -> Iterator[Callable[[Any], Any]]:
-    """A function that sets the handler of SIGINT; one process of several that test ignores it."""
+    """A function that sets the handler of SIGINT until the test ends. (pytest-xdist ignores SIGINT in its processes.)"""
     before = signal.getsignal(signal.SIGINT)
     yield lambda wanted: signal.signal(signal.SIGINT, wanted)
     signal.signal(signal.SIGINT, before)

@@ -327,7 +327,7 @@ def test_clusters(local: LocalEndpoint, run: RunResult) -> None:
         check_error(requests.get(local.url + bad, timeout=20), 422, "invalid")
 
 
-@pytest.mark.slow  # Arrow's client goes on with the requests of the time when the storage failed
+@pytest.mark.slow  # about a minute of waiting
 @pytest.mark.timeout(600)
 def test_thumbnails_that_the_storage_did_not_give_are_asked_for_again(
     live: LiveModel, files: list[Path], s3: StorageConfig, monkeypatch: pytest.MonkeyPatch
