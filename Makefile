@@ -3,15 +3,17 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 # Two processes, each with a Ray of its own: for half of their time tests only wait for processes to start.
-PYTEST := $(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+# tests/conftest.py says which tests one process must run, and in which order.
+PYTEST := $(BIN)/pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-slow torture lint install
+.PHONY: demo test test-slow torture lint lint-style lint-types lint-dependencies install
 
 demo: $(INSTALLED)
 	$(BIN)/raycluster demo >/dev/null
 
-test: lint
+test: $(INSTALLED)
+	$(MAKE) --no-print-directory --jobs=2 lint
 	$(PYTEST)
 
 # What is slow by nature: whole runs with logical GPUs, with several nodes or workers, browsers of many sizes.
@@ -22,10 +24,16 @@ test-slow: $(INSTALLED)
 torture: $(INSTALLED)
 	$(BIN)/pytest -m torture --timeout 1800
 
-lint: $(INSTALLED)
+lint: lint-types lint-style lint-dependencies
+
+lint-types: $(INSTALLED)
+	$(BIN)/mypy
+
+lint-style: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
+
+lint-dependencies: $(INSTALLED)
 	$(BIN)/deptry .
 	$(BIN)/deptry tests --exclude '\.venv' --ignore DEP002,DEP004
 

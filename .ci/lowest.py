@@ -96,7 +96,9 @@ def main() -> int:
         variables = {**os.environ, "RAYCLUSTER_S3_PYTHON": sys.executable}
         # Plugins of pytest in the first environment may need newer packages than the second one has.
         variables["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
-        tests = [python, "-m", "pytest", "-p", "pytest_timeout", "-m", TESTS, *sys.argv[1:]]
+        plugins = ["-p", "pytest_timeout", "-p", "xdist.plugin"]
+        processes = ["--numprocesses", "2", "--dist", "loadgroup", "--no-loadscope-reorder"]
+        tests = [python, "-m", "pytest", *plugins, *processes, "-m", TESTS, *sys.argv[1:]]
         return subprocess.run(tests, cwd=ROOT, env=variables, check=False).returncode
 
 

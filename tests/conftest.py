@@ -6,11 +6,15 @@ import contextlib
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import drawn_run
 import pytest
 import s3_server
 
+import raycluster
 from raycluster.config import StorageConfig
+from raycluster.pipeline import RunResult
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = Path(os.environ.get("RAYCLUSTER_SHARED", ROOT.parent / "shared"))
@@ -97,19 +101,55 @@ def own_ray() -> Callable[..., contextlib.AbstractContextManager[None]]:
     return started
 
 
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return drawn_run.draw(tmp_path_factory.mktemp("photos"))
+
+
+@pytest.fixture(scope="session")
+def dxmc_run(
+    photos: Path, tmp_path_factory: pytest.TempPathFactory, local_ray: None
+) -> tuple[dict[str, Any], RunResult]:
+    """A whole run on `photos` with trained heads: its configuration and what it said."""
+    method = {"name": "dxmc", "epochs": 20, "batch_size": 32}
+    config = drawn_run.configuration(photos, tmp_path_factory.mktemp("dxmc") / "out", method=method)
+    return config, raycluster.run(config)
+
+
+@pytest.fixture(scope="session")
+def kmeans_run(dxmc_run: tuple[dict[str, Any], RunResult], tmp_path_factory: pytest.TempPathFactory) -> RunResult:
+    """The same with k-means, up to the names of its clusters."""
+    output = tmp_path_factory.mktemp("kmeans") / "out"
+    return drawn_run.copied(dxmc_run[0], output, until="describe", method={"name": "kmeans"})
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A test whose fixtures start Ray bears the mark `ray`, whichever fixture asks for it: `.ci/lowest.py` runs the others.
+    """Mark the tests that need Ray, put them in order, and say which of them one process must run.
 
-    The order of files: first those that fork workers, because torch refuses to compute gradients in a fork of a process whose threads have
-    computed some; then those with Ray, which take longest; then the others, whose short tests keep both processes busy until the end.
+    A test whose fixtures start Ray bears the mark `ray`, whichever fixture asks for it: `.ci/lowest.py` runs the others.
+
+    The order of files: first those that share the run on drawn pictures, which one process makes and tests; then those that fork workers,
+    because torch refuses to compute gradients in a fork of a process whose threads have computed some; then those with Ray, which take
+    longest; then the others, whose short tests keep both processes busy until the end.
     """
+    with_drawn_run, with_ray, with_forks = set(), set(), set()
     for item in items:
-        if {"local_ray", "own_ray"} & set(getattr(item, "fixturenames", ())):
+        fixtures = set(getattr(item, "fixturenames", ()))
+        if {"local_ray", "own_ray"} & fixtures:
             item.add_marker(pytest.mark.ray)
-    with_ray = {item.path for item in items if item.get_closest_marker("ray")}
-    with_forks = {item.path for item in items if hasattr(getattr(item, "module", None), "on_workers")}
-    items.sort(key=lambda item: (item.path not in with_forks, item.path not in with_ray))
+        if item.get_closest_marker("ray"):
+            with_ray.add(item.path)
+        if "dxmc_run" in fixtures:
+            with_drawn_run.add(item.path)
+        if hasattr(getattr(item, "module", None), "on_workers"):
+            with_forks.add(item.path)
+    for item in items:
+        # Files of one name in two folders share a group, which does no harm.
+        group = "drawn_run" if item.path in with_drawn_run else item.path.stem
+        item.add_marker(pytest.mark.xdist_group(group))
+    orders = (with_drawn_run, with_forks, with_ray)
+    items.sort(key=lambda item: tuple(item.path not in files for files in orders))
 
 
 @pytest.hookimpl(hookwrapper=True)

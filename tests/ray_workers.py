@@ -1,4 +1,4 @@
-"""Kill one of Ray Train's workers at a moment that shows whether a training resumes."""
+"""The processes of a Ray: find them, kill one of Ray Train's workers at a moment that shows whether a training resumes, wait until none computes."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+import ray
 
 
 def children(parent: int, name: str = "") -> Iterator[int]:
@@ -54,3 +56,11 @@ def worker_killed_after_a_checkpoint(folder: Path) -> Iterator[None]:
     yield
     watcher.join()
     assert killed
+
+
+def wait_for_free_cores() -> None:
+    """Wait until no task and no actor holds a core. Ray says so a moment after the last one has ended."""
+    deadline = time.monotonic() + 60
+    while ray.available_resources().get("CPU", 0) < ray.cluster_resources()["CPU"]:
+        assert time.monotonic() < deadline, ray.available_resources()
+        time.sleep(0.1)

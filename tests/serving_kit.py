@@ -1,4 +1,4 @@
-"""What the tests of the endpoint share: configurations, requests, a model without Ray behind the endpoint's interface."""
+"""What the tests of the endpoint share: requests, a model without Ray behind the endpoint's interface."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import requests
 import torch
 import uvicorn
+from drawn_run import NOUNS
 from torch.nn.functional import normalize
 
 from raycluster.config import MethodConfig, validate
@@ -31,25 +32,7 @@ from raycluster.serving.service import Service
 from raycluster.serving.settings import ServeSettings
 from raycluster.storage import locate
 
-KINDS = ("house", "fish", "tree", "star")
-NOUNS = (*KINDS, "car", "cup", "bird", "flower", "animal", "building", "plant", "vehicle")
 UNTIL = 60.0
-
-
-def configuration(photos: Path, output: Path, **changes: Any) -> dict[str, Any]:
-    nouns = output.parent / "nouns.txt"
-    nouns.write_text("\n".join(NOUNS))
-    return {
-        "images": str(photos),
-        "output": str(output),
-        "clusters": 4,
-        "max_failed_fraction": 0.2,
-        "encoder": {"model": "builtin", "precision": "fp32"},
-        "vocabulary": {"source": str(nouns), "prompts": ["a picture of a {}"], "cache": str(output.parent / "cache")},
-        "method": {"name": "kmeans"},
-        "resources": {"encoder_actors": 1},
-        **changes,
-    }
 
 
 def training_rows(run: RunResult) -> np.ndarray:

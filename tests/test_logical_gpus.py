@@ -11,11 +11,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import drawn_run
 import pyarrow as pa
 import pytest
 import ray
 import run_commands
-import serving_kit
 import torch
 from serving_kit import ServeEndpoint, post
 
@@ -27,7 +27,6 @@ from raycluster.resources import own_device, resolve
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(900)]
 
-KINDS = ("house", "fish", "tree", "star")
 TUNING = {"enabled": True, "rank": 8, "learning_rate": 1e-4, "batch_size": 16, "epochs": 2}
 
 
@@ -42,7 +41,7 @@ def two_gpus(own_ray: Any) -> Iterator[None]:
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """96 pictures and one that is none."""
     folder = tmp_path_factory.mktemp("photos")
-    draw_dataset(folder, 96, KINDS, seed=11)
+    draw_dataset(folder, 96, drawn_run.KINDS, seed=11)
     (folder / "text.jpg").write_text("not a picture")
     return folder
 
@@ -50,7 +49,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def configuration(photos: Path, output: Path, **changes: Any) -> dict[str, Any]:
     """Encoders at fp32: `auto` is bf16 where there are GPUs, and the tables would differ."""
     output.parent.mkdir(exist_ok=True)
-    return serving_kit.configuration(photos, output, **{"method": {"name": "consensus"}, "resources": {}, **changes})
+    return drawn_run.configuration(photos, output, **{"method": {"name": "consensus"}, "resources": {}, **changes})
 
 
 class LeastFree:
@@ -167,7 +166,7 @@ def test_a_tuned_encoder_from_the_originals(
 
 def test_new_pictures(consensus: tuple[RunResult, RunResult, float], tmp_path: Path) -> None:
     new = tmp_path / "new"
-    draw_dataset(new, 24, KINDS, seed=12)
+    draw_dataset(new, 24, drawn_run.KINDS, seed=12)
     found = [
         raycluster.assign(model=run.output, images=str(new), output=str(tmp_path / name), resources=resources)
         for run, name, resources in (

@@ -11,11 +11,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from drawn_run import NOUNS, READABLE, UGLY, configuration
 from PIL import Image
 
 import raycluster
 from raycluster.cli import main
-from raycluster.demo.drawing import draw_dataset
 from raycluster.errors import ConfigError, DataQualityError
 from raycluster.pipeline import RunResult
 from raycluster.plan import OPTIONAL, STAGES
@@ -25,40 +25,7 @@ from raycluster.tables import ASSIGNMENTS, CLUSTERS, MANIFEST, embeddings_schema
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
 
 PLAIN = tuple(stage for stage in STAGES if stage not in OPTIONAL)
-KINDS = ("house", "fish", "tree", "star")
-NOUNS = ("house", "fish", "tree", "star", "car", "cup", "bird", "flower", "animal", "building", "plant", "vehicle")
-UGLY = {"empty.jpg": "empty", "text.jpg": "undecodable", "cut.png": "undecodable", "gone.jpg": "missing"}
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """48 good pictures in folders, four that cannot be read, and a file that is no picture."""
-    folder = tmp_path_factory.mktemp("photos")
-    draw_dataset(folder, 48, KINDS, seed=11)
-    (folder / "empty.jpg").touch()
-    (folder / "text.jpg").write_text("not a picture")
-    good = next((folder / "fish").iterdir()).read_bytes()
-    (folder / "cut.png").write_bytes(good[: len(good) // 2])
-    (folder / "gone.jpg").symlink_to(folder / "nowhere")
-    (folder / "notes.txt").write_text("a list")
-    return folder
-
-
-def configuration(photos: Path, output: Path, **changes: Any) -> dict[str, Any]:
-    nouns = output.parent / "nouns.txt"
-    nouns.write_text("\n".join(NOUNS))
-    return {
-        "images": str(photos),
-        "output": str(output),
-        "clusters": 4,
-        "labels": "folder",
-        "max_failed_fraction": 0.2,
-        "encoder": {"model": "builtin"},
-        "vocabulary": {"source": str(nouns), "prompts": ["a picture of a {}"], "cache": str(output.parent / "cache")},
-        "method": {"name": "dxmc", "epochs": 20, "batch_size": 32},
-        "resources": {"encoder_actors": 1},
-        **changes,
-    }
+LISTED = READABLE + len(UGLY)
 
 
 def table(result: RunResult, name: str) -> pa.Table:
@@ -69,14 +36,8 @@ def states(result: RunResult) -> dict[str, str]:
     return {stage: entry["state"] for stage, entry in result.stages.items()}
 
 
-@pytest.fixture(scope="module")
-def finished(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], RunResult]:
-    config = configuration(photos, tmp_path_factory.mktemp("run") / "out")
-    return config, raycluster.run(config)
-
-
-def test_every_table_is_as_the_design_has_it(finished: tuple[dict[str, Any], RunResult]) -> None:
-    _, result = finished
+def test_every_table_is_as_the_design_has_it(dxmc_run: tuple[dict[str, Any], RunResult]) -> None:
+    _, result = dxmc_run
     assert states(result) == dict.fromkeys(PLAIN, "ran")
     expected = {
         "manifest": MANIFEST,
@@ -88,11 +49,11 @@ def test_every_table_is_as_the_design_has_it(finished: tuple[dict[str, Any], Run
         found = table(result, name).schema.remove_metadata()
         assert found.names == schema.names
         assert found.types == schema.types, name
-    assert table(result, "manifest").num_rows == 52
+    assert table(result, "manifest").num_rows == LISTED
 
 
-def test_every_image_has_a_fate(finished: tuple[dict[str, Any], RunResult]) -> None:
-    _, result = finished
+def test_every_image_has_a_fate(dxmc_run: tuple[dict[str, Any], RunResult]) -> None:
+    _, result = dxmc_run
     manifest, assigned = table(result, "manifest"), table(result, "assignments")
     assert sorted(assigned["row_id"].to_pylist()) == sorted(manifest["row_id"].to_pylist())
     rows = {row["image_id"]: row for row in assigned.to_pylist()}
@@ -109,20 +70,20 @@ def test_every_image_has_a_fate(finished: tuple[dict[str, Any], RunResult]) -> N
     assert all(row["error"] and row["embedding"] is None for row in reasons)
 
 
-def test_scores_and_names_make_sense(finished: tuple[dict[str, Any], RunResult]) -> None:
-    _, result = finished
-    assert result.metrics["n_labelled"] == 48
+def test_scores_and_names_make_sense(dxmc_run: tuple[dict[str, Any], RunResult]) -> None:
+    _, result = dxmc_run
+    assert result.metrics["n_labelled"] == READABLE
     assert result.metrics["acc"] > 0.5  # a quarter would be chance
     clusters = table(result, "clusters")
     names = clusters["name"].to_pylist()
     assert len(set(names)) == 4
     assert set(names) <= set(NOUNS)
-    assert sum(clusters["size"].to_pylist()) == 48
-    assert "4 of 52 images could not be read" in result.warnings[0]
+    assert sum(clusters["size"].to_pylist()) == READABLE
+    assert f"4 of {LISTED} images could not be read" in result.warnings[0]
 
 
-def test_the_model_predicts_what_the_batch_assigned(finished: tuple[dict[str, Any], RunResult], photos: Path) -> None:
-    config, result = finished
+def test_the_model_predicts_what_the_batch_assigned(dxmc_run: tuple[dict[str, Any], RunResult], photos: Path) -> None:
+    config, result = dxmc_run
     model = raycluster.load_model(config["output"])
     rows = [row for row in table(result, "assignments").to_pylist() if row["status"] == "ok"][:8]
     from_files = model.predict([row["uri"] for row in rows])
@@ -143,8 +104,8 @@ def test_the_model_predicts_what_the_batch_assigned(finished: tuple[dict[str, An
         model.predict(np.zeros((2, 5), np.float32))
 
 
-def test_a_second_run_does_nothing(finished: tuple[dict[str, Any], RunResult]) -> None:
-    config, first = finished
+def test_a_second_run_does_nothing(dxmc_run: tuple[dict[str, Any], RunResult]) -> None:
+    config, first = dxmc_run
     again = raycluster.run(config)
     assert states(again) == dict.fromkeys(PLAIN, "skipped")
     assert (again.tables, again.model, again.metrics, again.report) == (
@@ -155,8 +116,8 @@ def test_a_second_run_does_nothing(finished: tuple[dict[str, Any], RunResult]) -
     )
 
 
-def test_a_changed_number_of_clusters_keeps_the_embeddings(finished: tuple[dict[str, Any], RunResult]) -> None:
-    config, first = finished
+def test_a_changed_number_of_clusters_keeps_the_embeddings(dxmc_run: tuple[dict[str, Any], RunResult]) -> None:
+    config, first = dxmc_run
     dry = raycluster.run({**config, "clusters": 5}, dry_run=True)
     assert [stage for stage, state in states(dry).items() if state == "would run"] == list(PLAIN[2:])
     changed = raycluster.run({**config, "clusters": 5, "method": {"name": "kmeans"}})
@@ -202,7 +163,7 @@ def test_a_finished_table_passes_or_not_as_the_limit_is_now(photos: Path, tmp_pa
     raycluster.run(config, until="embed")
     with pytest.raises(DataQualityError) as caught:
         raycluster.run({**config, "max_failed_fraction": 0.01}, until="embed")
-    assert "4 of 52 images (7.7%) could not be read; max_failed_fraction allows 1.0%" in str(caught.value)
+    assert "4 of 84 images (4.8%) could not be read; max_failed_fraction allows 1.0%" in str(caught.value)
     assert all(name in str(caught.value) for name in UGLY)
     assert states(raycluster.run({**config, "max_failed_fraction": 0.1}, until="train"))["embed"] == "skipped"
 
@@ -217,12 +178,12 @@ def mostly_broken(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     (folder / "a-000.png").write_bytes(content[: len(content) * 9 // 10])
     for number in range(1, 480):
         (folder / f"a-{number:03}.png").hardlink_to(folder / "a-000.png")
-    for number, file in enumerate(sorted(photos.glob("*/*"))):
+    for number, file in enumerate(sorted(photos.glob("*/*"))[:48]):
         shutil.copy(file, folder / f"b-{number:03}{file.suffix}")
     return folder
 
 
-@pytest.mark.parametrize("stage", ["embed", "shard"])
+@pytest.mark.parametrize("stage", ["embed", pytest.param("shard", marks=pytest.mark.slow)])
 def test_too_many_failures_stop_a_stage_before_it_has_read_everything(
     stage: str, mostly_broken: Path, tmp_path: Path
 ) -> None:
@@ -279,8 +240,12 @@ TRAINED: list[dict[str, Any]] = [
     {"name": "sic", "relevant_nouns": 2, "center_nouns": 1, "init": "consensus"},
     {"name": "seic"},
 ]
-# Of the trained methods one stands for all here: they differ in modules that have tests of their own.
-EVERY_METHOD = [*FITTED, TRAINED[0], *(pytest.param(method, marks=pytest.mark.torture) for method in TRAINED[1:])]
+# Of the trained methods one stands for all here: they differ in modules that have tests of their own. Another one is trained on pictures.
+EVERY_METHOD = [
+    *FITTED,
+    pytest.param(TRAINED[0], marks=pytest.mark.slow),
+    *(pytest.param(method, marks=pytest.mark.torture) for method in TRAINED[1:]),
+]
 
 
 @pytest.mark.parametrize("method", EVERY_METHOD, ids=lambda method: "-".join(map(str, method.values())))
@@ -321,7 +286,7 @@ def test_without_nouns_only_methods_without_text_run(ready_made: dict[str, Any],
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"clusters": 500}, "clusters: 500 clusters, but only 52 images were found"),
+        ({"clusters": 500}, "clusters: 500 clusters, but only 84 images were found"),
         ({"images": "/nowhere/at/all"}, "/nowhere/at/all"),
         (
             {"method": {"name": "magic"}},
@@ -362,9 +327,9 @@ def test_a_folder_without_pictures_is_an_error(tmp_path: Path) -> None:
 
 
 def test_status_says_what_is_done_and_what_failed(
-    finished: tuple[dict[str, Any], RunResult], capfd: pytest.CaptureFixture[str], tmp_path: Path
+    dxmc_run: tuple[dict[str, Any], RunResult], capfd: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    config, _ = finished
+    config, _ = dxmc_run
     assert main(["status", config["output"]]) == 0
     result = json.loads(capfd.readouterr().out)
     assert result["stages"]["embed"]["failed"] == {"empty": 1, "missing": 1, "undecodable": 2}

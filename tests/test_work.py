@@ -15,6 +15,7 @@ import ray
 import ray.cloudpickle
 import ray.data
 from ray.data._internal.execution.streaming_executor import StreamingExecutor
+from ray_workers import wait_for_free_cores
 
 from raycluster import work
 from raycluster.distributed import map_tasks, one_task, streaming
@@ -94,7 +95,7 @@ def test_at_the_end_of_a_run_nothing_goes_on_even_if_somebody_keeps_the_iterator
 
 def test_ending_again_and_again_is_safe(tmp_path: Path) -> None:
     # Ray aborts the process if a task ends while it is cancelled for the second time.
-    for turn in range(10):
+    for turn in range(5):
         folder = tmp_path / str(turn)
         folder.mkdir()
         going = work.Work()
@@ -124,14 +125,6 @@ def test_a_run_that_must_stop_stops_its_tasks_while_it_waits_for_them(kind: str,
     check_ended(tmp_path)
 
 
-def wait_for_free_cores() -> None:
-    """Nothing holds any. (Ray says it a moment later.)"""
-    deadline = time.monotonic() + 60
-    while ray.available_resources().get("CPU", 0) < ray.cluster_resources()["CPU"]:
-        assert time.monotonic() < deadline, ray.available_resources()
-        time.sleep(0.1)
-
-
 def stream(folder: Path, actor: bool, concurrency: int | None = None) -> Iterator[Any]:
     """An execution of Ray Data over items 0, 2 and 3, in tasks or in an actor, then in tasks that write, so many at a time."""
 
@@ -154,6 +147,9 @@ def stream(folder: Path, actor: bool, concurrency: int | None = None) -> Iterato
         )
 
 
+OTHER_ENDS = [("closed", True), ("run ended", False), ("ended from outside", True)]
+
+
 def test_a_task_whose_result_is_there_is_not_cancelled(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ray aborts the driver if that happens in the moment in which the task completes."""
     told: list[object] = []
@@ -165,8 +161,15 @@ def test_a_task_whose_result_is_there_is_not_cancelled(monkeypatch: pytest.Monke
     assert told == []
 
 
-@pytest.mark.parametrize("actor", [False, True])
-@pytest.mark.parametrize("end", ["closed", "run ended", "ended from outside"])
+@pytest.mark.parametrize(
+    ("end", "actor"),
+    [
+        ("closed", False),
+        ("run ended", True),
+        ("ended from outside", False),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in OTHER_ENDS),
+    ],
+)
 def test_an_execution_of_ray_data_that_is_given_up_has_ended(end: str, actor: bool, tmp_path: Path) -> None:
     going = work.Work()
     stopped: list[bool] = []

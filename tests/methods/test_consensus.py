@@ -160,7 +160,11 @@ def test_neighbors_follow_from_the_size_of_a_cluster(n: int, clusters: int, k: i
 
 
 @pytest.mark.parametrize(
-    ("name", "clusters", "acc", "nmi"), [("caltech101", 100, 74.4, 91.6), ("oxford_pets", 37, 74.5, 84.0)]
+    ("name", "clusters", "acc", "nmi"),
+    [
+        pytest.param("caltech101", 100, 74.4, 91.6, marks=pytest.mark.slow),
+        ("oxford_pets", 37, 74.5, 84.0),
+    ],
 )
 def test_real_clip_features_reach_the_recorded_scores(
     name: str, clusters: int, acc: float, nmi: float, shared: Path

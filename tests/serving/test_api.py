@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import requests
+from drawn_run import READABLE
 from flaky_server import FlakyServer
 from PIL import Image
 from serving_kit import LocalEndpoint, LocalModel, post, wait_until
@@ -316,7 +317,7 @@ def test_clusters(local: LocalEndpoint, run: RunResult) -> None:
     assert page["model"]["version"] == local.model.live.card.version
     assert requests.get(f"{local.url}/v1/clusters?offset=9", timeout=20).json()["clusters"] == []
     everything = requests.get(f"{local.url}/v1/clusters", timeout=20).json()["clusters"]
-    assert sum(row["size"] for row in everything) == 24
+    assert sum(row["size"] for row in everything) == READABLE
     one = requests.get(f"{local.url}/v1/clusters/2", timeout=20).json()
     assert {key: one[key] for key in everything[2]} == everything[2]
     assert len(one["exemplars"]) == min(12, one["size"])

@@ -40,7 +40,7 @@ def test_pictures_of_all_kinds_in_order(local: LocalEndpoint, files: list[Path],
 def test_a_folder_is_streamed(local: LocalEndpoint, photos: Path) -> None:
     items = Client(local.url, batch=4).assign_folder(photos)
     ids = [item["id"] for item in items]
-    assert ids == sorted(str(p.relative_to(photos)) for p in photos.rglob("*.jpg"))
+    assert ids == sorted(str(p.relative_to(photos)) for p in photos.rglob("*") if p.suffix in (".jpg", ".png"))
 
 
 def test_no_more_is_taken_than_is_being_sent(local: LocalEndpoint, files: list[Path]) -> None:

@@ -13,8 +13,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from drawn_run import configuration
 from safetensors.torch import save
-from serving_kit import LocalEndpoint, ServeEndpoint, configuration, make_model, post
+from serving_kit import LocalEndpoint, ServeEndpoint, make_model, post
 
 import raycluster
 from raycluster.assignments import assign_rows

@@ -90,7 +90,7 @@ def whole_training(rank: int, world: int, constants: dict[str, object]) -> Resul
 
 
 @pytest.mark.parametrize("constants", TRAINED, ids=lambda constants: str(constants["name"]))
-@pytest.mark.parametrize("world", [2, 4])
+@pytest.mark.parametrize("world", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_models_trained_by_workers_are_that_of_one(world: int, constants: dict[str, object], tmp_path: Path) -> None:
     alone = whole_training(0, 1, constants)
     assert len(alone["clusters"].unique()) > 1

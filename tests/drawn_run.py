@@ -1,0 +1,53 @@
+"""One finished run on drawn pictures, which the tests of runs, of new pictures and of the endpoint share, and other runs made from it."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import raycluster
+from raycluster.demo.drawing import draw_dataset
+from raycluster.pipeline import RunResult
+
+KINDS = ("house", "fish", "tree", "star")
+NOUNS = (*KINDS, "car", "cup", "bird", "flower", "animal", "building", "plant", "vehicle")
+READABLE = 80
+UGLY = {"empty.jpg": "empty", "text.jpg": "undecodable", "cut.png": "undecodable", "gone.jpg": "missing"}
+"""Files that cannot be read, and what becomes of each."""
+
+
+def draw(folder: Path) -> Path:
+    """`READABLE` pictures in folders, those of `UGLY`, and a file that is no picture."""
+    draw_dataset(folder, READABLE, KINDS, seed=11)
+    (folder / "empty.jpg").touch()
+    (folder / "text.jpg").write_text("not a picture")
+    good = next((folder / "fish").iterdir()).read_bytes()
+    (folder / "cut.png").write_bytes(good[: len(good) // 2])
+    (folder / "gone.jpg").symlink_to(folder / "nowhere")
+    (folder / "notes.txt").write_text("a list")
+    return folder
+
+
+def configuration(photos: Path, output: Path, **changes: Any) -> dict[str, Any]:
+    """A run with the built-in encoder. What it needs besides the pictures lies beside its output."""
+    nouns = output.parent / "nouns.txt"
+    nouns.write_text("\n".join(NOUNS))
+    return {
+        "images": str(photos),
+        "output": str(output),
+        "clusters": 4,
+        "labels": "folder",
+        "max_failed_fraction": 0.2,
+        "encoder": {"model": "builtin", "precision": "fp32"},
+        "vocabulary": {"source": str(nouns), "prompts": ["a picture of a {}"], "cache": str(output.parent / "cache")},
+        "method": {"name": "kmeans"},
+        "resources": {"encoder_actors": 1},
+        **changes,
+    }
+
+
+def copied(config: dict[str, Any], output: Path, until: str, **changes: Any) -> RunResult:
+    """A finished run with other settings, in a copy of its folder: what these settings do not concern is not done again."""
+    shutil.copytree(config["output"], output)
+    return raycluster.run({**config, "output": str(output), **changes}, until=until)
