@@ -16,9 +16,9 @@ test: $(INSTALLED)
 	$(MAKE) --no-print-directory --jobs=2 lint
 	$(PYTEST)
 
-# What is slow by nature: whole runs with logical GPUs, with several nodes or workers, browsers of many sizes.
+# What is slow by nature: whole runs with logical GPUs, with several nodes or workers, notebooks, browsers of many sizes.
 test-slow: $(INSTALLED)
-	$(PYTEST) -m slow
+	$(PYTEST) -m "slow and not torture"
 
 # Kills, soaks and fuzzing: minutes each.
 torture: $(INSTALLED)

@@ -160,7 +160,7 @@ def run(images: Path, output: Path, model: str = "builtin") -> tuple[str, ...]:
     return (*words, "--encoder.model", model, "--method.name", "kmeans")
 
 
-@pytest.mark.slow
+@pytest.mark.torture
 @pytest.mark.timeout(600)
 def test_a_folder_that_another_node_does_not_see_is_refused(tmp_path: Path) -> None:
     hidden, seen = tmp_path / "hidden", tmp_path / "seen"
@@ -184,7 +184,7 @@ def test_a_folder_that_another_node_does_not_see_is_refused(tmp_path: Path) -> N
 
 @pytest.mark.slow
 @pytest.mark.timeout(400)
-@pytest.mark.parametrize("hidden", ["code", "output"])
+@pytest.mark.parametrize("hidden", [pytest.param("code", marks=pytest.mark.torture), "output"])
 def test_a_node_that_joins_a_run_and_differs_stops_it_and_harms_nothing(hidden: str, tmp_path: Path) -> None:
     """The node that embeds dies, and the one that takes its place has other code, or does not see the output."""
     drawn = draw_dataset(tmp_path / "drawn", 100, ("fish", "car"), seed=3)

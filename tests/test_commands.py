@@ -95,7 +95,7 @@ def test_what_is_printed_at_the_end_of_the_process_does_not_follow_the_result(tm
     assert "last words" in done.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.torture
 @pytest.mark.ray
 def test_a_killed_run_resumes_where_it_was(arguments: list[str], tmp_path: Path) -> None:
     process = subprocess.Popen(

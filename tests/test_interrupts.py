@@ -90,10 +90,10 @@ def check_ended(run: subprocess.Popen[str], log: Path, output: Path, number: int
     assert set(left) <= {"_stages"}
 
 
-@pytest.mark.slow
+@pytest.mark.torture
 @pytest.mark.ray
 @pytest.mark.timeout(600)
-def test_a_run_that_is_interrupted_in_every_kind_of_stage_goes_on_at_the_next_call(
+def test_a_run_that_is_interrupted_at_its_beginning_and_twice_at_its_end_goes_on_at_the_next_call(
     config: dict[str, Any], tmp_path: Path
 ) -> None:
     output, log = tmp_path / "out", tmp_path / "log"
@@ -102,6 +102,29 @@ def test_a_run_that_is_interrupted_in_every_kind_of_stage_goes_on_at_the_next_ca
     os.killpg(run.pid, signal.SIGINT)
     check_ended(run, log, output, signal.SIGINT)
 
+    run = start(config, output, log)
+    until(run, log, lambda: "assign    running" in log.read_text())
+    os.killpg(run.pid, signal.SIGINT)
+    os.killpg(run.pid, signal.SIGINT)
+    check_ended(run, log, output, signal.SIGINT)
+    check_complete(start(config, output, log), log)
+
+
+def check_complete(run: subprocess.Popen[str], log: Path) -> None:
+    """It ends well, and every image has one row."""
+    result = json.loads(run.communicate(timeout=300)[0])
+    assert (run.returncode, result["status"]) == (0, "ok"), log.read_text()
+    ids = row_ids(locate(result["tables"]["embeddings"]).list(".parquet"))
+    assert np.array_equal(np.sort(ids), np.arange(IMAGES))
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+@pytest.mark.timeout(600)
+def test_a_run_that_is_interrupted_while_it_embeds_and_trains_goes_on_at_the_next_call(
+    config: dict[str, Any], tmp_path: Path
+) -> None:
+    output, log = tmp_path / "out", tmp_path / "log"
     run = start(config, output, log)
     until(run, log, lambda: list(output.glob("embeddings/*/part-*")))
     os.killpg(run.pid, signal.SIGINT)
@@ -115,19 +138,7 @@ def test_a_run_that_is_interrupted_in_every_kind_of_stage_goes_on_at_the_next_ca
     run.terminate()  # as `ray job stop` does
     check_ended(run, log, output, signal.SIGTERM)
     assert not list(output.glob("_stages/train.json"))
-
-    run = start(config, output, log)
-    until(run, log, lambda: "assign    running" in log.read_text())
-    os.killpg(run.pid, signal.SIGINT)
-    os.killpg(run.pid, signal.SIGINT)
-    check_ended(run, log, output, signal.SIGINT)
-
-    run = start(config, output, log)
-    result = json.loads(run.communicate(timeout=300)[0])
-    assert (run.returncode, result["status"]) == (0, "ok"), log.read_text()
-    assert result["stages"]["train"]["state"] == "skipped"
-    ids = row_ids(locate(result["tables"]["embeddings"]).list(".parquet"))
-    assert np.array_equal(np.sort(ids), np.arange(IMAGES))
+    check_complete(start(config, output, log), log)
 
 
 NOTEBOOK = """
@@ -173,7 +184,6 @@ def interrupted(there):
 # As a notebook's kernel does. Python sets no handler if its parent ignored SIGINT, as pytest-xdist and background jobs of a shell do.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 before = handlers()
-interrupted(lambda: list(output.glob("embeddings/*/part-*")))
 interrupted(lambda: list(output.glob("training/*/*")))
 result = raycluster.run(config)
 assert handlers() == before

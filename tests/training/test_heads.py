@@ -66,7 +66,7 @@ def test_workers_read_the_arrays_of_shared_memory_themselves() -> None:
     assert np.shares_memory(data.counterparts.numpy(), given["counterparts"])
 
 
-@pytest.mark.slow
+@pytest.mark.torture
 @pytest.mark.timeout(400)
 def test_two_workers_of_which_one_is_killed_end_with_the_model_of_one(tmp_path: Path) -> None:
     alone, history = trained(tmp_path / "alone", epochs=40)
