@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 # Two processes, each with a Ray of its own: for half of their time tests only wait for processes to start.
 # tests/conftest.py says which tests one process must run, and in which order.
-PYTEST := $(BIN)/pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder
+PYTEST := $(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 INSTALLED := $(VENV)/.installed
 
 .PHONY: demo test test-slow torture lint lint-style lint-types lint-dependencies install

@@ -97,7 +97,7 @@ def main() -> int:
         # Plugins of pytest in the first environment may need newer packages than the second one has.
         variables["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
         plugins = ["-p", "pytest_timeout", "-p", "xdist.plugin"]
-        processes = ["--numprocesses", "2", "--dist", "loadgroup", "--no-loadscope-reorder"]
+        processes = ["--numprocesses", "2", "--dist", "loadfile", "--no-loadscope-reorder"]
         tests = [python, "-m", "pytest", *plugins, *processes, "-m", TESTS, *sys.argv[1:]]
         return subprocess.run(tests, cwd=ROOT, env=variables, check=False).returncode
 

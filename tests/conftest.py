@@ -123,33 +123,49 @@ def kmeans_run(dxmc_run: tuple[dict[str, Any], RunResult], tmp_path_factory: pyt
     return drawn_run.copied(dxmc_run[0], output, until="describe", method={"name": "kmeans"})
 
 
+SHARED_RUN = "dxmc_run"
+"""The fixture of the run on drawn pictures, which one process makes for all files that use it."""
+USERS_OF_IT = ("tests/serving/", "tests/test_new_pictures.py", "tests/test_pipeline.py")
+"""Where these files lie: the process that distributes the tests knows only their names."""
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests that need Ray, put them in order, and say which of them one process must run.
+    """Mark the tests that need Ray, and put them in order.
 
     A test whose fixtures start Ray bears the mark `ray`, whichever fixture asks for it: `.ci/lowest.py` runs the others.
 
-    The order of files: first those that share the run on drawn pictures, which one process makes and tests; then those that fork workers,
-    because torch refuses to compute gradients in a fork of a process whose threads have computed some; then those with Ray, which take
-    longest; then the others, whose short tests keep both processes busy until the end.
+    The order of files: first those that share a run; then those that fork workers, because torch refuses to compute gradients in a fork of
+    a process whose threads have computed some; then those with Ray, which take longest; then the others, whose short tests keep both
+    processes busy until the end.
     """
-    with_drawn_run, with_ray, with_forks = set(), set(), set()
+    with_shared_run, with_ray, with_forks = set(), set(), set()
     for item in items:
         fixtures = set(getattr(item, "fixturenames", ()))
         if {"local_ray", "own_ray"} & fixtures:
             item.add_marker(pytest.mark.ray)
         if item.get_closest_marker("ray"):
             with_ray.add(item.path)
-        if "dxmc_run" in fixtures:
-            with_drawn_run.add(item.path)
+        if SHARED_RUN in fixtures:
+            assert item.nodeid.startswith(USERS_OF_IT), f"add {item.nodeid} to USERS_OF_IT"
+        if item.nodeid.startswith(USERS_OF_IT):
+            with_shared_run.add(item.path)
         if hasattr(getattr(item, "module", None), "on_workers"):
             with_forks.add(item.path)
-    for item in items:
-        # Files of one name in two folders share a group, which does no harm.
-        group = "drawn_run" if item.path in with_drawn_run else item.path.stem
-        item.add_marker(pytest.mark.xdist_group(group))
-    orders = (with_drawn_run, with_forks, with_ray)
+    orders = (with_shared_run, with_forks, with_ray)
     items.sort(key=lambda item: tuple(item.path not in files for files in orders))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """One process runs all tests of a file, and all files that share a run. (With pytest 9 the marks of `--dist loadgroup` do nothing.)"""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return SHARED_RUN if nodeid.startswith(USERS_OF_IT) else nodeid.split("::", 1)[0]
+
+    return ByFile(config, log)
 
 
 @pytest.hookimpl(hookwrapper=True)
