@@ -103,8 +103,10 @@ def test_drift_is_reported(finished: RunResult) -> None:
 @pytest.mark.slow
 def test_the_training_set_itself_has_not_drifted(kmeans_run: RunResult, tmp_path: Path) -> None:
     config = json.loads((Path(kmeans_run.output) / "run.json").read_text())["config"]
-    readable = [f"{config['images']}/{kind}" for kind in KINDS]
-    same = raycluster.assign(model=kmeans_run.output, images=readable, output=str(tmp_path / "out"), resources=ONE)
+    for kind in KINDS:
+        shutil.copytree(f"{config['images']}/{kind}", tmp_path / "photos" / kind)
+    given = {"model": kmeans_run.output, "images": str(tmp_path / "photos"), "output": str(tmp_path / "out")}
+    same = raycluster.assign(**given, resources=ONE)
     assert same.metrics["verdict"] == ["no drift: the pictures are like those the model was trained on"]
     assert same.metrics["confidence_shift"] == same.metrics["size_divergence"] == 0
     assert same.metrics["outliers"] == 0  # each of them is among the stored rows
