@@ -11,8 +11,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from raycluster.model_files import load_model
-    from raycluster.pipeline import assign, run
+    from raycluster.model.files import load_model
+    from raycluster.pipeline.run import assign, run
 
 __all__ = ["assign", "load_model", "run"]
 
@@ -20,11 +20,11 @@ __all__ = ["assign", "load_model", "run"]
 def __getattr__(name: str) -> Any:
     # Imported when first used: `raycluster --help` must not wait for torch and Ray.
     if name in ("assign", "run"):
-        from raycluster import pipeline
+        from raycluster.pipeline import run as module
 
-        return getattr(pipeline, name)
+        return getattr(module, name)
     if name == "load_model":
-        from raycluster.model_files import load_model
+        from raycluster.model.files import load_model
 
         return load_model
     raise AttributeError(f"module 'raycluster' has no attribute {name!r}")

@@ -1,8 +1,9 @@
 """The command line: `raycluster <command> --config run.yaml [--section.field value …]`.
 
-The options are made from the fields of :class:`~raycluster.config.RunConfig`. Only what parses the command line is
-imported here, so that `--help` answers at once. (tyro was tried for this: it needs a complete, valid default
-configuration before it parses, and cannot take the constants of a method that is known only after parsing.)
+The commands are those of the stages and a few more, and the options are made from the fields of
+:class:`~raycluster.config.RunConfig`. Neither torch nor Ray is imported here, so that `--help` answers at once. (tyro was tried for this:
+it needs a complete, valid default configuration before it parses, and cannot take the constants of a method that is known only after
+parsing.)
 """
 
 from __future__ import annotations
@@ -26,19 +27,11 @@ from pydantic import BaseModel
 from raycluster import interrupts
 from raycluster.config import AssignConfig, RunConfig, StorageConfig, validate
 from raycluster.errors import ConfigError, RayclusterError
+from raycluster.pipeline.stages import RUN
 
 COMMANDS = {
     "run": "do every stage that is not done yet, up to the report",
-    "manifest": "list the images",
-    "shard": "rewrite many small pictures as few large Parquet files (with `shards.enabled`)",
-    "embed": "stream the pictures through the encoder",
-    "semantics": "keep the nouns that fit the images and pair each image with them",
-    "train": "train the cluster heads and name the clusters",
-    "finetune": "fine-tune the encoder on its own confident clusters (with `finetune.enabled`)",
-    "assign": "give every image its cluster; with --model, new images those of a finished model",
-    "describe": "sum up each cluster: name, size, typical images",
-    "evaluate": "score the clusters",
-    "report": "write the HTML page",
+    **{stage.name: stage.help for stage in RUN if stage.help is not None},
     "status": "say what is done, what is left and how many images failed and why",
     "doctor": "try storage, credentials, Ray and its nodes, and say how to mend what is wrong",
     "serve": "answer over HTTP which cluster a picture belongs to, until stopped",
@@ -75,11 +68,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _execute(options: argparse.Namespace, overrides: dict[str, Any]) -> dict[str, Any]:
     if options.command == "status":
-        from raycluster.status import status
+        from raycluster.pipeline.status import status
 
         return status(options.output, validate(overrides.get("storage", {}), StorageConfig, "storage"))
     if options.command == "doctor":
-        from raycluster.doctor import doctor
+        from raycluster.pipeline.doctor import doctor
 
         return doctor(load_config(options.config, overrides) if options.config or overrides else None)
     if options.command == "serve":
@@ -92,7 +85,7 @@ def _execute(options: argparse.Namespace, overrides: dict[str, Any]) -> dict[str
         from raycluster.demo.main import demo
 
         return demo(options.output, options.seed, options.method)
-    from raycluster.pipeline import assign, run
+    from raycluster.pipeline.run import assign, run
 
     settings = read_settings(options.config, overrides)
     if options.command == "assign" and "model" in settings:
@@ -117,7 +110,7 @@ def _interrupted(command: str, stopped: BaseException) -> tuple[dict[str, Any], 
 def _failure(command: str, error: Exception) -> tuple[dict[str, Any], int]:
     ours: RayclusterError | None = error if isinstance(error, RayclusterError) else None
     if "ray" in sys.modules:
-        from raycluster.distributed import raised_in_task
+        from raycluster.compute.errors import raised_in_task
 
         ours = raised_in_task(error)
     if ours is None:
@@ -136,7 +129,7 @@ def read_settings(path: str | None, overrides: Mapping[str, Any]) -> dict[str, A
     """What a YAML file (local or `s3://`; None: empty) says, with nested `overrides` on top; not checked yet."""
     data: Any = {}
     if path is not None:
-        from raycluster.storage import locate
+        from raycluster.storage.location import locate
 
         # What the file says of storage applies to everything but itself.
         file = locate(path, validate(overrides.get("storage", {}), StorageConfig, "storage"))

@@ -1,6 +1,6 @@
-"""The run configuration: its fields, how it is loaded and overridden, and how parts of it become fingerprints.
+"""The run configuration: its fields, how they are validated, and how parts of them become fingerprints.
 
-Fast to import (no torch, no Ray, no pyarrow): the command line builds its help from these classes.
+This module is fast to import (no torch, no Ray, no pyarrow), because the command line builds its help from these classes.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ TAC_PROMPTS = (
 )
 
 _SECRET = "may_hold_a_secret"
-"""Type of the errors whose message must not repeat what was given."""
+"""Type of the errors that must not repeat the given value in their message."""
 
 
 class Section(BaseModel):
@@ -42,13 +42,13 @@ class EncoderConfig(Section):
     model: str = "ViT-B-32-quickgelu"
     """An open_clip architecture, a folder in open_clip's format (`local-dir:<folder>`, `s3://…`), or `builtin` (the tiny demo model)."""
     pretrained: str | None = None
-    """open_clip weight tag (`openai`, …) or a checkpoint file (`s3://` allowed); absent for folders and `builtin`."""
+    """An open_clip weight tag (`openai`, …) or a checkpoint file (`s3://` allowed). Leave it out if `model` is a folder or `builtin`."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Arithmetic of the forward pass: `auto` is bf16 on a GPU and fp32 on a CPU."""
     max_bytes: int = Field(default=64 * 2**20, gt=0)
-    """Larger files get the status `too_large` and are never read."""
+    """Largest file size in bytes. Larger files get the status `too_large` and are never read."""
     max_pixels: int = Field(default=100_000_000, gt=0)
-    """Pictures whose header announces more pixels get the status `too_large` and are never decoded."""
+    """Most pixels of a picture. If its header announces more, it gets the status `too_large` and is never decoded."""
 
     @model_validator(mode="before")
     @classmethod
@@ -71,15 +71,15 @@ class VocabularyConfig(Section):
     """The nouns that give the clusters their text side and their names."""
 
     source: str = "builtin"
-    """`builtin`, `wordnet`, or a text, CSV or Parquet file of nouns (text: one a line; tables: column `noun`)."""
+    """`builtin`, `wordnet`, or a text, CSV or Parquet file of nouns (text: one per line; CSV and Parquet: column `noun`)."""
     path: str | None = None
     """With `wordnet`: the folder that holds `index.noun` and `data.noun`, or the name of a lexicon of the `wn` package."""
     embeddings: str | None = None
-    """Ready-made noun embeddings: Parquet with `noun` and `embedding`; no text encoder is loaded then."""
+    """A Parquet file of ready-made noun embeddings, with the columns `noun` and `embedding`. No text encoder is loaded then."""
     prompts: tuple[str, ...] = TAC_PROMPTS
-    """Prompt templates, `{}` standing for the noun; their embeddings are averaged."""
+    """Prompt templates; `{}` stands for the noun. The embeddings of all prompts of a noun are averaged."""
     cache: str | None = None
-    """Folder for noun embeddings, shared by runs; default `$RAYCLUSTER_CACHE`, else the user's cache folder."""
+    """Folder for noun embeddings that runs share. The default is `$RAYCLUSTER_CACHE`, else the user's cache folder."""
 
     @field_validator("prompts")
     @classmethod
@@ -90,17 +90,17 @@ class VocabularyConfig(Section):
 
 
 class MethodConfig(Section):
-    """The clustering method. Its own constants stand in its file in `raycluster/methods`."""
+    """The clustering method. The constants of each method are declared in its file in `raycluster/methods`."""
 
-    # The method's own class (methods.configure) checks the other keys: this room does not know the methods.
+    # The method's own class checks the other keys (methods.registry.configure): this module does not know the methods.
     model_config = ConfigDict(extra="allow")
 
     name: str = "consensus"
     """`consensus` (our own), `kmeans`, `tac`, `sic`, `dxmc` or `seic`."""
     profile: Literal["default", "paper"] = "default"
-    """`paper`: the authors' constants as published; `default`: steps, batch and neighbors scaled to the data."""
+    """`paper` takes the authors' constants as published; `default` scales steps, batch and neighbors to the data."""
     train_sample: int = Field(default=1_000_000, ge=2)
-    """With more images than this, heads are trained on a seeded sample of this size; all images are assigned. Consensus: 200,000."""
+    """With more images than this, heads are trained on a seeded sample of this size; all images are assigned. `consensus` takes 200,000."""
 
 
 class FinetuneConfig(Section):
@@ -111,43 +111,46 @@ class FinetuneConfig(Section):
     rank: int = Field(default=128, ge=1)
     """Rank of the low-rank update (LoRA) of each query and value projection."""
     learning_rate: float = Field(default=5e-5, gt=0)
-    """AdamW's rate, constant, without weight decay."""
+    """Learning rate of AdamW. It stays constant, and there is no weight decay."""
     batch_size: int = Field(default=128, ge=2)
-    """Images of the global batch; an epoch's last, incomplete batch is dropped."""
+    """Images in a global batch. The last batch of an epoch is dropped if it is incomplete."""
     epochs: int = Field(default=40, ge=1)
     """Passes over the training images."""
     momentum: float = Field(default=0.999, ge=0, lt=1)
-    """What a step keeps of the mean and the variance of the confidence, by which pseudo-labels are weighted (SoftMatch)."""
+    """Share of the running mean and variance of the confidence that a step keeps; both weight the pseudo-labels (SoftMatch)."""
     alignment: bool = True
-    """Align pseudo-labels to the cluster sizes before tuning, or large clusters swallow small ones; false: as SEIC was published."""
+    """Align pseudo-labels to the cluster sizes before tuning, so large clusters do not swallow small ones. `false`: SEIC as published."""
     train_sample: int = Field(default=1_000_000, ge=2)
     """With more images than this, the encoder is tuned on a seeded sample of this size; all images are assigned."""
     gradient_checkpointing: bool = False
-    """Compute activations twice instead of keeping them: less memory, more time, the same result."""
+    """Compute activations twice instead of keeping them. This takes less memory and more time, and the result is the same."""
     checkpoint_seconds: float = Field(default=120.0, ge=0)
-    """Time between checkpoints: what a kill may cost. Writing one takes seconds."""
+    """Seconds between two checkpoints. A kill loses at most the work since the last one. Writing one takes seconds."""
     max_lost_clusters: float = Field(default=0.1, ge=0, le=1)
-    """Guard: the tuned encoder is refused when a larger share of the clusters in use has vanished."""
+    """The tuned encoder is refused if a larger share of the clusters in use has vanished."""
     max_lost_consistency: float = Field(default=0.05, ge=0, le=1)
-    """Guard: … when images share the cluster of their neighbors (before tuning) less often by more than this."""
+    """The tuned encoder is refused if the share of neighbors (before tuning) in an image's own cluster has fallen by more than this."""
     max_added_imbalance: float = Field(default=0.1, ge=0, le=1)
-    """Guard: … when the imbalance of cluster sizes (0: equal, 1: one has everything) has grown by more than this."""
+    """The tuned encoder is refused if the imbalance of cluster sizes (0: all equal, 1: one has everything) has grown by more than this."""
 
     @property
     def training(self) -> dict[str, Any]:
-        """What the tuned weights depend on."""
+        """The fields that the tuned weights depend on."""
         return self.model_dump(
             include={"rank", "learning_rate", "batch_size", "epochs", "momentum", "alignment", "train_sample"}
         )
 
 
 class ShardsConfig(Section):
-    """Rewriting many small objects into few large Parquet files of checked, resized pictures."""
+    """Shards: few large Parquet files of checked, resized pictures, written from many small objects."""
 
     enabled: bool = False
     """Write shards before embedding, and read them instead of the originals from then on."""
     size: int | None = Field(default=None, ge=16, le=8192)
-    """Shortest side of a stored picture in pixels; default 1.75 times the encoder's: embeddings keep a mean cosine above 0.999."""
+    """Shortest side of a stored picture in pixels. The default is 1.75 times the encoder's side.
+
+    With the default, embeddings have a mean cosine above 0.999 to those of the originals.
+    """
 
 
 class StorageConfig(Section):
@@ -156,13 +159,13 @@ class StorageConfig(Section):
     endpoint_url: str | None = None
     """URL of an S3-compatible server; default `$AWS_ENDPOINT_URL_S3`, `$AWS_ENDPOINT_URL`, else AWS itself."""
     region: str | None = None
-    """Region of all buckets; default: each bucket's own on AWS, with `endpoint_url` `$AWS_REGION` or the AWS profile's."""
+    """Region of all buckets. The default on AWS is each bucket's own; with `endpoint_url` it is `$AWS_REGION` or the AWS profile's."""
     anonymous: bool = False
     """Read public buckets without credentials."""
     requester_pays: bool = False
-    """Pay for requests to buckets that ask for it. Arrow's S3 client cannot, so that s3fs reads instead, more slowly."""
+    """Pay for requests to requester-pays buckets. Arrow's S3 client cannot do that, so s3fs reads instead, which is slower."""
     path_style: bool | None = None
-    """Bucket in the path (true) or in the host name (false); default: in the path with `endpoint_url`, in the host name on AWS."""
+    """Name the bucket in the path (true) or in the host name (false). The default is true with `endpoint_url` and false on AWS."""
 
     @field_validator("endpoint_url")
     @classmethod
@@ -181,55 +184,61 @@ class StorageConfig(Section):
 
 
 class ResourcesConfig(Section):
-    """What to use of the cluster; never part of a fingerprint. Default: what the cluster has."""
+    """The part of the cluster that a run uses, by default all of it. It is never part of a fingerprint."""
 
     encoder_actors: int | None = Field(default=None, ge=1)
-    """Number of encoder actors; default one per GPU, else one per CPU. If there are more of them than GPUs, they share the GPUs."""
+    """Number of encoder actors. The default is one per GPU, or one per CPU without GPUs. More actors than GPUs share the GPUs."""
     train_workers: int | None = Field(default=None, ge=1)
-    """Number of Ray Train workers; default one per GPU, else one."""
+    """Number of Ray Train workers. The default is one per GPU, or one without GPUs."""
     use_gpu: bool | None = None
-    """Default: use GPUs if the cluster has any."""
+    """Use GPUs. The default is to use them if the cluster has any."""
     compile_encoder: bool = False
-    """Compile the vision tower (`torch.compile`) when an encoder actor starts, which takes it about a minute. Whether that pays was not measured."""
+    """Compile the vision tower (`torch.compile`) when an encoder actor starts, in about a minute. Its benefit was not measured."""
     wait_seconds: float = Field(default=0.0, ge=0)
-    """On a cluster that grows on demand: ask its autoscaler for the nodes that the lines above need, and wait for them so long."""
+    """Seconds to wait for nodes of a cluster that grows on demand.
+
+    The autoscaler is asked for the nodes that `encoder_actors`, `train_workers` and `use_gpu` need. With 0 it is not asked.
+    """
 
 
 class ReportConfig(Section):
     """What the HTML report shows."""
 
     most_typical: int = Field(default=12, ge=0, le=100)
-    """Exemplar thumbnails a cluster, most confident first."""
+    """Number of exemplar thumbnails per cluster, most confident first."""
     least_typical: int = Field(default=6, ge=0, le=100)
-    """Least typical thumbnails a cluster, least confident first."""
+    """Number of least typical thumbnails per cluster, least confident first."""
     thumbnail: int = Field(default=96, ge=16, le=512)
     """Longest side of a thumbnail in pixels."""
     map_sample: int = Field(default=2000, ge=0, le=50_000)
-    """Images drawn on the 2-D map; 0 leaves the map out."""
+    """Number of images drawn on the 2-D map; 0 leaves the map out."""
 
 
 class RunConfig(Section):
-    """One run: pictures (or embeddings) in, clusters out."""
+    """The configuration of one run, which sorts pictures or embeddings into clusters."""
 
     images: str | tuple[str, ...] | None = None
-    """A folder or prefix, `.tar` shards, a `.parquet` or `.csv` with a column `uri` (or, Parquet, `image`), or several of them; files by glob or `{000..099}` too."""
+    """A folder or prefix, `.tar` shards, a `.csv` or `.parquet` file with a column `uri` (in Parquet also `image`), or a list of these.
+
+    Globs and `{000..099}` name several files.
+    """
     embeddings: str | tuple[str, ...] | None = None
-    """Ready-made embeddings instead of images: Parquet with `image_id`, `embedding`, optional `label`."""
+    """Ready-made embeddings instead of images: Parquet files with the columns `image_id`, `embedding` and, optionally, `label`."""
     labels: Literal["folder"] | None = None
-    """`folder`: the parent folder's name is the label, used for scores only."""
+    """`folder` takes the name of the parent folder as the label of an image. Labels are used for scores only."""
     output: str
     """The run folder, local or `s3://`; everything the run writes lies below it."""
     clusters: int = Field(ge=2)
     """Number of clusters."""
     seed: int = Field(default=0, ge=0, lt=2**31)
-    """Every random choice follows from it."""
+    """Seed of every random choice."""
     vocabulary: VocabularyConfig = VocabularyConfig()
     encoder: EncoderConfig = EncoderConfig(pretrained="openai")
     method: MethodConfig = MethodConfig()
     finetune: FinetuneConfig = FinetuneConfig()
     shards: ShardsConfig = ShardsConfig()
     max_failed_fraction: float = Field(default=0.05, ge=0, le=1)
-    """The run stops (exit 3) when a larger share of the images could not be read."""
+    """The run stops with exit code 3 if a larger share of the images cannot be read."""
     storage: StorageConfig = StorageConfig()
     resources: ResourcesConfig = ResourcesConfig()
     report: ReportConfig = ReportConfig()
@@ -242,28 +251,28 @@ class RunConfig(Section):
 
     @property
     def image_sources(self) -> tuple[str, ...]:
-        """`images` as a tuple, whatever way it was written."""
+        """`images` as a tuple, which is empty if none are given."""
         return _as_tuple(self.images)
 
     @property
     def embedding_sources(self) -> tuple[str, ...]:
-        """`embeddings` as a tuple, whatever way it was written."""
+        """`embeddings` as a tuple, which is empty if none are given."""
         return _as_tuple(self.embeddings)
 
 
 class AssignConfig(Section):
-    """New pictures for the clusters of a finished model: `raycluster assign --model`."""
+    """The options of `raycluster assign --model`, which assigns new pictures to the clusters of a finished model."""
 
     model: str
-    """A run folder (its current model), its `model` folder or one model folder, local or `s3://`."""
+    """A run folder or its `model` folder, which both mean the current model, or one model folder; local or `s3://`."""
     images: str | tuple[str, ...] | None = None
     """The new pictures, given as in a run."""
     embeddings: str | tuple[str, ...] | None = None
-    """Ready-made embeddings instead of images, of the encoder that the model was trained behind."""
+    """Ready-made embeddings instead of images, made with the encoder that the model was trained with."""
     output: str
-    """The folder for the tables, local or `s3://`; not that of a run."""
+    """The folder for the tables, local or `s3://`. It must not be the folder of a run."""
     max_failed_fraction: float = Field(default=0.05, ge=0, le=1)
-    """Exit 3 when a larger share of the images could not be read."""
+    """The command stops with exit code 3 if a larger share of the images cannot be read."""
     storage: StorageConfig = StorageConfig()
     resources: ResourcesConfig = ResourcesConfig()
 
@@ -296,7 +305,7 @@ def _explain(item: Any, model: type[BaseModel]) -> str:
 
 
 def fingerprint(*parts: Any) -> str:
-    """Sixteen hex digits that change whenever any part (JSON data or :class:`Section`) changes."""
+    """Return sixteen hex digits that change whenever any part (JSON data or :class:`Section`) changes."""
     plain = [part.model_dump(mode="json") if isinstance(part, BaseModel) else part for part in parts]
     canonical = json.dumps(plain, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]

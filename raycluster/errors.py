@@ -12,13 +12,19 @@ class RayclusterError(Exception):
         super().__init__(message)
         self.message = message
 
+    @property
+    def reason_and_remedy(self) -> tuple[str, str]:
+        """The two parts of the message. Every message says what is wrong, then has a semicolon, then says what to do about it."""
+        reason, _, remedy = self.message.rpartition("; ")
+        return reason or remedy, remedy
+
     def __str__(self) -> str:
-        # Ray Data appends advice on its own settings to the `args` of an error that passes through it.
+        # `args` is not used, because Ray Data appends advice on its own settings to the `args` of an error that passes through it.
         return self.message
 
 
 class ConfigError(RayclusterError):
-    """The configuration, or what it points at, cannot work; found before any costly work (exit code 2)."""
+    """The configuration, or what it points at, cannot work. This is found before any costly work (exit code 2)."""
 
     exit_code = 2
 

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: raised once where the program is, and not again while it tidies up."""
+"""Handle Ctrl-C and SIGTERM: the first signal raises an exception where the program is, and later ones do not disturb its cleanup."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from types import FrameType
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 _seen: int | None = None
-"""The signal that :func:`raised` or :func:`noticed` has raised."""
+"""The signal that :func:`raised` or :func:`noticed` has raised as an exception; None before."""
 
 
 class Interrupted(KeyboardInterrupt):
@@ -25,7 +25,7 @@ class Interrupted(KeyboardInterrupt):
 
 @contextmanager
 def raised() -> Iterator[None]:
-    """Context of a command: its first SIGINT or SIGTERM raises :class:`Interrupted`, later ones are answered by a line."""
+    """Context of a command: its first SIGINT or SIGTERM raises :class:`Interrupted`; later ones only print a line."""
 
     def handle(number: int, _: FrameType | None) -> None:
         global _seen
@@ -40,7 +40,7 @@ def raised() -> Iterator[None]:
         with _handled_by(handle):
             yield
     except KeyboardInterrupt:
-        # Ray's waiting functions raise one of their own in place of the handler's.
+        # Ray's waiting functions raise their own KeyboardInterrupt in place of the handler's exception.
         raise Interrupted(signal.SIGINT if _seen is None else _seen) from None
     finally:
         _seen = None
@@ -48,9 +48,9 @@ def raised() -> Iterator[None]:
 
 @contextmanager
 def noticed() -> Iterator[None]:
-    """Context of a call in somebody's program, such as a notebook: Ctrl-C is Python's own KeyboardInterrupt, and :func:`check` knows of it.
+    """Context of a call from a program, such as a notebook: Ctrl-C raises Python's own KeyboardInterrupt, and :func:`check` knows of it.
 
-    Where the program handles SIGINT itself, or runs in :func:`raised`, nothing is changed.
+    If the program handles SIGINT itself, or runs in :func:`raised`, nothing is changed.
     """
     own = threading.current_thread() is threading.main_thread()
     if not own or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
@@ -76,14 +76,14 @@ def noticed() -> Iterator[None]:
 
 @contextmanager
 def shielded() -> Iterator[None]:
-    """Context in which something is brought to an end: signals are answered by a line, and nothing is raised."""
+    """Context for cleanup: signals only print a line, and nothing is raised."""
     with _handled_by(_answer):
         yield
 
 
 @contextmanager
 def kept() -> Iterator[None]:
-    """Context at whose end the handlers are those of its beginning, whatever a library has set."""
+    """Context that restores the signal handlers at its end, whatever a library has set meanwhile."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -92,12 +92,12 @@ def kept() -> Iterator[None]:
         yield
     finally:
         for number, handler in before:
-            if handler is not None:  # None: not set by Python
+            if handler is not None:  # None: this handler was not set by Python
                 signal.signal(number, handler)
 
 
 def check() -> None:
-    """Raise the interrupt again if it came where exceptions are dropped: by Python in a destructor, or by a library."""
+    """Raise :class:`Interrupted` if a signal came. Its first exception may have been dropped, by Python in a destructor or by a library."""
     if _seen is not None:
         raise Interrupted(_seen)
 
@@ -105,7 +105,7 @@ def check() -> None:
 @contextmanager
 def _handled_by(handler: signal._HANDLER) -> Iterator[None]:
     with kept():
-        # Only the main thread may set handlers, and only there they run.
+        # Only the main thread may set handlers, and handlers run only there.
         if threading.current_thread() is threading.main_thread():
             for number in SIGNALS:
                 signal.signal(number, handler)
@@ -113,5 +113,5 @@ def _handled_by(handler: signal._HANDLER) -> Iterator[None]:
 
 
 def _answer(number: int, _: FrameType | None) -> None:
-    # Not by `print` or `logging`: the signal may have come in the middle of either.
+    # This avoids `print` and `logging`, because the signal may have come in the middle of either.
     os.write(2, f"{signal.Signals(number).name}: already stopping, this takes some seconds\n".encode())

@@ -14,7 +14,7 @@ import s3_server
 
 import raycluster
 from raycluster.config import StorageConfig
-from raycluster.pipeline import RunResult
+from raycluster.pipeline.run import RunResult
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = Path(os.environ.get("RAYCLUSTER_SHARED", ROOT.parent / "shared"))
@@ -125,7 +125,7 @@ def kmeans_run(dxmc_run: tuple[dict[str, Any], RunResult], tmp_path_factory: pyt
 
 SHARED_RUN = "dxmc_run"
 """The fixture of the run on drawn pictures, which one process makes for all files that use it."""
-USERS_OF_IT = ("tests/serving/", "tests/test_new_pictures.py", "tests/test_pipeline.py")
+USERS_OF_IT = ("tests/serving/", "tests/pipeline/test_new_pictures.py", "tests/pipeline/test_run.py")
 """Where these files lie: the process that distributes the tests knows only their names."""
 
 

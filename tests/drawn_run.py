@@ -8,7 +8,7 @@ from typing import Any
 
 import raycluster
 from raycluster.demo.drawing import draw_dataset
-from raycluster.pipeline import RunResult
+from raycluster.pipeline.run import RunResult
 
 KINDS = ("house", "fish", "tree", "star")
 NOUNS = (*KINDS, "car", "cup", "bird", "flower", "animal", "building", "plant", "vehicle")

@@ -10,9 +10,9 @@ import torch
 from raycluster.config import MethodConfig
 from raycluster.methods import registry
 from raycluster.methods.base import FittedMethod, TrainingData
-from raycluster.model import remember
-from raycluster.model_files import save_model
-from raycluster.storage import locate
+from raycluster.model.files import save_model
+from raycluster.model.model import make_memory
+from raycluster.storage.location import locate
 
 CLUSTERS, DIM, ROWS = 3, 96, 40
 PROVIDED = {"config": None, "precision": None, "fingerprint": "provided"}
@@ -28,6 +28,6 @@ def small_model(
     method.fit(TrainingData(torch.arange(ROWS), images))
     clusters = [{"name": f"cluster {number}", "nouns": []} for number in range(CLUSTERS)]
     facts = {"seed": 0, "training": {"history": []}, **facts}
-    memory, _ = remember(method, images.numpy())
+    memory, _ = make_memory(method, images.numpy())
     save_model(locate(str(folder)), method, memory, encoder or PROVIDED, clusters, facts, more)
     return folder

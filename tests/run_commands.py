@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from raycluster.config import StorageConfig
-from raycluster.storage import locate, read_table
+from raycluster.storage.location import locate, read_table
 
 TABLES = ("manifest", "embeddings", "assignments")
 

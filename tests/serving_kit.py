@@ -22,15 +22,15 @@ from torch.nn.functional import normalize
 from raycluster.config import MethodConfig, validate
 from raycluster.methods import registry
 from raycluster.methods.base import FittedMethod, TrainingData
-from raycluster.model import remember
-from raycluster.model_files import load_model, save_model
-from raycluster.pipeline import RunResult
-from raycluster.rows import vectors
+from raycluster.model.files import load_model, save_model
+from raycluster.model.model import make_memory
+from raycluster.pipeline.run import RunResult
 from raycluster.serving.api import create_app
-from raycluster.serving.live import Answer, Card, Job, LiveModel, Stale
+from raycluster.serving.live_model import Answer, Job, LiveModel, ModelInfo, Stale
 from raycluster.serving.service import Service
 from raycluster.serving.settings import ServeSettings
-from raycluster.storage import locate
+from raycluster.storage.location import locate
+from raycluster.tables.rows import vectors
 
 UNTIL = 60.0
 
@@ -62,7 +62,7 @@ def make_model(
     data = TrainingData(torch.arange(len(images)), images, normalize(counterparts, dim=1), nouns)
     if isinstance(made, FittedMethod):
         made.fit(data)
-    memory, _ = remember(made, images.numpy())
+    memory, _ = make_memory(made, images.numpy())
     clusters = [{**cluster, "name": f"{method['name']} {cluster['name']}"} for cluster in base.clusters]
     facts = {key: base.record[key] for key in ("seed", "training")}
     if spoil:
@@ -79,15 +79,15 @@ class LocalModel:
         self.live = live
         self.calls: list[Job] = []
 
-    async def card(self) -> Card:
-        return self.live.card
+    async def model_info(self) -> ModelInfo:
+        return self.live.info
 
     async def assign(self, rows: np.ndarray, pixels: str | None, top_k: int) -> Answer | Stale:
         self.calls.append(Job(rows, pixels, top_k))
         return (await asyncio.to_thread(self.live.answer, [self.calls[-1]]))[0]
 
     async def clusters(self, start: int, stop: int) -> tuple[str, list[dict[str, Any]], int]:
-        return self.live.card.version, self.live.gallery.clusters[start:stop], len(self.live.gallery.clusters)
+        return self.live.info.version, self.live.gallery.clusters[start:stop], len(self.live.gallery.clusters)
 
 
 def free_port() -> int:
@@ -111,7 +111,7 @@ class LocalEndpoint:
         self.port, self.model = free_port(), LocalModel(live)
         self.url = f"http://127.0.0.1:{self.port}"
         self.observed: list[tuple[str, int, list[str]]] = []
-        self.settings = ServeSettings.model_validate({"run": live.card.folder, **settings})
+        self.settings = ServeSettings.model_validate({"run": live.info.folder, **settings})
 
     def __enter__(self) -> LocalEndpoint:
         async def metrics() -> str:

@@ -57,7 +57,7 @@ from raycluster.cli import main
 try:
     main(sys.argv[1:])
 finally:
-    print(sorted({"torch", "ray", "pyarrow", "numpy"} & set(sys.modules)), file=sys.stderr)
+    print(sorted({"torch", "ray", "open_clip", "sklearn"} & set(sys.modules)), file=sys.stderr)
 """
 
 

@@ -19,11 +19,12 @@ import pytest
 from ray_workers import descendants
 
 import raycluster
-from raycluster import interrupts, lock
+from raycluster import interrupts
 from raycluster.cli import main
 from raycluster.demo.drawing import draw_dataset
-from raycluster.rows import row_ids
-from raycluster.storage import locate
+from raycluster.storage import lock
+from raycluster.storage.location import locate
+from raycluster.tables.rows import row_ids
 
 IMAGES = 320
 LINE = "interrupted; call again, finished work is kept"
@@ -146,8 +147,8 @@ import json, os, signal, sys, threading, time
 from pathlib import Path
 import ray
 import raycluster
-from raycluster.storage import locate
-from raycluster.rows import row_ids
+from raycluster.storage.location import locate
+from raycluster.tables.rows import row_ids
 
 config, output = json.loads(sys.argv[1]), Path(json.loads(sys.argv[1])["output"])
 
@@ -305,7 +306,7 @@ def test_a_program_that_handles_signals_itself_goes_on_doing_so(handler: Callabl
 def test_a_command_without_stages_says_no_more_than_that(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("raycluster.status.status", lambda *_: signal.raise_signal(signal.SIGINT))
+    monkeypatch.setattr("raycluster.pipeline.status.status", lambda *_: signal.raise_signal(signal.SIGINT))
     assert main(["status", str(tmp_path)]) == 130
     assert json.loads(capfd.readouterr().out) == {
         "command": "status",

@@ -1,1 +1,1 @@
-"""Clustering building blocks on tensors: k-means, neighbors, scores."""
+"""Building blocks of clustering on tensors: k-means, Ward, neighbors, whitening, voting, scores."""

@@ -1,4 +1,4 @@
-"""k-means on tensors, spherical or Euclidean, on CPU or GPU, in chunks that fit memory at a million rows and thousands of centers."""
+"""k-means on tensors, spherical or Euclidean, on CPU or GPU. It works in chunks, so a million rows and thousands of centers fit memory."""
 
 from __future__ import annotations
 
@@ -16,37 +16,37 @@ from raycluster.errors import ConfigError
 log = logging.getLogger(__name__)
 
 CHUNK_BYTES = 2**27
-"""Largest matrix of scores held at once."""
+"""Bytes of the largest matrix of scores that is held at once."""
 SAMPLE_ROWS_A_CENTER = 256
-"""With more rows than this a center, iterations run on a sample of that many; all rows are assigned at the end."""
+"""With more rows a center than this, iterations run on a sample of so many a center; all rows are assigned at the end."""
 FIRST_ROWS_A_CENTER = 16
-"""Rows a center of the first iterations; the sample grows fourfold to the whole."""
+"""Rows a center in the first iterations. The sample then grows fourfold at a time until it holds all rows."""
 FIRST_ITERATIONS = 10
-"""Most iterations before the sample grows."""
+"""Most iterations before the sample grows again."""
 FIRST_TOLERANCE = 1e-3
 """Relative improvement below which the sample grows."""
 MANY_CHANGED = 0.35
-"""Share of centers changed above which all rows are compared with all centers: beyond it the bookkeeping costs more than it saves."""
+"""If a larger share of centers has changed, all rows are compared with all centers, since the bookkeeping would cost more than it saves."""
 SEEDING_ROWS_A_CENTER = 8
-"""Rows per center that k-means++ looks at."""
+"""Rows a center that k-means++ draws from."""
 SEEDING_POOL = 1024
-"""Candidates whose distances to all these rows are computed at once."""
+"""Candidates of k-means++ in a pool. Their distances to all rows are computed at once."""
 ROUNDING = 4e-6
-"""Squared distances below this share of the squared norms are rounding."""
+"""Squared distances below this share of the squared norms count as rounding errors."""
 
 
 @dataclass(frozen=True)
 class KMeans:
-    """Result of :func:`kmeans`."""
+    """The result of :func:`kmeans`."""
 
     centers: Tensor
-    """[k, d] float32; spherical: unit rows, except that the center of nothing but zero rows is zero."""
+    """[k, d] float32. Spherical: unit rows, but a center that has only zero rows is zero."""
     labels: Tensor
-    """[N] int64."""
+    """[N] int64: the index of each row's center."""
     objective: float
-    """Mean cosine of a row to its center; not spherical: minus the mean squared distance."""
+    """Mean cosine of a row to its center if spherical, else minus the mean squared distance."""
     iterations: int
-    """Iterations on the whole sample, of the best run."""
+    """Iterations of the best run on the whole sample."""
     converged: bool
 
 
@@ -63,11 +63,11 @@ def kmeans(
 ) -> KMeans:
     """Cluster rows by cosine (Dhillon & Modha 2001) or by Euclidean distance, seeded by greedy k-means++ (Arthur & Vassilvitskii 2007).
 
-    `x` [N, d] float16 or float32, any scale. The best of `restarts` runs by objective; a run ends when the objective grows by less
-    than `tolerance` of itself. With more than SAMPLE_ROWS_A_CENTER·k rows it runs on a drawn sample of that many, which is held in
-    float32, and all rows are assigned to the centers found. `start` [k, d], unit rows if spherical, takes the place of the seeding;
-    there is one run then. A center that loses all its rows is moved to the row that fits its own
-    center worst; with fewer distinct rows than `k`, some centers coincide and stay empty. Deterministic in `seed` on one device.
+    `x` [N, d] float16 or float32, any scale. The result is the best of `restarts` runs by objective. A run ends when the objective grows
+    by less than `tolerance` of itself. With more than SAMPLE_ROWS_A_CENTER·k rows, it runs on a drawn sample of that many, which is held
+    in float32, and then assigns all rows to the centers found. `start` [k, d], unit rows if spherical, replaces the seeding; there is one
+    run then. A center that loses all its rows is moved to the row that fits its own center worst. With fewer distinct rows than `k`, some
+    centers coincide and stay empty. The result is deterministic in `seed` on one device.
     Raises :class:`ConfigError` for k > N and for rows with NaN or infinity.
     """
     if k > len(x):
@@ -92,9 +92,9 @@ def kmeans(
 
 
 def nearest_center(x: Tensor, centers: Tensor, *, spherical: bool = True) -> tuple[Tensor, Tensor]:
-    """For rows [N, d], the nearest of the centers [k, d] float32: its cosine (or minus squared distance), and its index, each [N].
+    """Return for each row its nearest center: the cosine (or minus the squared distance) and the center's index, each [N].
 
-    `x` float16 or float32, any scale; spherical: the centers are unit rows. Prepared and compared in chunks.
+    `x` [N, d] float16 or float32, any scale; `centers` [k, d] float32, unit rows if spherical. Rows are prepared and compared in chunks.
     """
     prepare = row_scale(x, spherical=spherical)
     if spherical:
@@ -104,7 +104,7 @@ def nearest_center(x: Tensor, centers: Tensor, *, spherical: bool = True) -> tup
 
 
 class _Rows:
-    """Prepared rows [n, d] and what is asked of them over and over."""
+    """Prepared rows [n, d] with their squared norms, which every iteration needs."""
 
     def __init__(self, rows: Tensor, spherical: bool, squares: Tensor | None = None) -> None:
         self.rows, self.spherical = rows, spherical
@@ -114,7 +114,7 @@ class _Rows:
         return _Rows(self.rows[:n], self.spherical, self.squares[:n])
 
     def misfit(self, score: Tensor) -> Tensor:
-        """1 − cosine, or the squared distance to the own center; 0 for rows of zeros among unit rows, which fit nowhere."""
+        """Return 1 − cosine, or the squared distance to the own center; 0 for rows of zeros among unit rows, which no center fits."""
         return self.squares - (1 if self.spherical else 2) * score
 
     def objective(self, score: Tensor) -> float:
@@ -124,7 +124,7 @@ class _Rows:
 
 
 def _run(data: _Rows, k: int, generator: torch.Generator, max_iterations: int, tolerance: float) -> KMeans:
-    """One run: the centers move most in the first iterations, for which few rows are enough."""
+    """Seed and run once. Centers move most in the first iterations, and few rows are enough for these."""
     centers = _plus_plus(data.head(SEEDING_ROWS_A_CENTER * k), k, generator)
     n = FIRST_ROWS_A_CENTER * k
     while 2 * n < len(data.rows):
@@ -143,7 +143,7 @@ def _lloyd(data: _Rows, centers: Tensor, max_iterations: int, tolerance: float) 
         centers = updated
         score, labels = _compare_again(data, centers, changed, score, labels)
         before, objective = objective, data.objective(score)
-        # Centers moved to far rows may cost a little before they pay.
+        # A center that was moved to a far row may lower the objective at first, so such an iteration never ends the run.
         converged = objective - before <= tolerance * abs(objective) and not repaired
         iterations += 1
     return KMeans(centers, labels, objective, iterations, converged)
@@ -152,11 +152,11 @@ def _lloyd(data: _Rows, centers: Tensor, max_iterations: int, tolerance: float) 
 def _compare_again(
     data: _Rows, centers: Tensor, changed: Tensor, score: Tensor, labels: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """:func:`_compare`, knowing its result before the centers marked `changed` [k] did so.
+    """Return what :func:`_compare` would, from its last result and the mask `changed` [k] of the centers that have changed since.
 
-    In late iterations few centers change, and comparing with those is enough (Kaukoranta et al. 1999): a row that one of them suits
-    no worse than its center did before has its best there, since the others suited it less; one whose own center did not change
-    keeps it otherwise. The rest, whose own center moved away, is compared with all.
+    In late iterations few centers change, and most rows need to be compared only with these (Kaukoranta et al. 1999). If a changed
+    center suits a row better than its own center did before, it is the row's best, since all unchanged centers suit the row no better
+    than its own did. Otherwise the row keeps its center if that did not change. The remaining rows are compared with all centers.
     """
     columns = changed.nonzero().squeeze(1)
     if len(columns) > MANY_CHANGED * len(centers):
@@ -174,10 +174,10 @@ def _compare_again(
 
 
 def _compare(rows: Tensor, centers: Tensor, spherical: bool) -> tuple[Tensor, Tensor]:
-    """Best score of each prepared row [n, d], x·c or x·c − |c|²/2, and the index of its center, each [n]."""
+    """Return the best score of each prepared row [n, d], x·c or x·c − |c|²/2, and the index of its center, each [n]."""
     score, labels = rows.new_empty(len(rows)), torch.empty(len(rows), dtype=torch.int64, device=rows.device)
     size = max(1, min(len(rows), CHUNK_BYTES // (4 * len(centers))))
-    # One matrix for all chunks: fresh memory costs as much as a tenth of the products.
+    # All chunks share one matrix: allocating memory for each would cost a tenth of the time of the products.
     buffer, offset = rows.new_empty(size, len(centers)), centers.square().sum(dim=1) / -2
     for start in range(0, len(rows), size):
         part = rows[start : start + size]
@@ -191,15 +191,15 @@ def _compare(rows: Tensor, centers: Tensor, spherical: bool) -> tuple[Tensor, Te
 
 
 def _update(data: _Rows, labels: Tensor, score: Tensor, centers: Tensor) -> tuple[Tensor, bool]:
-    """Means of the rows of each label, [k, d], and whether a center without rows was moved to one that fits badly."""
+    """Return the means of the rows of each label, [k, d], and whether a center without rows was moved to a row that fits badly."""
     with one_thread():
         order = labels.argsort(stable=True)
         counts = torch.bincount(labels, minlength=len(centers))
-    # Sums of sorted rows: an order of magnitude faster on CPU than index_add_, and deterministic on GPU.
+    # Summing sorted rows is an order of magnitude faster than index_add_ on CPU, and deterministic on GPU.
     sums = embedding_bag(order, data.rows, counts.cumsum(0) - counts, mode="sum")
     with one_thread():
         size = sums.norm(dim=1) if data.spherical else counts
-        # A sum of opposite rows is rounding: it has no direction, and the center stays.
+        # A sum of opposite rows is only a rounding error without a direction. The center then stays where it is.
         known = size > 1e-6 * counts if data.spherical else counts > 0
         moved = torch.where(known.unsqueeze(1), sums / size.clamp_min(1e-12).unsqueeze(1), centers)
     empty = (counts == 0).nonzero().squeeze(1)
@@ -211,7 +211,7 @@ def _update(data: _Rows, labels: Tensor, score: Tensor, centers: Tensor) -> tupl
 
 
 def _far_rows(data: _Rows, misfit: Tensor, wanted: int) -> Tensor:
-    """Up to `wanted` rows that fit worst, worst first, no two of them equal and none that its center fits but for rounding."""
+    """Return up to `wanted` distinct rows that fit worst, worst first, without rows that differ from their center only by rounding."""
     worst = misfit.topk(min(len(misfit), 4 * wanted + 32)).indices
     worst = worst[misfit[worst] > ROUNDING * data.squares[worst]]
     values, group = data.rows[worst].unique(dim=0, return_inverse=True)
@@ -221,10 +221,10 @@ def _far_rows(data: _Rows, misfit: Tensor, wanted: int) -> Tensor:
 
 
 def _plus_plus(data: _Rows, k: int, generator: torch.Generator) -> Tensor:
-    """Greedy k-means++: of a few candidates drawn by squared distance, the one that lowers the total most.
+    """Choose centers by greedy k-means++: draw a few candidates by squared distance, and take the one that lowers the total most.
 
-    Candidates come in pools, so that distances are one matrix product a pool; within it a candidate is drawn by its distance now
-    over its distance when the pool was drawn, which is a draw by the distance now.
+    Candidates are drawn in pools, so that one matrix product gives the distances of a pool. The pool was drawn by the distances of that
+    time. A candidate is drawn from it by the ratio of its distance now to its distance then, which together is a draw by its distance now.
     """
     rows, n, tries = data.rows, len(data.rows), 2 + int(math.log(k))
     chance = torch.rand(k, max(tries, SEEDING_POOL), generator=generator, dtype=torch.float64).to(rows.device)
@@ -248,20 +248,20 @@ def _plus_plus(data: _Rows, k: int, generator: torch.Generator) -> Tensor:
 
 
 def _distances(data: _Rows, to: Tensor) -> Tensor:
-    """Half the squared distances [p, n] of the rows numbered `to` [p] to all rows; 0 where they are rounding."""
+    """Return half the squared distances [p, n] of the rows with the indices `to` [p] to all rows; 0 where they are rounding errors."""
     both = (data.squares[to].unsqueeze(1) + data.squares) / 2
     distances = torch.addmm(both, data.rows[to], data.rows.T, alpha=-1)
     return distances.masked_fill_(distances <= ROUNDING * both, 0)
 
 
 def _draw(weights: Tensor, chance: Tensor) -> Tensor:
-    """Indices drawn in proportion to `weights` [n], one for each of `chance` in [0, 1); any one where all weights are 0."""
+    """Draw indices in proportion to `weights` [n], one for each number of `chance` in [0, 1). If all weights are 0, any index may come."""
     cumulative = weights.double().cumsum(0)
     return torch.searchsorted(cumulative, chance * cumulative[-1], right=True).clamp_max_(len(weights) - 1)
 
 
 def _assigned(x: Tensor, order: Tensor, run: KMeans, prepare: RowScale) -> KMeans:
-    """The run's result for all rows, its centers in the scale of `x`; `order`: the rows of `x` that it ran on."""
+    """Return the run's result for all rows, with centers in the scale of `x`; `order`: the rows of `x` that it ran on."""
     centers = run.centers if prepare.spherical else (run.centers + prepare.shift) * prepare.scale
     unit = 1.0 if prepare.spherical else prepare.scale**2
     if len(order) == len(x):
@@ -272,7 +272,7 @@ def _assigned(x: Tensor, order: Tensor, run: KMeans, prepare: RowScale) -> KMean
 
 
 def _nearest(x: Tensor, centers: Tensor, prepare: RowScale) -> tuple[Tensor, Tensor]:
-    """Cosine or minus squared distance of raw rows to the nearest of prepared centers, and its index; prepared in chunks."""
+    """Return raw rows' cosine or minus squared distance to the nearest prepared center, and its index. Rows are prepared in chunks."""
     found: list[tuple[Tensor, Tensor]] = []
     for chunk in x.split(PREPARED_ROWS):
         data = _Rows(prepare(chunk), prepare.spherical)

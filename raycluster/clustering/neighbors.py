@@ -1,4 +1,4 @@
-"""Exact nearest neighbors by cosine or Euclidean distance, in blocks over queries and over database rows."""
+"""Exact nearest neighbors by cosine or Euclidean distance, computed in blocks of queries and database rows."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from torch.nn.functional import normalize
 from raycluster.errors import ConfigError
 
 BLOCK = 8192
-"""Rows of a square block of scores, the largest thing held besides input and result (256 MiB)."""
+"""Rows and columns of a block of scores. It takes 256 MiB, more than anything else that is held besides input and result."""
 GROUP = 16
-"""Columns that share one maximum while the best are looked for."""
+"""Columns that share one maximum in the search for the best."""
 PREPARED_ROWS = 16384
-"""Most rows turned into float32 at once."""
+"""Most rows that are turned into float32 at once."""
 
 
 def nearest_neighbors(
@@ -30,16 +30,17 @@ def nearest_neighbors(
     include_self: bool = False,
     rows: slice | range | None = None,
 ) -> Tensor:
-    """Indices [n, k] int32 of the nearest other rows, best first; exact, with scores in float32.
+    """Return the indices [n, k] int32 of the nearest other rows, best first. The search is exact, with scores in float32.
 
     `x` [N, d] float16 or float32, any scale. `metric`: `cosine` (a row of zeros has cosine 0 to all) or `euclidean`, on raw rows.
-    `rows`, a slice or range of step 1, names the queries, so that a caller can spread them over processes; all rows in one call
-    cost half as much each, since a score then serves both of its rows. A row is left out of its own neighbors by its index, so
-    that a duplicate of it stays in; with `include_self` it comes first. `k` is cut to the number of other rows.
+    `rows`, a slice or range of step 1, selects the queries, so that a caller can spread them over processes. All rows in one call
+    cost half as much each, since a score then serves both of its rows. A row is excluded from its own neighbors by its index, so
+    a duplicate of it stays in. With `include_self` the row itself comes first. `k` is cut to the number of other rows.
 
-    Held besides input and result: a block of scores, its maxima and candidates, at most 9·BLOCK² bytes and 64·BLOCK·k; blocks of rows
-    while they are prepared, 24·BLOCK·d; and the best scores, 4·n·k. That is 0.95 GB for k = 50 and a million rows × 512. Raises :class:`ConfigError` for
-    rows with NaN or infinity, and ValueError for other rows or metrics than these.
+    Memory besides input and result, in bytes: a block of scores with its maxima and candidates, at most 9·BLOCK² + 64·BLOCK·k; blocks of
+    rows while they are prepared, 24·BLOCK·d; and the best scores, 4·n·k. That is 0.95 GB for k = 50 and a million rows × 512.
+
+    Raises :class:`ConfigError` for rows with NaN or infinity, and ValueError for other values of `rows` or `metric` than these.
     """
     if metric not in ("cosine", "euclidean"):
         raise ValueError(f"metric must be cosine or euclidean, not {metric!r}")
@@ -54,7 +55,7 @@ def nearest_neighbors(
 
 
 def _best(x: Tensor, queries: range, k: int, prepare: RowScale) -> Tensor:
-    """Indices of the `k` best; each block of scores is merged into the best so far."""
+    """Return the indices of the `k` best. Each block of scores is merged into the best so far."""
     best = torch.full((len(queries), k), -torch.inf, device=x.device)
     index = torch.zeros(len(queries), k, dtype=torch.int32, device=x.device)
     symmetric = len(queries) == len(x)
@@ -62,7 +63,7 @@ def _best(x: Tensor, queries: range, k: int, prepare: RowScale) -> Tensor:
     for start in range(queries.start, queries.stop if k else queries.start, BLOCK):
         block = prepare(x[start : min(start + BLOCK, queries.stop)])
         mine = slice(start - queries.start, start - queries.start + len(block))
-        # Of all rows, the blocks below the diagonal are transposes of those above it.
+        # If all rows are queries, the blocks below the diagonal are transposes of those above it.
         for other in range(start if symmetric else 0, len(x), BLOCK):
             database = prepare(x[other : other + BLOCK])
             scores = _scores(block, database, buffer, prepare)
@@ -76,7 +77,7 @@ def _best(x: Tensor, queries: range, k: int, prepare: RowScale) -> Tensor:
 
 
 def _scores(a: Tensor, b: Tensor, buffer: Tensor, prepare: RowScale) -> Tensor:
-    """Cosines [len(a), len(b)], or halves of the negative squared distances, which are as symmetric."""
+    """Return the cosines [len(a), len(b)], or half the negative squared distances. Both are symmetric in `a` and `b`."""
     scores = buffer[: len(a) * len(b)].view(len(a), len(b))
     if prepare.spherical:
         return torch.mm(a, b.T, out=scores)
@@ -85,10 +86,10 @@ def _scores(a: Tensor, b: Tensor, buffer: Tensor, prepare: RowScale) -> Tensor:
 
 
 def _merge(best: Tensor, index: Tensor, scores: Tensor, first: int) -> None:
-    """Bring `best` and `index` [n, k] up to date with `scores` [n, m] of the rows from `first` on, in place.
+    """Update `best` and `index` [n, k] in place with `scores` [n, m] of the rows from `first` on.
 
-    The k best lie in at most k of the groups, those with the largest maxima, and only in groups that beat the worst kept so far:
-    maxima are cheap to find, and all else is done on few columns.
+    The k best lie in the at most k groups with the largest maxima, and only in groups with a maximum above the worst score kept so far.
+    Maxima are cheap to find, and all other work is done on few columns.
     """
     k, groups = best.shape[1], scores.shape[1] // GROUP
     if groups <= 2 * k:
@@ -110,7 +111,7 @@ def _merge(best: Tensor, index: Tensor, scores: Tensor, first: int) -> None:
 
 
 def _keep(best: Tensor, index: Tensor, values: Tensor, rows: Tensor) -> None:
-    """Merge `values` and their `rows` [n, some] into the best so far, in place."""
+    """Merge `values` and their `rows`, each [n, m] with any m, into the best so far, in place."""
     with one_thread():
         both, both_index = torch.cat([best, values], dim=1), torch.cat([index, rows.int()], dim=1)
     kept = both.topk(best.shape[1])
@@ -120,45 +121,45 @@ def _keep(best: Tensor, index: Tensor, values: Tensor, rows: Tensor) -> None:
 
 
 def _group_maxima(scores: Tensor, groups: int) -> Tensor:
-    """Maxima [n, groups] over the columns that have the same remainder modulo `groups`; a last few columns are in no group."""
+    """Return the maxima [n, groups] over columns with the same remainder modulo `groups`; the last few columns are in no group."""
     if scores.stride(1) == 1:
         return scores[:, : groups * GROUP].unflatten(1, (GROUP, groups)).amax(1)
-    # A transposed block: the same along memory, which is ten times faster than across it.
+    # In a transposed block, taking the maxima along memory is ten times faster than across it.
     return scores.T[: groups * GROUP].unflatten(0, (GROUP, groups)).amax(0).T.contiguous()
 
 
 @dataclass(frozen=True)
 class RowScale:
-    """How raw rows become float32 rows that neither overflow nor cancel; called on a chunk of them."""
+    """A function that turns a chunk of raw rows into float32 rows that neither overflow nor lose digits by cancellation."""
 
     spherical: bool
     scale: float
     """A power of two, so that dividing by it is exact."""
     shift: Tensor
-    """[d] float32: what is taken off scaled rows where only distances matter."""
+    """[d] float32. It is subtracted from scaled rows where only distances matter."""
 
     def __call__(self, rows: Tensor) -> Tensor:
-        """Rows [n, d] of any kind of float, as float32: unit (or zero) rows if spherical, else scaled and shifted ones."""
+        """Return the rows [n, d] of any float dtype as float32: unit (or zero) rows if spherical, else scaled and shifted rows."""
         rows = rows.float()
         if not self.spherical:
             return rows / self.scale - self.shift
-        # Divided by its largest value first, no row is too large or too small for its norm.
+        # After division by its largest value, no row is so large or small that its norm overflows or underflows.
         return normalize(rows / _largest(rows).clamp_min(torch.finfo(torch.float32).tiny).unsqueeze(1), dim=1)
 
 
 def row_scale(x: Tensor, *, spherical: bool) -> RowScale:
-    """How the rows [N, d] are to be prepared; raises :class:`ConfigError` for rows with NaN or infinity."""
+    """Return how to prepare the rows [N, d]; raise :class:`ConfigError` for rows with NaN or infinity."""
     largest = torch.cat([_largest(chunk.float()) for chunk in x.split(PREPARED_ROWS)])
     broken = int(largest.isfinite().logical_not_().sum())
     if broken:
         raise ConfigError(
             f"embeddings: {broken} of {len(x)} rows contain NaN or infinity; leave these images out, or embed them again"
         )
-    # Within float32's range, also as a divisor.
+    # The exponent is bounded so that float32 can hold the scale and divide by it.
     scale = 2.0 ** max(-126, math.frexp(float(largest.max()))[1] - 1) if len(x) else 1.0
     if spherical or not len(x):
         return RowScale(spherical, scale, torch.zeros(x.shape[1], device=x.device))
-    # Any shift leaves distances as they are; about the mean they lose least by rounding.
+    # A shift does not change distances. With the mean as the shift they lose least by rounding.
     return RowScale(spherical, scale, (x[:: max(1, len(x) // PREPARED_ROWS)].float() / scale).mean(dim=0))
 
 
@@ -168,7 +169,7 @@ def _largest(rows: Tensor) -> Tensor:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Small steps are not shared among cores: where others keep those busy, each waits for a time slice of 8 ms, sorts for 200 ms."""
+    """Let torch compute small steps on one thread: on busy cores, a step of many threads waits 8 ms for a time slice, a sort 200 ms."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

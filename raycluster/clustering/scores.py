@@ -1,4 +1,4 @@
-"""Scores of a clustering: against labels, and the ones that need none."""
+"""Scores of a clustering: those against labels, and those that need none."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ NEIGHBORS = 20
 def supervised_scores(
     labels: Sequence[str | int | None] | np.ndarray, clusters: np.ndarray
 ) -> dict[str, float | int | None]:
-    """ACC (best one-to-one matching), NMI (arithmetic) and ARI, as fractions, over the rows with a label.
+    """Return ACC (best one-to-one matching), NMI (arithmetic mean) and ARI, as fractions, over the rows with a label.
 
-    `labels`: one a row, None where unknown, or as an integer array, negative where unknown; `clusters`: int [n]. Without a label all scores are None. With more clusters than
-    classes (or fewer) the matching leaves some unmatched, and their rows count as wrong.
+    `labels`: one a row, None where unknown; or an integer array, negative where unknown. `clusters`: int [n]. Without any label all
+    scores are None. If there are more clusters than classes or fewer, some of them stay unmatched, and their rows count as wrong.
     """
     if isinstance(labels, np.ndarray):
         known, truth = labels >= 0, labels[labels >= 0]
@@ -50,15 +50,15 @@ def label_free_scores(
     margin: np.ndarray,
     n_clusters: int,
 ) -> dict[str, float | None]:
-    """Scores that need no label, of n images (a sample, where there are very many).
+    """Return the scores that need no label, of n images (a sample where there are very many).
 
     `images` [n, d] and `counterparts` [n, d] or None: embeddings, any scale; `clusters` int [n]; `confidence`, `margin` [n].
 
     - neighborhood_consistency: share of an image's 20 nearest neighbors that are in its cluster (SIC's risk bound);
     - confidence, margin: means of p₁ and of p₁ − p₂;
     - imbalance: 1 − H(cluster sizes) / ln C, 0 for equal sizes, 1 for a single cluster;
-    - neighborhood_imbalance: coefficient of variation of how often an image is somebody's neighbor (SIC's risk bound);
-    - silhouette: mean of (a − b) / max(|1 − a|, |1 − b|) with a, b the cosines to the own and the best other prototype
+    - neighborhood_imbalance: coefficient of variation of how often an image is a neighbor of another (SIC's risk bound);
+    - silhouette: mean of (a − b) / max(|1 − a|, |1 − b|) where a, b are the cosines to the own and the best other prototype
       (the simplified silhouette, Hruschka et al. 2004); None with a single cluster in use;
     - image_text_agreement: share of images whose text counterpart is nearest to the counterparts' prototype of their own
       cluster; None without a text side.
@@ -79,14 +79,14 @@ def label_free_scores(
 
 
 def neighborhood_consistency(neighbors: torch.Tensor, clusters: torch.Tensor) -> float:
-    """Share of the neighbors [n, k] (positions) of an image that are in its own of the clusters [n]."""
+    """Return the share of the neighbors [n, k] (positions) that are in the same of the clusters [n] as their image."""
     return float((clusters[neighbors] == clusters.unsqueeze(1)).double().mean())
 
 
 def size_imbalance(sizes: np.ndarray) -> float:
-    """1 − H(sizes) / ln C for cluster sizes [C]: 0 when all are equal, 1 when one cluster has everything."""
+    """Return 1 − H(sizes) / ln C for cluster sizes [C]: 0 when all are equal, 1 when one cluster has everything."""
     shares = sizes[sizes > 0] / sizes.sum()
-    # Rounding may put it a hair outside.
+    # Rounding may put the value slightly outside 0 to 1.
     return min(1.0, max(0.0, 1.0 + float((shares * np.log(shares)).sum()) / math.log(len(sizes))))
 
 
@@ -95,7 +95,7 @@ def _mean(values: torch.Tensor) -> float | None:
 
 
 def _cosines(x: torch.Tensor, own: torch.Tensor, n_clusters: int) -> torch.Tensor:
-    """Cosines [n, C] of unit rows to the clusters' prototypes, −∞ for clusters without images."""
+    """Return the cosines [n, C] of unit rows to the clusters' prototypes, −∞ for clusters without images."""
     sums = torch.zeros(n_clusters, x.shape[1]).index_add_(0, own, x)
     cosine = x @ torch.nn.functional.normalize(sums, dim=1).T
     cosine[:, torch.bincount(own, minlength=n_clusters) == 0] = -torch.inf
@@ -108,7 +108,7 @@ def _silhouette(x: torch.Tensor, own: torch.Tensor, n_clusters: int) -> float | 
     cosine = _cosines(x, own, n_clusters)
     near = 1 - cosine.gather(1, own.unsqueeze(1)).squeeze(1)
     far = 1 - cosine.scatter(1, own.unsqueeze(1), -torch.inf).max(dim=1).values
-    # Where both distances are rounding errors, as for identical images, their ratio means nothing: it becomes about 0.
+    # Where both distances are rounding errors, as for identical images, their ratio means nothing. The clamp makes it about 0.
     return _mean((far - near) / torch.maximum(far, near).clamp_min(1e-4))
 
 

@@ -1,4 +1,4 @@
-"""Ward's agglomeration of weighted means, and the k-means that starts from it."""
+"""Ward's agglomeration of weighted means, and k-means that starts from its result."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from raycluster.clustering.kmeans import kmeans
 from raycluster.clustering.whitening import class_means
 
 FINE_CENTERS = 4
-"""Centers a cluster that are merged."""
+"""Centers a cluster that the fine k-means finds and Ward's criterion merges."""
 MOST_CENTERS = 8192
-"""Most centers that are merged, where that is more than the clusters: their distances take 8 bytes a pair."""
+"""Most centers that are merged, unless there are more clusters than this. The distances take 8 bytes a pair of centers."""
 FINE_TOLERANCE = 1e-3
-"""Relative improvement at which the fine k-means ends: its centers are merged anyway."""
+"""Relative improvement at which the fine k-means ends. It may end early, because its centers are merged anyway."""
 
 
 def ward_kmeans(x: Tensor, k: int, *, seed: int) -> Tensor:
-    """Labels [N] int64 of spherical k-means that starts from the means of `4 k` small clusters merged into `k` by Ward's criterion.
+    """Return labels [N] int64 of spherical k-means that starts from `4 k` small clusters, merged into `k` by Ward's criterion.
 
     `x` [N, d] float32 unit rows. Merging sees the whole set at once, so that no two seeds fall into one cluster while another gets
-    none: better than many restarts at a fraction of the time.
+    none. This is better than many restarts and takes a fraction of the time.
     """
     fine_k = max(k, min(FINE_CENTERS * k, len(x) // 2, MOST_CENTERS))
     fine = kmeans(x, fine_k, seed=seed, tolerance=FINE_TOLERANCE).labels
@@ -39,23 +39,23 @@ def ward_kmeans(x: Tensor, k: int, *, seed: int) -> Tensor:
 
 
 def ward(means: Tensor, counts: Tensor, k: int) -> Tensor:
-    """Merge K clusters into `k`, each time the two whose union adds least to the squared distances from the means (Ward 1963).
+    """Merge K clusters into `k`; each step merges the two that add least to the squared distances from the means (Ward 1963).
 
-    `means` [K, d], `counts` [K] rows of each; returns labels [K] int64 in 0…k−1 (all different where K ≤ k). By chains of nearest
-    neighbors (Murtagh 1983): time and memory grow with K².
+    `means` [K, d], `counts` [K] rows of each. Returns labels [K] int64 in 0…k−1 (all different where K ≤ k). The algorithm follows
+    chains of nearest neighbors (Murtagh 1983). Its time and memory grow with K².
     """
     m, n = means.double().cpu().numpy(), counts.double().cpu().numpy()
     if len(m) <= k:
         return torch.arange(len(m))
     pairs = _chain(_join_costs(m, n), n)
-    # A chain finds merges out of order; the cheapest of them are those that merging in order would make.
+    # A chain finds the merges in another order. The cheapest of them are the merges that a step-by-step search would make.
     first = pairs[np.argsort(pairs[:, 0], kind="stable")[: len(m) - k], 1:].astype(np.int64)
     graph = coo_matrix((np.ones(len(first)), (first[:, 0], first[:, 1])), shape=(len(m), len(m)))
     return torch.from_numpy(connected_components(graph, directed=False)[1].astype(np.int64))
 
 
 def _join_costs(means: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """n_i n_j / (n_i + n_j) · |m_i − m_j|², [K, K], infinite on the diagonal."""
+    """Return n_i n_j / (n_i + n_j) · |m_i − m_j|², [K, K], infinite on the diagonal."""
     squares = (means**2).sum(axis=1)
     costs = squares[:, None] + squares - 2 * means @ means.T
     costs *= counts[:, None] * counts / (counts[:, None] + counts)
@@ -64,7 +64,7 @@ def _join_costs(means: np.ndarray, counts: np.ndarray) -> np.ndarray:
 
 
 def _chain(costs: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """All K − 1 merges as rows (cost, i, j), i and j members of the two clusters; `costs` is used up."""
+    """Return all K − 1 merges as rows (cost, i, j), where i and j are members of the two clusters. `costs` is overwritten."""
     counts, alive = counts.copy(), np.ones(len(counts), bool)
     merges: list[tuple[float, int, int]] = []
     chain: list[int] = []
@@ -78,7 +78,7 @@ def _chain(costs: np.ndarray, counts: np.ndarray) -> np.ndarray:
             continue
         i, j = chain.pop(), chain.pop()
         merges.append((costs[i, j], i, j))
-        # Cost of joining the union with each other cluster (Lance & Williams 1967).
+        # The cost of joining the union with each other cluster (Lance & Williams 1967).
         total = counts[i] + counts[j] + counts
         joined = ((counts[i] + counts) * costs[i] + (counts[j] + counts) * costs[j] - counts * costs[i, j]) / total
         joined[~alive] = math.inf

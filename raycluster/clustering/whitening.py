@@ -1,7 +1,7 @@
 """Whitening by differences that should not matter, and smoothing over a neighbor graph.
 
-What differs between neighbors, or within clusters, says little about clusters: dividing by its covariance makes the directions that
-separate them count for more (as in linear discriminant analysis, but without labels).
+Differences between neighbors, or within clusters, say little about which cluster an image belongs to. Whitening by the covariance of these
+differences gives more weight to the directions that separate clusters (as in linear discriminant analysis, but without labels).
 """
 
 from __future__ import annotations
@@ -13,21 +13,21 @@ from torch import Tensor
 from torch.nn.functional import embedding_bag, normalize
 
 NeighborSearch = Callable[[Tensor, int], Tensor]
-"""(rows [N, d], k) → indices int32 [N, k] of each row's nearest others by cosine: one process's, or one spread over many."""
+"""A function of rows [N, d] and k that returns each row's nearest others by cosine, indices int32 [N, k]; it may use many processes."""
 
 CHUNK_ROWS = 65_536
-"""Rows of a covariance's sums taken at once."""
+"""Rows that the sums of a covariance take at once."""
 SMALLEST_SHARE = 1e-3
-"""Of the mean variance of all rows: what directions without any difference between neighbors (copies of one image) keep."""
+"""Least share of the rows' mean variance to add: directions may have no difference between neighbors (copies of one image)."""
 
 
 def neighbor_sums(x: Tensor, neighbors: Tensor) -> Tensor:
-    """Sum of each row's neighbors: `x` [N, d] float32, `neighbors` [n, k] int → [n, d]."""
+    """Return the sum of each row's neighbors, [n, d], of `x` [N, d] float32 and `neighbors` [n, k] int."""
     return embedding_bag(neighbors, x, mode="sum")
 
 
 def smooth(x: Tensor, neighbors: Tensor, steps: int, share: float) -> Tensor:
-    """Unit rows [N, d] drawn towards the mean directions of their neighbors [N, k], `steps` times; `share` of each is the row itself."""
+    """Draw unit rows [N, d] towards the mean directions of their neighbors [N, k], `steps` times; each row has the weight `share`."""
     smoothed = x
     for _ in range(steps):
         smoothed = normalize(share * x + (1 - share) * normalize(neighbor_sums(smoothed, neighbors), dim=1), dim=1)
@@ -35,9 +35,9 @@ def smooth(x: Tensor, neighbors: Tensor, steps: int, share: float) -> Tensor:
 
 
 def pair_covariance(x: Tensor, neighbors: Tensor) -> Tensor:
-    """Mean of (x_i − x_j)(x_i − x_j)ᵀ over all rows i and their neighbors j: `x` [N, d], `neighbors` [N, k] → [d, d] float64.
+    """Return the mean of (x_i − x_j)(x_i − x_j)ᵀ over all rows i and their neighbors j, [d, d] float64.
 
-    From sums over neighbors; the pairs are never formed.
+    `x` [N, d], `neighbors` [N, k]. The mean is computed from sums over neighbors; the pairs are never formed.
     """
     n, k = neighbors.shape
     uses = k + torch.bincount(neighbors.flatten(), minlength=n)
@@ -49,7 +49,7 @@ def pair_covariance(x: Tensor, neighbors: Tensor) -> Tensor:
 
 
 def within_covariance(x: Tensor, labels: Tensor, n_clusters: int) -> Tensor:
-    """Mean of (x_i − m)(x_i − m)ᵀ, m the mean of the row's cluster: `x` [N, d], `labels` [N] → [d, d] float64."""
+    """Return the mean of (x_i − m)(x_i − m)ᵀ, [d, d] float64, where m is the mean of the row's cluster; `x` [N, d], `labels` [N]."""
     means = class_means(x, labels, n_clusters)
     total = torch.zeros(x.shape[1], x.shape[1], dtype=torch.float64, device=x.device)
     for rows in torch.arange(len(x), device=x.device).split(CHUNK_ROWS):
@@ -59,17 +59,17 @@ def within_covariance(x: Tensor, labels: Tensor, n_clusters: int) -> Tensor:
 
 
 def class_means(x: Tensor, labels: Tensor, n_clusters: int) -> Tensor:
-    """Mean row of each cluster, [C, d]; zero for a cluster without rows."""
+    """Return the mean row of each cluster, [C, d]; zero for a cluster without rows."""
     order = labels.argsort(stable=True)
     counts = torch.bincount(labels, minlength=n_clusters)
-    # Sums of sorted rows: deterministic on GPU too.
+    # Summing sorted rows is deterministic on GPU too.
     return embedding_bag(order, x, counts.cumsum(0) - counts, mode="sum") / counts.clamp_min(1).unsqueeze(1)
 
 
 def whitening(x: Tensor, covariance: Tensor, shrinkage: float) -> Tensor:
-    """W [d, d] float32 that turns rows into whitened ones, x W: V diag(e + λ ē)^(−½) of the covariance V diag(e) Vᵀ.
+    """Return W [d, d] in the dtype of `x` such that x W is whitened: V diag(e + λ ē)^(−½) of the covariance V diag(e) Vᵀ.
 
-    `x` [N, d] centered rows, `covariance` [d, d]; `shrinkage` λ of the mean eigenvalue ē keeps directions without variance finite.
+    `x` [N, d] centered rows, `covariance` [d, d]. Adding the share `shrinkage` λ of the mean eigenvalue ē keeps W finite without variance.
     """
     values, vectors = torch.linalg.eigh(covariance)
     floor = SMALLEST_SHARE * x.square().mean(dtype=torch.float64)
@@ -81,9 +81,9 @@ def whitening(x: Tensor, covariance: Tensor, shrinkage: float) -> Tensor:
 def neighbor_whitened(
     x: Tensor, k: int, shrinkage: float, rounds: int, search: NeighborSearch
 ) -> tuple[Tensor, Tensor]:
-    """Centered rows [N, d] whitened by their neighbors' differences, unit [N, d], and their neighbors there, int32 [N, k].
+    """Whiten centered rows [N, d] by their neighbors' differences; return unit rows [N, d] and their neighbors, int32 [N, k].
 
-    Each round finds the neighbors anew where the last one's whitening has put the rows.
+    Each round finds the neighbors again in the space that the last round's whitening has made.
     """
     neighbors = search(x, k)
     for _ in range(rounds):

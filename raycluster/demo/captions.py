@@ -1,4 +1,4 @@
-"""Captions for drawn pictures, and the nouns that occur in them: the demo's vocabulary."""
+"""Captions for drawn pictures, and the nouns that occur in them. These nouns are the demo's vocabulary."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from raycluster.demo.drawing import Scene
 from raycluster.demo.kinds import KINDS
 
 FRAMES = ("{}", "a picture of {}", "a drawing of {}", "an icon of {}", "a sketch of {}", "an illustration of {}")
-"""What may stand around "a red fish on a striped background"."""
+"""Templates for a phrase such as "a red fish". The background follows them."""
 
 BACKGROUND_NOUNS = {
     "plain": ("wall",),
@@ -35,7 +35,7 @@ FRAME_NOUNS = (
 
 
 def caption(scene: Scene, random: Random) -> str:
-    """Describe a picture: a noun for the thing, mostly its color and its background too."""
+    """Describe a picture: a noun for the thing, in most captions also its color and its background."""
     noun = _noun(scene.kind, random)
     words = []
     if scene.size != "medium" and random.random() < 0.3:
@@ -46,7 +46,7 @@ def caption(scene: Scene, random: Random) -> str:
 
 
 def name_caption(kind: str, random: Random) -> str:
-    """Only name the thing, half the time in one of the prompts by which a vocabulary's nouns will be embedded."""
+    """Name the thing and nothing else, half the time in one of TAC's prompts, the default for embedding a vocabulary."""
     noun = _noun(kind, random)
     if random.random() < 0.5:
         return random.choice(TAC_PROMPTS).format(noun)
@@ -54,7 +54,7 @@ def name_caption(kind: str, random: Random) -> str:
 
 
 def caption_nouns() -> list[str]:
-    """List every noun the captions use, sorted: kinds, synonyms, hypernyms, backgrounds and words for pictures."""
+    """Return every noun that the captions use, sorted: kinds, synonyms, hypernyms, backgrounds and words for pictures."""
     nouns = {*KINDS, *FRAME_NOUNS, *NOISE_NOUNS}
     nouns.update(*(kind.also + kind.of for kind in KINDS.values()), *BACKGROUND_NOUNS.values())
     return sorted(nouns)

@@ -1,7 +1,7 @@
-"""Draws pictures of the kinds, each one wholly determined by its kind and its seed.
+"""Draw pictures of the kinds. A picture depends only on its kind and its seed.
 
-A picture is a `Scene` (what a caption can speak of: kind, color, size, background) and chance (place, turn, shear,
-proportions, noise, blur, specks). Nothing here reads or keeps state.
+A picture shows a `Scene` (the facts that a caption can mention: kind, color, size, background). All else is random (place, turn,
+shear, proportions, noise, blur, specks). Nothing in this module reads or keeps state.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ SIZES = {"small": (0.29, 0.34), "medium": (0.34, 0.40), "large": (0.40, 0.47)}
 
 @dataclass(frozen=True)
 class Scene:
-    """What can be said of a picture."""
+    """The facts that a caption can mention about a picture."""
 
     kind: str
     color: str
@@ -55,20 +55,20 @@ class Scene:
 
 
 def picture_seed(purpose: str, seed: int, kind: str, index: int) -> int:
-    """Give picture `index` of a kind its seed (64 bits); different purposes ("demo", "train") never share one."""
+    """Return the seed (64 bits) of picture `index` of a kind; different purposes ("demo", "train") have different seeds."""
     key = "\0".join((purpose, str(seed), kind, str(index)))
     return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "big")
 
 
 def imagine(kind: str, seed: int) -> Scene:
-    """Choose what the picture (kind, seed) shows."""
+    """Return the scene that the picture (kind, seed) shows."""
     return _imagine(kind, Random(seed))
 
 
 def draw_picture(kind: str, seed: int, size: int = 80, nuisance: float = 1.0) -> Image.Image:
     """Draw the picture (kind, seed) as RGB, `size` pixels square.
 
-    `nuisance` from 0 to 1 scales what hides the thing: shift, turn, shear, the background's contrast, noise, blur.
+    `nuisance` from 0 to 1 scales the effects that hide the thing: shift, turn, shear, the background's contrast, noise, blur.
     All pictures of the demo have 1; training begins with less.
 
     Raises:
@@ -95,7 +95,7 @@ def draw_picture(kind: str, seed: int, size: int = 80, nuisance: float = 1.0) ->
 def draw_dataset(folder: str | Path, count: int, kinds: Sequence[str], seed: int) -> list[Path]:
     """Draw `count` pictures, the kinds in turn, as `<folder>/<kind>/<nnnn>.jpg` of varying size and JPEG quality.
 
-    The pictures follow from `seed` alone and are never among those `train_clip` draws. Returns their paths.
+    The pictures depend only on `count`, `kinds` and `seed`, and are never among those that `train_clip` draws. Returns their paths.
     """
     folder = Path(folder)
     for kind in kinds:
@@ -138,7 +138,7 @@ def _blend(one: Color, other: Color, share: float) -> Color:
 
 
 def _place(side: int, size: str, nuisance: float, random: Random) -> tuple[float, float, float, float, float, float]:
-    """Draw the affine map from the unit box to pixels: mirror, stretch, shear, turn, scale, shift."""
+    """Choose a random affine map from the unit box to pixels: mirror, stretch, shear, turn, scale, shift."""
     half = random.uniform(*SIZES[size]) * side
     stretch, shear = math.exp(nuisance * random.uniform(-0.15, 0.15)), nuisance * random.uniform(-0.15, 0.15)
     turn = math.radians(nuisance * random.uniform(-20, 20))

@@ -1,4 +1,4 @@
-"""All kinds of things the demo can draw, and the dozen that it shows."""
+"""All kinds of things that the demo can draw, and the dozen that it shows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`raycluster demo`: draw pictures of a dozen kinds of things, cluster them, show what came of it."""
+"""`raycluster demo`: draw pictures of a dozen kinds of things, cluster them, and show the clusters."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from raycluster.config import validate
 from raycluster.demo.captions import caption_nouns
 from raycluster.demo.drawing import draw_dataset
 from raycluster.demo.kinds import SHOWN_KINDS
-from raycluster.pipeline import run
-from raycluster.storage import locate, read_table
+from raycluster.pipeline.run import run
+from raycluster.storage.location import locate, read_table
 
 PICTURES = 480
 PROMPTS = ["a {}", "a picture of a {}", "a drawing of a {}", "an icon of a {}", "a sketch of a {}"]
-"""Phrases of the tiny CLIP's captions."""
+"""Prompts of the demo's vocabulary. The tiny CLIP was trained with captions of this form."""
 
 
 def demo(output: str, seed: int, method: str, finetune: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Draw the pictures (once), run every stage, print the clusters; returns the run's result as plain data.
+    """Draw the pictures (once), run every stage, and print the clusters; return the run's result as plain data.
 
-    `finetune`: the section of the configuration, none by default.
+    `finetune`: the section of the configuration, empty by default.
 
-    The vocabulary is every noun of the captions that the tiny CLIP was trained with, not the kinds shown.
+    The vocabulary is every noun of the captions that the tiny CLIP was trained with, not only the kinds shown.
     """
     folder = Path(output).expanduser().resolve() / f"seed-{seed}"
     pictures = folder / "pictures"

@@ -1,4 +1,4 @@
-"""A pen that draws simple shapes in a unit box, wherever that box lies, and the register of the kinds it can draw."""
+"""A pen that draws simple shapes in a box anywhere in a picture, and the register of the kinds that can be drawn."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ Color = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of thing: its name, how to draw it, and the other nouns it answers to."""
+    """A kind of thing: its name, the function that draws it, and other nouns for it."""
 
     name: str
     sketch: Callable[[Pen], None]
     also: tuple[str, ...]
-    """Synonyms: as good as the name."""
+    """Synonyms, which captions use in place of the name."""
     of: tuple[str, ...]
-    """Hypernyms: what the thing is one of."""
+    """Hypernyms: wider terms for the thing."""
 
 
 KINDS: dict[str, Kind] = {}
-"""Filled by the modules kinds_*.py as they are imported; complete in `raycluster.demo.kinds`."""
+"""All kinds by name. The modules kinds_*.py register theirs when they are imported; `raycluster.demo.kinds` imports all of them."""
 
 
 def kind(also: Sequence[str] = (), of: Sequence[str] = ()) -> Callable[[Callable[[Pen], None]], Callable[[Pen], None]]:
@@ -42,22 +42,22 @@ def kind(also: Sequence[str] = (), of: Sequence[str] = ()) -> Callable[[Callable
 
 
 def arc(x: float, y: float, rx: float, ry: float, start: float = 0, end: float = 360) -> list[Point]:
-    """Points on an ellipse around (x, y) from angle `start` to `end`, in degrees clockwise from the right."""
+    """Return points on an ellipse around (x, y) from angle `start` to `end`, in degrees clockwise from the right."""
     steps = max(6, round(abs(end - start) / 14))
     angles = (math.radians(start + (end - start) * i / steps) for i in range(steps + 1))
     return [(x + rx * math.cos(a), y + ry * math.sin(a)) for a in angles]
 
 
 def mirrored(points: Sequence[Point]) -> list[Point]:
-    """Close a right half outline, given from top to bottom, with its mirror image in x = 0."""
+    """Return a closed outline: its right half, given from top to bottom, and the mirror image of that half in x = 0."""
     return [*points, *((-x, y) for x, y in reversed(points))]
 
 
 class Pen:
-    """Draws in a box whose x and y run from -1 to 1 (right and down), placed in the picture by an affine map.
+    """A pen that draws in a box where x and y run from -1 to 1 (right and down). An affine map places the box in the picture.
 
-    Three fills come with it: `main` covers most of a thing, `accent` and `trim` its parts; `ink` is nearly black and
-    `paper` nearly white. `between` and `chance` vary the proportions.
+    It has three colors for a thing: `main` covers most of it, `accent` and `trim` cover parts. `ink` is nearly black and
+    `paper` nearly white. `between`, `some` and `chance` vary the proportions.
     """
 
     ink: Color = (32, 30, 38)
@@ -76,15 +76,15 @@ class Pen:
         self.main, self.accent, self.trim = palette
 
     def between(self, low: float, high: float) -> float:
-        """Draw a number uniformly from [low, high]."""
+        """Return a random number, uniform in [low, high]."""
         return low + (high - low) * self._random.random()
 
     def some(self, low: int, high: int) -> int:
-        """Draw a whole number from low to high, both included."""
+        """Return a random whole number from low to high, both included."""
         return low + int(self._random.random() * (high - low + 1))
 
     def chance(self, probability: float) -> bool:
-        """Be true with this probability."""
+        """Return True with this probability."""
         return self._random.random() < probability
 
     def polygon(self, points: Sequence[Point], fill: Color) -> None:
@@ -115,7 +115,7 @@ class Pen:
             self.polygon([(x + r * c, y + r * s) for c, s in _OCTAGON], fill)
 
     def ring(self, x: float, y: float, r: float, width: float, fill: Color) -> None:
-        """Draw a circle's outline, `r` to the middle of the line."""
+        """Draw a circle's outline; `r` is the radius to the middle of the line."""
         self.line(arc(x, y, r, r), width, fill)
 
     def star(self, x: float, y: float, outer: float, inner: float, points: int, fill: Color) -> None:

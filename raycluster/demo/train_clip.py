@@ -1,11 +1,12 @@
-"""Trains the tiny CLIP of the demo on drawn pictures and their captions, and writes it as an open_clip folder.
+"""Train the tiny CLIP of the demo on drawn pictures and their captions, and write it as an open_clip folder.
 
     python -m raycluster.demo.train_clip --seed 0 --output raycluster/demo/clip
 
 It is a plain open_clip model with the plain CLIP tokenizer:
 `open_clip.create_model_and_transforms("local-dir:<folder>")` and `open_clip.get_tokenizer("local-dir:<folder>")` load
-it and need nothing else. (A smaller word list of our own would need `transformers`, or an absolute path in the
-configuration.) Most of the file is the table of 49,408 tokens; those that no caption uses are zero, so it packs well.
+it and need nothing else. (A smaller vocabulary of our own would need `transformers`, or an absolute path in the
+configuration.) Most of the weights file is the table of 49,408 tokens. Tokens that no caption uses are zero, so the file
+compresses well.
 
 Training took 19 minutes on two threads of a busy machine.
 """
@@ -59,14 +60,14 @@ PREPROCESS_CONFIG: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Training:
-    """What the result depends on; to the last bit, also the threads and the versions of torch and Pillow."""
+    """Settings that determine the result. Its last bits also depend on the threads and the versions of torch and Pillow."""
 
     seed: int = 0
     steps: int = 4000
     batch_size: int = 96
     pictures_per_kind: int = 900
     calm_share: float = 0.55
-    """The share of the pictures, and of the steps, in which nuisance grows from none to all of the demo's."""
+    """Share of the pictures, and of the steps, in which `nuisance` grows from 0 to the 1 of the demo's pictures."""
     learning_rate: float = 8e-4
     weight_decay: float = 0.1
     warmup: int = 50
@@ -80,7 +81,7 @@ def train(output: Path, training: Training, workers: int = 2) -> None:
     torch.manual_seed(training.seed)
     model = open_clip.CLIP(**MODEL_CONFIG)
     with torch.no_grad():
-        # As open_clip draws it, position hardly shows beside the patches' content, and shape is learned very slowly.
+        # With open_clip's initial values, the positions are small beside the patches' content, and the model learns shapes very slowly.
         model.visual.positional_embedding *= 8
     tokens_in_use = _fit(model, pictures, scenes, training)
     with torch.no_grad():
@@ -90,7 +91,7 @@ def train(output: Path, training: Training, workers: int = 2) -> None:
 
 
 def zero_shot_accuracy(folder: Path, kinds: list[str], per_kind: int, seed: int) -> float:
-    """Share of freshly drawn pictures whose nearest of `kinds` (one prompt each) is the kind they show."""
+    """Return the share of newly drawn pictures that lie nearest to the prompt of their own kind, among one prompt for each of `kinds`."""
     model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{folder}")
     tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")
     model.eval()
@@ -103,7 +104,7 @@ def zero_shot_accuracy(folder: Path, kinds: list[str], per_kind: int, seed: int)
 
 
 def _draw_training_pictures(training: Training, workers: int) -> tuple[torch.Tensor, list[Scene]]:
-    """Return uint8 pictures [kinds x pictures_per_kind, 3, H, W], each kind's in order of nuisance, and their scenes."""
+    """Return uint8 pictures [kinds x pictures_per_kind, 3, H, W], those of a kind in order of nuisance, and their scenes."""
     kinds = sorted(KINDS)
     with ProcessPoolExecutor(workers) as pool:
         drawn = list(pool.map(_draw_kind, kinds, [training] * len(kinds)))
@@ -147,8 +148,8 @@ def _fit(model: open_clip.CLIP, pictures: torch.Tensor, scenes: list[Scene], tra
         image_embedding = model.encode_image(images, normalize=True)
         tokens = tokenizer([caption(scenes[row], random) for row in rows.tolist()])
         loss = clip_loss(image_embedding, model.encode_text(tokens, normalize=True), model.logit_scale.exp()) / 2
-        # From captions alone, color and background are learned long before shape. So each picture also has to find its
-        # kind's name among the names of all kinds, phrased anew in each step.
+        # From captions alone, the model learns color and background long before shape. So a second loss asks for the name of
+        # each picture's kind among the names of all kinds. The names get a new phrase in each step.
         names = tokenizer([name_caption(kind, random) for kind in kinds])
         logits = model.logit_scale.exp() * image_embedding @ model.encode_text(names, normalize=True).T
         loss = loss + cross_entropy(logits, rows // training.pictures_per_kind)
@@ -165,7 +166,7 @@ def _fit(model: open_clip.CLIP, pictures: torch.Tensor, scenes: list[Scene], tra
 
 
 def _batch(step: int, kinds: int, training: Training, generator: torch.Generator) -> torch.Tensor:
-    """Choose rows: a window that moves along with the growing nuisance, then all pictures that have it in full."""
+    """Return random rows: from a window that moves along as nuisance grows, then from all pictures with full nuisance."""
     shape, calm = (training.batch_size,), training.calm_share
     progress = step / training.steps
     low, high = (max(0.0, progress - 0.1), progress + 0.1) if progress < calm else (calm, 1.0)
@@ -175,7 +176,7 @@ def _batch(step: int, kinds: int, training: Training, generator: torch.Generator
 
 
 def _schedule(step: int, training: Training) -> float:
-    """Linear warm-up, then half a cosine down to zero."""
+    """Return the factor of the learning rate: a linear warm-up, then half a cosine down to zero."""
     if step < training.warmup:
         return (step + 1) / training.warmup
     return 0.5 * (1 + math.cos(math.pi * (step - training.warmup) / max(1, training.steps - training.warmup)))

@@ -1,4 +1,4 @@
-"""CLIP encoders: any open_clip model, from uint8 pictures or texts to embeddings."""
+"""CLIP encoders: any open_clip model turns uint8 pictures or texts into embeddings."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from raycluster.config import EncoderConfig, StorageConfig
 from raycluster.encoder.feeding import Feeder, compiled, out_of_memory_explained
 from raycluster.encoder.weights import find_weights
 from raycluster.errors import ConfigError, RayclusterError
-from raycluster.storage import Location
+from raycluster.storage.location import Location
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
 class TunedTower:
-    """Weights of a fine-tuned vision tower: a safetensors file, and the hash of what it must hold."""
+    """Weights of a fine-tuned vision tower: a safetensors file, and the hash that its content must have."""
 
     file: Location
     sha256: str
@@ -34,12 +34,12 @@ class TunedTower:
 
 @dataclass(frozen=True)
 class EncoderSpec:
-    """An encoder, resolved: small enough to travel with every task, complete enough to load it anywhere."""
+    """A resolved encoder: small enough to send with every task, and complete enough to load the model on any node."""
 
     model: str
-    """Name for `open_clip.create_model`; or `builtin` or an `s3://` address, whose place differs from node to node."""
+    """Name for `open_clip.create_model`, or `builtin` or an `s3://` address: their local path differs from node to node."""
     pretrained: str | None
-    """Weight tag, path of a checkpoint on every node, or its `s3://` address."""
+    """Weight tag, path of a checkpoint that every node has, or `s3://` address of a checkpoint."""
     precision: str
     """`fp32`, `bf16` or `fp16`."""
     image_size: tuple[int, int]
@@ -53,29 +53,29 @@ class EncoderSpec:
     """Size d of an embedding."""
     force_quick_gelu: bool
     fingerprint: str
-    """Changes with configuration, preprocessing, precision or weights, not with the place where the weights lie."""
+    """Hash of configuration, preprocessing, precision and weights. It does not depend on the place where the weights lie."""
     weights_sha256: str
     """Hash of the checkpoint's content."""
     storage: StorageConfig = StorageConfig()
-    """How `s3://` addresses are reached."""
+    """Settings by which `s3://` addresses are reached."""
     tower: TunedTower | None = None
     """A fine-tuned vision tower in place of the model's own."""
 
     def tuned(self, tower: TunedTower) -> EncoderSpec:
-        """This encoder with a fine-tuned vision tower."""
+        """Return this encoder with a fine-tuned vision tower."""
         covered = hashlib.sha256(f"{self.fingerprint} {tower.sha256}".encode()).hexdigest()[:16]
         return replace(self, tower=tower, fingerprint=covered)
 
     @property
     def pixel_shape(self) -> tuple[int, int, int]:
-        """Shape of one picture as :func:`pil_transform` gives it: height, width, RGB."""
+        """The shape of one picture as :func:`pil_transform` returns it: height, width, RGB."""
         return (*self.image_size, 3)
 
 
 def resolve_encoder(config: EncoderConfig, use_gpu: bool, storage: StorageConfig | None = None) -> EncoderSpec:
-    """Find the weights and everything that must be known before pictures are decoded; loads no model.
+    """Find the weights and everything that must be known before pictures are decoded, without loading the model.
 
-    Raises :class:`ConfigError` for an unknown model, tag or file, and for weights that cannot be had.
+    Raises :class:`ConfigError` for an unknown model, tag or file, and for weights that cannot be obtained.
     """
     from open_clip.transform import PreprocessCfg, merge_preprocess_dict
 
@@ -117,7 +117,7 @@ def _remote(name: str | None) -> bool:
 
 
 def check_encoder(spec: EncoderSpec) -> None:
-    """Load the model once and run both towers on one input; raises :class:`ConfigError` before thousands of pictures do."""
+    """Load the model and encode one text; raise :class:`ConfigError` for a broken encoder before any picture is decoded."""
     encoder = ClipEncoder.load(spec, "cpu")
     try:
         encoder.encode_texts(["a photo"])
@@ -135,10 +135,10 @@ def _unloadable(spec: EncoderSpec, error: Exception) -> ConfigError:
 
 @lru_cache(maxsize=8)
 def pil_transform(spec: EncoderSpec) -> Callable[[Image], np.ndarray]:
-    """The part of open_clip's own preprocessing that works on pictures: resize, crop, RGB.
+    """Return the part of open_clip's own preprocessing that works on pictures: resize, crop, RGB.
 
-    Returns a function from a PIL image to uint8 [height, width, 3]; the rest (scale, mean, std) is done on the device by
-    :meth:`ClipEncoder.encode_pixels`, so that pictures travel as bytes.
+    The returned function turns a PIL image into uint8 [height, width, 3]. :meth:`ClipEncoder.encode_pixels` does the rest (scale, mean,
+    std) on the device, so that pictures are sent as bytes and not as floats.
     """
     from open_clip.transform import PreprocessCfg, image_transform_v2
     from torchvision.transforms import Compose, ToTensor
@@ -161,29 +161,29 @@ class ClipEncoder:
     """A loaded open_clip model in inference mode."""
 
     def __init__(self, model: Any, name: str, spec: EncoderSpec, device: str, compile: bool = False) -> None:
-        """`name`: what open_clip calls the model on this machine. `compile`: see :meth:`load`."""
+        """`name`: the name that open_clip has for the model on this machine. `compile`: see :meth:`load`."""
         self.model, self.spec, self.device = model, spec, device
         self._name = name
         scale = 255.0
-        # On the device already: a copy for each batch would make the host wait for the GPU.
+        # These lie on the device from the start: copying them for each batch would make the host wait for the GPU.
         self._mean = (torch.tensor(spec.mean) * scale).view(1, 3, 1, 1).to(device)
         self._std = (torch.tensor(spec.std) * scale).view(1, 3, 1, 1).to(device)
-        self._tokenizer: Any = None  # made at the first text; pictures need none
+        self._tokenizer: Any = None  # made for the first text; pictures need no tokenizer
         forward = compiled(self.forward) if compile else self.forward
         self._feeder = Feeder(forward, spec.pixel_shape, spec.dim, device)
 
     @classmethod
     def load(cls, spec: EncoderSpec, device: str, compile: bool = False) -> ClipEncoder:
-        """Load the model onto `device` (`cpu`, `cuda`); on a machine without the weights they are downloaded first.
+        """Load the model onto `device` (`cpu`, `cuda`); a machine that lacks the weights downloads them first.
 
-        `compile`: compile the vision tower at the first pictures (`torch.compile`), which takes a minute and a C++ compiler.
-        Raises :class:`ConfigError` for weights that cannot be loaded, or are others than when the spec was made, and
-        :class:`RayclusterError` if the memory of the GPU does not suffice.
+        `compile`: compile the vision tower at the first pictures (`torch.compile`). This takes a minute and needs a C++ compiler.
+        Raises :class:`ConfigError` for weights that cannot be loaded or that have changed since the spec was made, and
+        :class:`RayclusterError` if the GPU has too little memory.
         """
         import open_clip
 
         weights = find_weights(EncoderConfig(model=spec.model, pretrained=spec.pretrained), spec.storage)
-        # Embeddings of two encoders in one table would look like any others.
+        # Nothing would show later that one table holds embeddings of two encoders.
         if weights.sha256 != spec.weights_sha256:
             raise ConfigError(
                 f"encoder: {weights.file} is not the checkpoint that this run began with; restore it, or start again"
@@ -204,35 +204,35 @@ class ClipEncoder:
             raise _unloadable(spec, error) from error
         if spec.tower is not None:
             model.visual.load_state_dict(load(spec.tower.file.read_verified(spec.tower.sha256)))
-        # Pictures come as height, width, channel: convolutions take them as they are, half as fast again on CPUs.
+        # Pictures come as height, width, channel. In this memory format convolutions take them as they are, 1.5 times as fast on CPUs.
         model.visual.to(memory_format=torch.channels_last)
         return cls(model.eval().requires_grad_(False), weights.model, spec, device, compile)
 
     def normalized(self, pixels: Tensor) -> Tensor:
-        """uint8 [B, height, width, 3] on any device → float32 [B, 3, height, width] as the vision tower expects them."""
+        """Turn uint8 [B, height, width, 3] on any device into the float32 [B, 3, height, width] that the vision tower expects."""
         mean, std = self._mean.to(pixels.device), self._std.to(pixels.device)
         return pixels.permute(0, 3, 1, 2).float().sub_(mean).div_(std)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """One batch, uint8 [B, height, width, 3] on the encoder's device → float16 [B, d] there, not normalized."""
+        """Encode one batch, uint8 [B, height, width, 3] on the encoder's device, to float16 [B, d] there, not normalized."""
         x = self.normalized(pixels).to(_DTYPES[self.spec.precision])
         embeddings: Tensor = self.model.encode_image(x, normalize=False)
         return embeddings.half()
 
     def encode_pixels(self, pixels: np.ndarray) -> np.ndarray:
-        """uint8 [n, height, width, 3] → float16 [n, d] embeddings, not normalized.
+        """Encode pictures, uint8 [n, height, width, 3], to float16 [n, d] embeddings, not normalized.
 
-        Takes any number of pictures, all of a block in one call: it divides them into batches that suit the device.
+        Pass all pictures of a block in one call: this method divides any number of pictures into batches that suit the device.
         """
         return self._feeder(pixels)
 
     def batch_rows(self, n: int) -> int:
-        """Rows of a batch when `n` pictures are encoded in one call."""
+        """Return the rows of a batch when `n` pictures are encoded in one call."""
         return self._feeder.batch_rows(n)
 
     @torch.inference_mode()
     def encode_texts(self, texts: list[str]) -> np.ndarray:
-        """B texts → float32 [B, d] embeddings, not normalized; cut at the model's context length."""
+        """Encode B texts, cut at the model's context length, to float32 [B, d] embeddings, not normalized."""
         if self._tokenizer is None:
             import open_clip
 

@@ -1,7 +1,8 @@
-"""Run a vision tower over many pictures, batch by batch, so that a GPU never waits for the next batch. Knows nothing of CLIP.
+"""Run a vision tower over many pictures, batch by batch, so that a GPU never waits for the next batch.
 
-Each batch is copied into pinned memory, from there to the GPU on a stream of its own while the GPU computes the batch before it, and the
-results come back without a wait. The host waits once, at the end. On a CPU the same code runs: its streams do nothing there.
+Each batch is copied into pinned memory and from there to the GPU. The second copy uses a stream of its own and runs while the GPU
+computes the batch before it. Results are copied back without blocking the host, which waits for all of them once, at the end. On a
+CPU the same code runs, and the streams do nothing. This module does not depend on CLIP.
 """
 
 from __future__ import annotations
@@ -19,20 +20,20 @@ from torch import Tensor
 from raycluster.errors import RayclusterError
 
 Forward = Callable[[Tensor], Tensor]
-"""uint8 [B, height, width, 3] on the device → float16 [B, d] on the device."""
+"""A function from uint8 [B, height, width, 3] on the device to float16 [B, d] on the device."""
 
 CPU_ROWS = 32
 """Rows of a batch on a CPU."""
 MOST_ROWS = 1024
 """Most rows of a batch on a GPU: larger batches are no faster."""
 FEWEST_ROWS = 64
-"""Fewest rows of a batch on a GPU, if there are so many: smaller batches leave a part of it idle."""
+"""Fewest rows of a batch on a GPU, if the call has so many: smaller batches leave a part of the GPU idle."""
 BATCHES_A_CALL = 4
-"""A call on a GPU is divided into at least so many batches. Nothing is computed while the first of them is copied, so it must be small."""
+"""Fewest batches of a call on a GPU, unless it has few rows. The GPU is idle while the first batch is copied, so it must be small."""
 AHEAD = 2
-"""Batches that are copied or computed at the same time; bounds the memory that many pictures take on the device."""
+"""Most batches that are copied or computed at the same time. It bounds the memory that many pictures take on the device."""
 PROBE_ROWS = 16
-"""Rows of the batch that measures what a row costs."""
+"""Rows of the batch that measures how much memory a row takes."""
 MEMORY_SHARE = 0.25
 """Share of the free memory of a GPU that a batch may take: several actors may share the GPU, and memory is fragmented."""
 
@@ -49,9 +50,9 @@ class Feeder:
 
     @torch.inference_mode()
     def __call__(self, pixels: np.ndarray) -> np.ndarray:
-        """uint8 [n, height, width, 3] in host memory, perhaps read-only → float16 [n, d].
+        """Encode uint8 [n, height, width, 3] in host memory, which may be read-only, to float16 [n, d].
 
-        Raises :class:`RayclusterError` if the memory of the GPU does not suffice.
+        Raises :class:`RayclusterError` if the GPU has too little memory.
         """
         result = torch.empty(len(pixels), self._dim, dtype=torch.float16, pin_memory=self._pinned)
         running: deque[tuple[torch.Event, Tensor, Tensor]] = deque()
@@ -59,7 +60,7 @@ class Feeder:
             rows = self.batch_rows(len(pixels))
             for start in range(0, len(pixels), rows):
                 if len(running) == AHEAD:
-                    # Its buffers are free from here on, for other batches to take their place.
+                    # Once the oldest batch is done, other batches can use the memory of its buffers.
                     running.popleft()[0].synchronize()
                 staged, batch = self._copied(pixels[start : start + rows])
                 result[start : start + rows].copy_(self._forward(batch), non_blocking=True)
@@ -70,7 +71,7 @@ class Feeder:
         return result.numpy()
 
     def _copied(self, pixels: np.ndarray) -> tuple[Tensor, Tensor]:
-        """The rows in pinned memory and on the device; on a CPU both are one copy, which torch may use although the rows are read-only."""
+        """Copy the rows into pinned memory and to the device. On a CPU both are one copy, which is writable even if `pixels` is not."""
         staged = torch.empty(pixels.shape, dtype=torch.uint8, pin_memory=self._pinned)
         staged.numpy()[:] = pixels
         with self._runtime.stream(self._copies):
@@ -79,16 +80,16 @@ class Feeder:
         return staged, batch
 
     def batch_rows(self, n: int) -> int:
-        """Rows of a batch when `n` pictures are to be encoded."""
+        """Return the rows of a batch when `n` pictures are encoded in one call."""
         if self._device.type == "cpu":
             return CPU_ROWS
         return gpu_batch_rows(n, self._rows_that_fit)
 
     @cached_property
     def _rows_that_fit(self) -> int:
-        """Rows that fit into :data:`MEMORY_SHARE` of the free memory of the GPU, by what a small batch takes."""
+        """The rows that fit into :data:`MEMORY_SHARE` of the free memory of the GPU, estimated from the memory that a small batch takes."""
         probe = torch.zeros(PROBE_ROWS, *self._pixel_shape, dtype=torch.uint8, device=self._device)
-        # The first call also allocates workspaces that stay and do not grow with the batch.
+        # The first call also allocates workspaces. They stay and do not grow with the batch, so the second call is measured.
         self._forward(probe)
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
@@ -100,11 +101,11 @@ class Feeder:
 
 
 def compiled(forward: Forward) -> Forward:
-    """The same forward pass, compiled at the first call for batches of any size."""
+    """Return the same forward pass; its first call compiles it for batches of any size."""
     compiled_forward = torch.compile(forward)
 
     def run(batch: Tensor) -> Tensor:
-        # Only the number of rows varies: with `dynamic=True` torch would also reason about any height and width, sometimes for minutes.
+        # Only the number of rows varies. With `dynamic=True` torch would also reason about all heights and widths, sometimes for minutes.
         torch._dynamo.maybe_mark_dynamic(batch, 0)
         return compiled_forward(batch)
 
@@ -112,14 +113,14 @@ def compiled(forward: Forward) -> Forward:
 
 
 def gpu_batch_rows(n: int, fit: int) -> int:
-    """Rows of a batch of `n` on a GPU whose memory takes `fit` rows: equal parts of the call, so that the last batch is not a small one."""
+    """Return the rows of a batch if a call has `n` rows and `fit` fit into memory. Batches are equal, so none is small."""
     batches = max(min(BATCHES_A_CALL, n // FEWEST_ROWS), math.ceil(n / fit), 1)
     return max(1, math.ceil(n / batches))
 
 
 @contextmanager
 def out_of_memory_explained() -> Iterator[None]:
-    """Turn torch's error into a :class:`RayclusterError` that names the remedy."""
+    """Turn torch's out-of-memory error into a :class:`RayclusterError` that names the remedy."""
     try:
         yield
     except torch.OutOfMemoryError as error:

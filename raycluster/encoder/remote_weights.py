@@ -1,4 +1,4 @@
-"""Weights in object storage: copied to this machine once, for open_clip reads files."""
+"""Weights in object storage: copy them to this machine once, because open_clip reads only local files."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from pyarrow import fs
 
 from raycluster.config import StorageConfig, fingerprint
 from raycluster.errors import ConfigError
-from raycluster.storage import Location, locate, user_cache
+from raycluster.storage.location import Location, locate, user_cache
 
 
 def local_copy(uri: str, storage: StorageConfig | None, field: str) -> Path:
-    """The file or folder at an `s3://` address as a path of this machine; of a folder, the files that lie directly in it.
+    """Return a local path of the file or folder at an `s3://` address. From a folder, only files directly in it are copied.
 
-    It is copied to the user's cache folder at the first call of a machine, and again when it has changed there. Raises
-    :class:`ConfigError`, naming `field`, if nothing is there or it cannot be read.
+    The first call on a machine copies it to the user's cache folder; a later call copies it again if it has changed in storage.
+    Raises :class:`ConfigError`, which names `field`, if nothing is there or it cannot be read.
     """
     place = locate(uri, storage)
     try:
@@ -40,7 +40,7 @@ def _copied(place: Location, files: list[Location]) -> Path:
     version = fingerprint(place.uri, place.options.endpoint_url, [[i.base_name, i.size, i.mtime_ns] for i in infos])
     target = user_cache() / "weights" / version
     target.parent.mkdir(parents=True, exist_ok=True)
-    # The actors of a node start together; one of them copies.
+    # The actors of a node start together, and the lock lets one of them copy.
     with FileLock(f"{target}.lock"):
         if not target.is_dir():
             with tempfile.TemporaryDirectory(dir=target.parent) as scratch:

@@ -1,4 +1,4 @@
-"""Find the weights of an encoder before any costly work: hub tag, checkpoint, open_clip folder, or the built-in model."""
+"""Find the weights of an encoder before any costly work: a hub tag, a checkpoint, an open_clip folder, or the built-in model."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ CONFIG_FILE = "open_clip_config.json"
 
 @dataclass(frozen=True)
 class Weights:
-    """A model that can be loaded: what open_clip has to be told, and what the weights expect."""
+    """A model that can be loaded: the arguments for open_clip, and the preprocessing and activation that the weights expect."""
 
     model: str
     """Name for `open_clip.create_model`: an architecture or `local-dir:<folder>`."""
     pretrained: str | None
-    """Weight tag or checkpoint file; None for a folder."""
+    """Weight tag or path of a checkpoint; None for a folder."""
     file: Path
     """The checkpoint on this machine."""
     model_config: dict[str, Any]
     preprocess: dict[str, Any]
-    """Mean, std, interpolation and resize mode the weights were trained with, as far as they are not open_clip's defaults."""
+    """Mean, std, interpolation and resize mode of the weights' training, as far as they differ from open_clip's defaults."""
     force_quick_gelu: bool = False
 
     @property
@@ -49,9 +49,9 @@ class Weights:
 
 
 def find_weights(config: EncoderConfig, storage: StorageConfig | None = None) -> Weights:
-    """Locate, and for a hub tag or an `s3://` address download once, the weights of `encoder:`.
+    """Find the weights of `encoder:`; weights of a hub tag or an `s3://` address are downloaded once.
 
-    Raises :class:`ConfigError` with the remedy.
+    Raises :class:`ConfigError` that names the remedy.
     """
     if config.model == "builtin":
         return _folder(str(files("raycluster.demo") / "clip"))
@@ -119,10 +119,10 @@ def _architecture(model: str, pretrained: str) -> Weights:
 
 
 def matching_activation(model: str, pretrained: str, weights_use_quick_gelu: bool) -> tuple[str, bool]:
-    """The architecture whose activation is the one that the weights were trained with, and whether to force QuickGELU.
+    """Return the architecture with the activation that the weights were trained with, and whether to force QuickGELU.
 
-    open_clip only warns of a mismatch, and the embeddings are then quietly worse: `ViT-B-32` with `openai`, whose weights use
-    QuickGELU, is the classic. Raises :class:`ConfigError` where there is no architecture to switch to.
+    open_clip only warns of a mismatch, and the embeddings are then worse. The best-known case is `ViT-B-32` with the weights `openai`,
+    which use QuickGELU. Raises :class:`ConfigError` where there is no architecture to switch to.
     """
     import open_clip
     from open_clip.pretrained import get_pretrained_cfg
@@ -145,7 +145,7 @@ def matching_activation(model: str, pretrained: str, weights_use_quick_gelu: boo
 
 
 def _download(model: str, pretrained: str, tag: dict[str, Any]) -> Path:
-    """Fetch the weights with open_clip's own code, one process of a machine at a time: its URL download is not atomic."""
+    """Download the weights with open_clip's own code, one process of a machine at a time, because its URL download is not atomic."""
     from open_clip.pretrained import download_pretrained
 
     _check_reachable(model, pretrained, tag)
@@ -161,7 +161,7 @@ def _download(model: str, pretrained: str, tag: dict[str, Any]) -> Path:
 
 
 def _check_reachable(model: str, pretrained: str, tag: dict[str, Any]) -> None:
-    """Ask for the hub once before leaving it to the hub's client, which retries for most of a minute without a network."""
+    """Check that the hub answers before its client is used: without a network, the client retries for most of a minute."""
     from huggingface_hub import constants, try_to_load_from_cache
 
     repository, _, name = tag.get("hf_hub", "").rpartition("/")
@@ -172,7 +172,7 @@ def _check_reachable(model: str, pretrained: str, tag: dict[str, Any]) -> None:
     try:
         urllib.request.urlopen(constants.ENDPOINT, timeout=10).close()
     except urllib.error.HTTPError:
-        return  # it answers: what it has to say is for its own client
+        return  # the hub answers; its own client handles the error
     except (OSError, ValueError, HTTPException) as error:
         raise _unreachable(model, pretrained, error) from None
 

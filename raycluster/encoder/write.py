@@ -1,16 +1,16 @@
-"""Write embeddings as part files. Knows nothing of torch: the process that writes does not load it, which takes seconds and memory."""
+"""Write embeddings as part files. This module does not import torch: loading it would cost the writing process seconds and memory."""
 
 from __future__ import annotations
 
 import pyarrow as pa
 
 from raycluster.images.fetch import retry
-from raycluster.run_folder import part_name
-from raycluster.storage import Location
+from raycluster.storage.location import Location
+from raycluster.tables.files import part_name
 
 
 def write_rows(block: pa.Table, folder: Location) -> pa.Table:
-    """Write a block as one part file and return its status histogram, one row a status: columns status, rows."""
+    """Write a block as one part file and return its status counts, one row a status: columns status, rows."""
     if len(block) == 0:
         return pa.table({"status": pa.array([], pa.string()), "rows": pa.array([], pa.int64())})
     part = folder / part_name(block.column("row_id"))

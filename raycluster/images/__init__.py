@@ -1,1 +1,1 @@
-"""Pictures: list them into a manifest, fetch their bytes, decode them; a bad picture gets a status, no exception."""
+"""List pictures into a manifest, fetch their bytes and decode them. A bad picture gets a status and raises no exception."""

@@ -1,105 +1,116 @@
-"""Addresses of pictures inside larger files, and how those of a batch are grouped so that each file is read with few requests.
-
-- a member of a tar: `<tar uri>#bytes=<first>-<last>/<bytes of the tar>`, as in HTTP's Content-Range; an empty member has last = first − 1;
-- a row of a Parquet file's column `image`: `<file uri>#row=<number from 0>`, then `/<bytes of the file>` where it is known.
-
-With the size of the file an address tells whether the file is still the one that was listed.
-"""
+"""Read pictures from an open file: the whole file, members of a tar, or rows of a table. A problem with a picture becomes its status."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-GAP = 2**16
-"""Members at most so many bytes apart are read at once: another request would take longer."""
-SPAN = 2**23
-"""Most bytes that are read at once, unless one member is larger."""
+import pyarrow as pa
 
-_FRAGMENT = re.compile(r"(.+\.(tar|parquet))#(bytes|row)=(.*)", re.IGNORECASE | re.DOTALL)
-_BYTES = re.compile(r"([0-9]{1,15})-(-1|[0-9]{1,15})/([0-9]{1,15})")
-_ROW = re.compile(r"([0-9]{1,12})(?:/([0-9]{1,15}))?")
+from raycluster.errors import ConfigError
+from raycluster.images.addresses import Entry
+from raycluster.images.listing.image_tables import read_rows
+from raycluster.storage.s3_errors import is_s3_error
+from raycluster.tables.schemas import Status
 
 
 @dataclass(frozen=True)
-class Part:
-    """A picture inside a larger file."""
+class Fetched:
+    """The bytes of one picture (status `ok`), or the reason why there are none."""
 
-    file: str
-    """URI of the file."""
-    first: int
-    """First byte of a tar's member; number of a table's row."""
-    length: int
-    """Bytes of a tar's member; 1 for a row."""
-    file_size: int | None
-    """Bytes of the file when it was listed."""
-    is_row: bool = False
+    data: bytes | None
+    status: Status = "ok"
+    error: str | None = None
 
 
-@dataclass
-class Unit:
-    """What is read from one file in one go."""
-
-    file: str
-    indices: list[int] = field(default_factory=list)
-    """Positions of its pictures in the batch."""
-    parts: list[Part] = field(default_factory=list)
-    """The pictures, in the same order; empty if the file itself is the picture."""
-
-
-def member_uri(tar: str, first: int, length: int, tar_size: int) -> str:
-    """Address of `length` bytes of a tar from byte `first` on."""
-    return f"{tar}#bytes={first}-{first + length - 1}/{tar_size}"
+def whole(file: pa.NativeFile, max_bytes: int, expected_size: int | None) -> Fetched:
+    """Return the whole file as one picture. A file that is empty, too large or not of the expected size is not read."""
+    size = file.size()
+    fate = _judge_size(size, max_bytes, expected_size)
+    if fate:
+        return fate
+    data = file.read(size)
+    return Fetched(data) if len(data) == size else _SHRANK
 
 
-def row_uri(file: str, row: int | str) -> str:
-    """Address of a row of a table, without the size of the file."""
-    return f"{file}#row={row}"
+def read_entries(
+    file: pa.NativeFile, wanted: Sequence[Entry], expected: Sequence[int | None], max_bytes: int
+) -> list[Fetched]:
+    """Return the pictures that `wanted` names inside the file, in the same order.
 
+    `wanted` ascends by place. It holds either only rows, or only members near each other. `expected`: their sizes, None where unknown.
 
-def container_of(uri: str) -> str:
-    """The file that must be opened for an address: the tar or table that it points into, else the address itself."""
-    match = _FRAGMENT.fullmatch(uri)
-    return uri if match is None else match[1]
-
-
-def part_of(uri: str) -> Part | None:
-    """What an address names inside a file; None if it is that of a file itself.
-
-    Raises :class:`ValueError` for what begins like such an address and is none.
+    Raises :class:`OSError` if the storage fails.
     """
-    match = _FRAGMENT.fullmatch(uri)
-    if match is None:
-        return None
-    file, suffix, kind, numbers = match.groups()
-    if (suffix.lower(), kind.lower()) == ("tar", "bytes") and (found := _BYTES.fullmatch(numbers)):
-        first, last, size = map(int, found.groups())
-        if first - 1 <= last < size and first < size:
-            return Part(file, first, last - first + 1, size)
-    if (suffix.lower(), kind.lower()) == ("parquet", "row") and (found := _ROW.fullmatch(numbers)):
-        return Part(file, int(found[1]), 1, int(found[2]) if found[2] else None, is_row=True)
-    raise ValueError(f"not an address inside a {suffix.lower()} file: #{kind}={numbers}")
+    size = file.size()
+    if wanted[0].file_size not in (None, size):
+        fate = Fetched(None, "changed", f"the file has {size} bytes now, {wanted[0].file_size} when it was listed")
+        return [fate] * len(wanted)
+    read = _rows if wanted[0].is_row else _members
+    return read(file, wanted, expected, max_bytes)
 
 
-def units(items: Iterable[tuple[int, str, Part | None]]) -> Iterator[Unit]:
-    """Group a batch of pictures, each its position, URI and :func:`part_of` that: rows by table; members by tar and place; files alone."""
-    inside: dict[tuple[str, int | None, bool], list[tuple[int, int, Part]]] = {}
-    for index, uri, part in items:
-        if part is None:
-            yield Unit(uri, [index])
-        else:
-            inside.setdefault((part.file, part.file_size, part.is_row), []).append((part.first, index, part))
-    for (file, _, is_row), found in inside.items():
-        unit, first, end = Unit(file), 0, 0
-        for place, index, part in sorted(found, key=lambda item: item[:2]):
-            after = place + part.length
-            if unit.parts and not is_row and (place - end > GAP or after - first > SPAN):
-                yield unit
-                unit = Unit(file)
-            if not unit.parts:
-                first = end = place
-            unit.indices.append(index)
-            unit.parts.append(part)
-            end = max(end, after)
-        yield unit
+def damaged(error: Exception) -> bool:
+    """Return whether an error of Arrow is about the file's content. Errors of the network come from S3 or have an `errno`."""
+    return isinstance(error, pa.ArrowException) or (
+        isinstance(error, OSError) and error.errno is None and not is_s3_error(error)
+    )
+
+
+_SHRANK = Fetched(None, "changed", "the file shrank while it was read")
+
+
+def _members(
+    file: pa.NativeFile, wanted: Sequence[Entry], expected: Sequence[int | None], max_bytes: int
+) -> list[Fetched]:
+    fates = [_judge_size(entry.length, max_bytes, size) for entry, size in zip(wanted, expected, strict=True)]
+    good = [entry for entry, fate in zip(wanted, fates, strict=True) if fate is None]
+    if not good:
+        return [fate for fate in fates if fate is not None]
+    first, end = good[0].first, max(entry.first + entry.length for entry in good)
+    file.seek(first)
+    data = memoryview(file.read(end - first))
+    if len(data) != end - first:
+        return [fate or _SHRANK for fate in fates]
+    return [
+        fate or Fetched(bytes(data[entry.first - first : entry.first - first + entry.length]))
+        for entry, fate in zip(wanted, fates, strict=True)
+    ]
+
+
+def _rows(
+    file: pa.NativeFile, wanted: Sequence[Entry], expected: Sequence[int | None], max_bytes: int
+) -> list[Fetched]:
+    try:
+        images = read_rows(file, [entry.first for entry in wanted])
+        return [_row(image, max_bytes, size) for image, size in zip(images, expected, strict=True)]
+    except ConfigError as error:
+        return [Fetched(None, "failed", str(error)[:200])] * len(wanted)
+    except (pa.ArrowException, OSError) as error:
+        return [_unreadable(error)] * len(wanted)
+
+
+def _row(image: bytes | int | Exception | None, max_bytes: int, expected_size: int | None) -> Fetched:
+    if image is None:
+        return Fetched(None, "missing", "the table holds no picture in this row")
+    if isinstance(image, int):
+        return Fetched(None, "changed", f"the table has only {image} rows")
+    if isinstance(image, Exception):
+        return _unreadable(image)
+    return _judge_size(len(image), max_bytes, expected_size) or Fetched(image)
+
+
+def _unreadable(error: Exception) -> Fetched:
+    if not damaged(error):
+        raise error
+    return Fetched(None, "undecodable", f"the table is damaged: {error}"[:200])
+
+
+def _judge_size(size: int, max_bytes: int, expected_size: int | None) -> Fetched | None:
+    if expected_size is not None and size != expected_size:
+        return Fetched(None, "changed", f"{size} bytes now, {expected_size} bytes in the manifest")
+    if size == 0:
+        return Fetched(None, "empty", "zero bytes")
+    if size > max_bytes:
+        return Fetched(None, "too_large", f"{size} bytes, more than max_bytes = {max_bytes}")
+    return None

@@ -1,13 +1,13 @@
-"""Decode pictures to RGB, or say why not. One bad file gets a status; it never ends a run.
+"""Decode pictures to RGB, or say why that fails. A bad file gets a status; it never ends a run.
 
-What a picture looks like is settled here, and only here:
+Only this module decides what a picture looks like:
 
-- the first frame of an animation, the first page of a TIFF, the first picture of an MPO;
+- the first frame of an animation, the first page of a TIFF and the first picture of an MPO are used;
 - EXIF orientation is applied;
 - real transparency is laid on white, as viewers show it. Where every pixel is opaque, the alpha channel is dropped,
-  which equals open_clip's own `convert("RGB")`; with transparency that call would show colors nobody was meant to see;
+  which equals open_clip's own `convert("RGB")`. With real transparency that call would show colors that nobody was meant to see;
 - 16-bit gray is scaled to 8 bits (Pillow's conversion clips it to white);
-- CMYK and YCbCr by Pillow's plain formulas, as in open_clip; CIE Lab through LittleCMS;
+- CMYK and YCbCr are converted by Pillow's plain formulas, as in open_clip; CIE Lab is converted by LittleCMS;
 - floating-point and 32-bit integer TIFFs are `unsupported`: no field says which value is white.
 """
 
@@ -26,10 +26,10 @@ from PIL import ExifTags, Image, ImageCms, TiffImagePlugin, UnidentifiedImageErr
 
 from raycluster.images.fetch import Fetched
 from raycluster.images.formats import FORMATS, foreign_format
-from raycluster.tables import Status
+from raycluster.tables.schemas import Status
 
-# Pillow refuses pictures of more than 178,956,970 pixels, whatever `max_pixels` says. Its limit is one of the whole process,
-# so it cannot be raised for one picture while other threads decode; `check_pixels` judges every header instead.
+# Pillow refuses pictures of more than 178,956,970 pixels, whatever `max_pixels` says. Its limit holds for the whole process,
+# so it cannot be raised for one picture while other threads decode. `check_pixels` checks every header instead.
 Image.MAX_IMAGE_PIXELS = None
 
 
@@ -73,13 +73,13 @@ def decode(data: bytes, max_pixels: int, min_side: int | None = None, enlarges: 
     data
         The whole file.
     max_pixels
-        A picture whose header announces more (or that would have more once its short side is resized to `min_side`) is
-        rejected as `too_large` before a pixel is decoded.
+        A picture is rejected as `too_large`, before a pixel is decoded, if it has more pixels according to its header or
+        would have more once its short side is resized to `min_side`.
     min_side
         Side in pixels of the square that the picture will be resized to. A JPEG is then decoded at the smallest of
-        libjpeg's scales that divides both sides and leaves them at least twice as long. None: at full size.
+        libjpeg's scales that divides both sides and leaves them at least twice as long as `min_side`. None: decode at full size.
     enlarges
-        Whether that resizing also makes smaller pictures larger; else a narrow one needs no more room than it has.
+        Whether that resizing also enlarges smaller pictures. If not, a narrow picture never gets more pixels than it has.
 
     Raises
     ------
@@ -94,7 +94,7 @@ def decode(data: bytes, max_pixels: int, min_side: int | None = None, enlarges: 
         raise _unidentified(data) from None
     except Rejected:
         raise
-    # Pillow's readers raise whatever a damaged file makes them stumble over: OSError, SyntaxError, ValueError,
+    # On a damaged file, Pillow's readers raise many kinds of errors: OSError, SyntaxError, ValueError,
     # struct.error, zlib.error, KeyError, MemoryError (an absurd length field) and more.
     except Exception as error:  # noqa: BLE001
         if "truncated" in str(error).lower():
@@ -103,7 +103,7 @@ def decode(data: bytes, max_pixels: int, min_side: int | None = None, enlarges: 
 
 
 def check_pixels(image: Image.Image, max_pixels: int) -> None:
-    """Raise :class:`Rejected` (`too_large`) for a picture whose header announces more than `max_pixels`; none is decoded."""
+    """Raise :class:`Rejected` (`too_large`) if a picture's header announces more than `max_pixels`. No pixel is decoded."""
     width, height = image.size
     if width * height > max_pixels:
         raise Rejected("too_large", f"{width} × {height} pixels, more than max_pixels = {max_pixels}")
@@ -116,13 +116,13 @@ def decode_batch(
     min_side: int | None = None,
     enlarges: bool = True,
 ) -> DecodedBatch:
-    """Decode and preprocess what was fetched; what was not keeps its status and error.
+    """Decode and preprocess the pictures that were fetched. Those that could not be fetched keep their status and error.
 
-    `to_pixels` turns an RGB picture into a uint8 array of one shape; a picture on which it fails gets status `failed`.
+    `to_pixels` turns an RGB picture into a uint8 array of one shape. A picture on which it fails gets status `failed`.
     """
     batch = DecodedBatch([], [], [], [], [])
     with warnings.catch_warnings():
-        # Pillow warns of odd metadata, which does no harm.
+        # Pillow warns of odd metadata, but such metadata does no harm.
         warnings.filterwarnings("ignore", module="PIL")
         for item in fetched:
             row = _decode_row(item, to_pixels, max_pixels, min_side, enlarges)
@@ -178,11 +178,11 @@ def _decode(image: Image.Image, max_pixels: int, min_side: int | None, enlarges:
 
 
 def _reduce_scale(image: Image.Image, min_side: int) -> None:
-    """Let libjpeg decode at 1/8, 1/4 or 1/2 of the size, several times as fast; other formats ignore it.
+    """Let libjpeg decode at 1/8, 1/4 or 1/2 of the size, which is several times as fast. Other formats ignore this.
 
-    Only where the scale divides both sides: a partial block at the edge would be stretched to a whole pixel, which
-    shifts the picture. Measured on photographs resized to 32 pixels: 0.4 of 255 levels mean difference to decoding at
-    full size, 1.4 with such partial blocks.
+    A scale is used only if it divides both sides. Otherwise a partial block at the edge would be stretched to a whole pixel,
+    which shifts the picture. Measured on photographs resized to 32 pixels, the mean difference to decoding at full size is
+    0.4 of 255 levels, and 1.4 with such partial blocks.
     """
     width, height = image.size
     for scale in (8, 4, 2):
@@ -191,7 +191,7 @@ def _reduce_scale(image: Image.Image, min_side: int) -> None:
             return
 
 
-# How to undo each value of EXIF's orientation tag. A TIFF is turned by Pillow as it loads, and then has no such tag.
+# How to undo each value of EXIF's orientation tag. Pillow itself turns a TIFF when it loads it; after that the TIFF has no such tag.
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -205,7 +205,7 @@ _ON_ITS_SIDE = (5, 6, 7, 8)
 
 
 def _orientation(image: Image.Image) -> object:
-    """EXIF's orientation tag; ImageOps.exif_transpose would rewrite the EXIF block, and damaged ones abound."""
+    """Return EXIF's orientation tag. ImageOps.exif_transpose would rewrite the EXIF block, and many of these are damaged."""
     try:
         return image.getexif().get(ExifTags.Base.Orientation)
     except (SyntaxError, ValueError, OSError, KeyError, TypeError, struct.error):  # damaged EXIF around a good picture
@@ -213,7 +213,8 @@ def _orientation(image: Image.Image) -> object:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):  # PNG: "I" up to Pillow 10
+    # Up to Pillow 10, a 16-bit PNG has mode "I".
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
         return _from_16_bit(image).convert("RGB")
     if image.mode in ("I", "F"):
         kind = "floating-point" if image.mode == "F" else "32-bit or signed integer"
@@ -221,7 +222,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "LAB":
         lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
         converted = ImageCms.profileToProfile(image, lab, srgb, outputMode="RGB")
-        return cast(Image.Image, converted)  # None only with inPlace
+        return cast(Image.Image, converted)  # it is None only with inPlace
     if not image.has_transparency_data:
         return image.convert("RGB")
     rgba = image.convert("RGBA")
@@ -231,11 +232,11 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _from_16_bit(image: Image.Image) -> Image.Image:
-    """The high 8 bits, as Pillow itself takes them of 16-bit color."""
+    """Return the high 8 bits, as Pillow itself does for 16-bit color."""
     values, bits = np.asarray(image), 16
     if isinstance(image, TiffImagePlugin.TiffImageFile):
-        bits = image.tag_v2.get(TiffImagePlugin.BITSPERSAMPLE, (16,))[0]  # 12 comes in this mode too
-        if image.tag_v2.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0:  # white is zero
+        bits = image.tag_v2.get(TiffImagePlugin.BITSPERSAMPLE, (16,))[0]  # 12 bits have this mode too
+        if image.tag_v2.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0:  # zero is white
             values = (1 << bits) - 1 - values
     return Image.fromarray((values >> (bits - 8)).astype(np.uint8))
 
@@ -248,6 +249,6 @@ def _unidentified(data: bytes) -> Rejected:
 
 
 def _short(reason: str) -> str:
-    """At most 200 characters, and the same in every process: memory addresses are taken out."""
+    """Return at most 200 characters, without memory addresses, so that the text is the same in every process."""
     reason = re.sub(r"0x[0-9a-fA-F]{4,}", "0x…", " ".join(reason.split()))
     return reason.encode("utf-8", "replace").decode()[:200]

@@ -1,7 +1,7 @@
-"""Read the bytes of pictures. What is wrong with one of them becomes its status; with the storage, an error.
+"""Read the bytes of pictures. A problem with one picture becomes its status; a problem with the storage becomes an error.
 
-The line between the two decides whether a run can be trusted: a status is final (the row is never read again), so
-only errors known to be permanent become one. Everything else is retried, and then ends the task with StorageError.
+This distinction decides whether a run can be trusted. A status is final: the row is never read again. So only errors known to
+be permanent become a status. Everything else is retried, and then ends the task with StorageError.
 """
 
 from __future__ import annotations
@@ -19,69 +19,75 @@ from pyarrow import fs
 
 from raycluster.config import StorageConfig
 from raycluster.errors import ConfigError, RayclusterError
-from raycluster.images import credentials, reading
-from raycluster.images.containers import Part, Unit, part_of, units
-from raycluster.images.reading import Fetched as Fetched
-from raycluster.storage import Location, locate
+from raycluster.images import containers
+from raycluster.images.addresses import Entry, Unit, entry_of, units
+from raycluster.images.containers import Fetched as Fetched
+from raycluster.storage import credentials
+from raycluster.storage.location import Location, locate
+from raycluster.storage.s3_errors import REFUSED, Cause, cause_of, is_s3_error
 
 TRIES = 5
 PATIENCE_S = 30.0
-"""No new try begins later than this after the first one."""
+"""Seconds from the start of the first try; a try that fails later is not repeated."""
 FETCH_THREADS = 8
-"""Concurrent reads of one task; fetching waits, it does not compute."""
+"""Concurrent reads of one task. Fetching waits and does not compute."""
 MAX_S3_KEY = 1024
-"""Longest key S3 allows, in bytes of UTF-8."""
+"""Length of the longest key that S3 allows, in bytes of UTF-8."""
 
 T = TypeVar("T")
 
 
 class StorageError(RayclusterError):
-    """The storage did not answer; retried before it is raised (exit code 1)."""
+    """The storage refused or did not answer, even after retries where these can help (exit code 1)."""
+
+
+class NotARegularFileError(OSError):
+    """A folder, a pipe or a device where a file was expected."""
 
 
 def fetch(
-    picture: str | Location | Part,
+    picture: str | Location | Entry,
     storage: StorageConfig,
     max_bytes: int,
     expected_size: int | None = None,
     sleep: Callable[[float], None] = time.sleep,
 ) -> Fetched:
-    """Read one picture: an object, a member of a tar, or a row of a table (:mod:`raycluster.images.containers`).
+    """Read one picture: an object, a member of a tar, or a row of a table (:mod:`raycluster.images.addresses`).
 
     Parameters
     ----------
     picture
-        Its URI. A :class:`Location` is opened as the file it is, whatever its name looks like, and a :class:`Part` is
-        read out of exactly the file it names: this is for places that were resolved and checked before.
+        Its URI. For places that were resolved and checked before, it may be a :class:`Location`, which is opened as a file
+        whatever its name looks like, or an :class:`Entry`, which is read from exactly the file that it names.
     max_bytes
-        Larger pictures get the status `too_large`; not a byte of them is read (of rows, kept).
+        Larger pictures get the status `too_large` and are not read. Rows of a table are read, but not kept.
     expected_size
-        Bytes according to the manifest; a picture of another size gets the status `changed`.
+        Bytes according to the manifest. A picture of another size gets the status `changed`.
     sleep
-        Waits between tries, given seconds.
+        Called with the seconds to wait between two tries.
 
     Raises
     ------
     StorageError
-        The picture could neither be read nor be shown to be unreadable for good, in `TRIES` tries.
+        The storage refused, or `TRIES` tries could neither read the picture nor show that it can never be read.
     """
     return fetch_batch([picture], [expected_size], storage, max_bytes, 1, sleep)[0]
 
 
 def fetch_batch(
-    pictures: Sequence[str | Location | Part],
+    pictures: Sequence[str | Location | Entry],
     sizes: Sequence[int | None],
     storage: StorageConfig,
     max_bytes: int,
     threads: int = FETCH_THREADS,
     sleep: Callable[[float], None] = time.sleep,
 ) -> list[Fetched]:
-    """Read pictures, `threads` files at a time; results in their order. Raises as :func:`fetch` does.
+    """Read pictures, `threads` files at a time, and return the results in the same order. Raises as :func:`fetch` does.
 
-    Members of a tar that lie side by side are read together, and rows of a table with each of its row groups read once.
+    Members of a tar that lie near each other are read together. Each row group of a table is read once for all its rows.
     """
     results: dict[int, Fetched] = {}
-    items: list[tuple[int, str, Part | None]] = []
+    items: list[tuple[int, str, Entry | None]] = []
     for index, picture in enumerate(pictures):
         try:
             items.append((index, *_addressed(picture)))
@@ -102,17 +108,20 @@ def fetch_batch(
     return [results[index] for index in range(len(pictures))]
 
 
-def _addressed(picture: str | Location | Part) -> tuple[str, Part | None]:
-    """The file to open, and what to read of it. Raises :class:`ValueError` for a malformed address."""
-    if isinstance(picture, Part):
+def _addressed(picture: str | Location | Entry) -> tuple[str, Entry | None]:
+    """Return the URI of the file to open, and the entry to read in it (None: the whole file).
+
+    Raises :class:`ValueError` for a malformed address.
+    """
+    if isinstance(picture, Entry):
         return picture.file, picture
-    return (picture, part_of(picture)) if isinstance(picture, str) else (picture.uri, None)
+    return (picture, entry_of(picture)) if isinstance(picture, str) else (picture.uri, None)
 
 
 def _fetch_unit(
     unit: Unit, expected: list[int | None], storage: StorageConfig, max_bytes: int, sleep: Callable[[float], None]
 ) -> list[Fetched]:
-    """The pictures of a unit, in its order."""
+    """Return the pictures of a unit, in its order."""
     try:
         location = locate(unit.file, storage)
     except ConfigError as error:
@@ -122,17 +131,17 @@ def _fetch_unit(
         return [fate] * len(unit.indices)
 
     def read(file: pa.NativeFile) -> list[Fetched]:
-        if not unit.parts:
-            return [reading.whole(file, max_bytes, expected[0])]
-        return reading.parts(file, unit.parts, expected, max_bytes)
+        if not unit.entries:
+            return [containers.whole(file, max_bytes, expected[0])]
+        return containers.read_entries(file, unit.entries, expected, max_bytes)
 
     def attempt() -> list[Fetched]:
         try:
             found = _open(location, read)
-            credentials.remember(location)
+            credentials.note_readable(location)
             return found
         except (OSError, pa.ArrowInvalid) as error:
-            # A file that cannot be opened has one fate for all that is in it.
+            # If a file cannot be opened, all pictures in it get the same status.
             fate = _permanent(error, location)
             if fate:
                 return [fate] * len(unit.indices)
@@ -142,34 +151,34 @@ def _fetch_unit(
 
 
 def retry(operation: Callable[[], T], what: str, sleep: Callable[[float], None] = time.sleep) -> T:
-    """Call `operation` until it raises no OSError, with growing, jittered pauses; then StorageError naming `what`."""
+    """Call `operation` until it raises no OSError, with growing, jittered pauses. At last it raises StorageError, which names `what`."""
     start = time.monotonic()
     for attempt in count(1):
         try:
             return operation()
         except OSError as error:
-            if "ACCESS_DENIED" in str(error) or "HTTP status 403" in str(error):
+            if cause_of(error) in REFUSED:
                 raise StorageError(
                     f"{what}: the storage refuses it ({error}); mend the credentials or their permissions and run the command again, "
                     "finished work is kept"
                 ) from error
             spent = time.monotonic() - start
-            # The S3 client tries by itself for minutes where a server is silent, so there one try here may be all.
+            # If a server is silent, the S3 client itself retries for minutes, so this loop may make only one try.
             if attempt >= TRIES or spent > PATIENCE_S:
                 raise StorageError(
                     f"{what}: the storage failed {attempt} time{'s' if attempt > 1 else ''} in {spent:.0f} s, at last with: {error}; "
                     "run the command again when it answers, finished work is kept"
                 ) from error
-            # Jitter keeps the threads that a 503 hit together from coming back together.
+            # Without jitter, threads that got a 503 at the same time would try again at the same time.
             sleep(random.uniform(0.5, 1.0) * 2 ** (attempt - 1))
     raise AssertionError("count() has no end")
 
 
 def _open(location: Location, read: Callable[[pa.NativeFile], T]) -> T:
     filesystem = location.filesystem
-    # Opening a local pipe would wait for a writer. On S3 there is none, and the question would cost a request.
+    # Opening a local pipe would wait for a writer. S3 has no pipes, and the check would cost a request.
     if location.scheme == "file" and filesystem.get_file_info(location.path).type in _NOT_FILES:
-        raise OSError(f"Not a regular file: {location.path}")
+        raise NotARegularFileError(location.path)
     with filesystem.open_input_file(location.path) as file:
         return read(file)
 
@@ -178,29 +187,31 @@ _NOT_FILES = (fs.FileType.Directory, fs.FileType.Unknown)
 
 
 def _permanent(error: Exception, location: Location) -> Fetched | None:
-    """The fate of an object that no further try will change; None if one might.
+    """Return the result for an object if no further try will change it; None if one might.
 
-    Arrow gives local errors their class and errno; an S3 error only has its text, `AWS Error <NAME> during <request>`.
+    Arrow gives local errors their class and errno. For S3 errors, :mod:`raycluster.storage.s3_errors` tells what they mean.
     """
+    archived = "archived: restore the object first"
     if isinstance(error, FileNotFoundError | NotADirectoryError):
         return Fetched(None, "missing", "no such file")
     if isinstance(error, PermissionError):
         if location.scheme == "s3":
             credentials.check(location)
-        archived = "archived: restore the object first"
-        return Fetched(None, "forbidden", archived if "InvalidObjectState" in str(error) else "permission denied")
+        return Fetched(None, "forbidden", archived if cause_of(error) is Cause.ARCHIVED else "permission denied")
     if isinstance(error, OSError) and error.errno == errno.ELOOP:
         return Fetched(None, "missing", "the link points at itself")
     if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
         return Fetched(None, "failed", "the file name is too long")
     if isinstance(error, pa.ArrowInvalid):  # an empty path component, a NUL
         return Fetched(None, "failed", f"not a valid path: {error}"[:200])
-    text = str(error)
-    if text.startswith("Not a regular file"):
+    if isinstance(error, NotARegularFileError):
         return Fetched(None, "failed", "not a regular file")
-    if "INVALID_OBJECT_STATE" in text or "InvalidObjectState" in text:
-        return Fetched(None, "forbidden", "archived: restore the object first")
-    if "AWS Error ACCESS_DENIED" in text:
+    if not is_s3_error(error):
+        return None
+    cause = cause_of(error)
+    if cause is Cause.ARCHIVED:
+        return Fetched(None, "forbidden", archived)
+    if cause is Cause.DENIED:
         credentials.check(location)
         return Fetched(None, "forbidden", "access denied")
     return None

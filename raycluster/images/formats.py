@@ -1,11 +1,11 @@
-"""Which file formats are read, and the names of those that are not."""
+"""The file formats that are read, and the names of formats that are not."""
 
 from __future__ import annotations
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
-"""Pillow's readers in use; its JPEG reader takes MPO too."""
+"""The readers of Pillow that are used. Its JPEG reader also reads MPO."""
 
-# First bytes of what often carries a picture's name all the same.
+# First bytes of other formats; their files often have a picture's name.
 _FOREIGN = {
     b"%PDF": "PDF",
     b"%!PS": "PostScript",
@@ -23,7 +23,7 @@ _FOREIGN = {
 
 
 def foreign_format(data: bytes) -> str | None:
-    """Name of the format if `data` is a known picture or document outside `FORMATS`, by its first bytes."""
+    """Return the name of the format if the first bytes of `data` are those of a known picture or document outside `FORMATS`."""
     if data[4:8] == b"ftyp":  # ISO media
         return "AVIF" if data[8:12] in (b"avif", b"avis") else "HEIF or video"
     return next((name for magic, name in _FOREIGN.items() if data.startswith(magic)), None)

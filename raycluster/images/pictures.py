@@ -1,4 +1,4 @@
-"""Where the pictures of some rows come from: the originals, or shards. Whoever reads pictures by rows asks here."""
+"""Get the pictures of rows, from the originals or from shards. All code that reads pictures by rows uses this module."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ ROW = ("row_id", "image_id")
 ORIGINAL = ("uri", "size")
 STORED = ("status", "error", "width", "height", "image")
 COLUMNS = (*ROW, *ORIGINAL, *STORED)
-"""What a reader of pictures takes of a table: a manifest has the columns of `ORIGINAL`, a shard those of `STORED`."""
+"""The columns that a reader of pictures uses. A manifest has those of `ORIGINAL`, a shard those of `STORED`."""
 SLICE_ROWS, SLICE_BYTES = 128, 2**26
 """Most pictures, and most bytes of them, that :func:`fetched_slices` fetches at a time."""
 ASSUMED_BYTES = SLICE_BYTES // SLICE_ROWS
-"""What a picture is taken to have whose size the manifest does not say, such as a row of a table."""
+"""Assumed bytes of a picture if the manifest does not give its size, as for a row of a table."""
 
 
 def pictures(rows: pa.Table, storage: StorageConfig, max_bytes: int) -> list[Fetched]:
-    """The pictures of rows of a manifest (columns uri, size) or of a shard (status, error, image), in their order.
+    """Return the pictures of rows of a manifest (columns uri, size) or of a shard (status, error, image), in their order.
 
     Raises :class:`StorageError` as :func:`fetch_batch` does.
     """
@@ -36,10 +36,10 @@ def pictures(rows: pa.Table, storage: StorageConfig, max_bytes: int) -> list[Fet
 def fetched_slices(
     rows: pa.Table, storage: StorageConfig, max_bytes: int, most_rows: int = SLICE_ROWS
 ) -> Iterator[tuple[pa.Table, list[Fetched]]]:
-    """The rows, slice by slice, with their pictures (:func:`pictures`); the next slice is fetched while one is worked on.
+    """Yield the rows, slice by slice, with their pictures (:func:`pictures`). The next slice is fetched while the caller works on one.
 
-    So at most two slices of originals, each of `most_rows` rows and `SLICE_BYTES`, are in memory, however many rows there are and
-    however large their pictures. A picture larger than that is a slice by itself. Raises as :func:`pictures` does.
+    So at most two slices of originals are in memory, however many rows there are and however large their pictures. A slice has
+    at most `most_rows` rows and `SLICE_BYTES`. A picture larger than that is a slice by itself. Raises as :func:`pictures` does.
     """
     slices = [rows.slice(start, stop - start) for start, stop in _cuts(rows, max_bytes, most_rows)]
     with ThreadPoolExecutor(1, thread_name_prefix="fetch-slice") as pool:
@@ -51,13 +51,13 @@ def fetched_slices(
 
 
 def _cuts(rows: pa.Table, max_bytes: int, most_rows: int) -> Iterator[tuple[int, int]]:
-    """Where slices begin and end."""
+    """Yield where each slice begins and ends."""
     if "size" in rows.column_names:
         sizes = rows.column("size").fill_null(ASSUMED_BYTES).to_numpy()
-        # Not a byte is read of a picture that is too large.
+        # A picture that is too large is not read.
         sizes = np.where(sizes > max_bytes, 0, sizes)
     else:
-        # The pictures of shards came with the rows.
+        # The pictures of shards are in the rows already.
         sizes = np.zeros(len(rows), np.int64)
     start, held = 0, 0
     for index, size in enumerate(sizes.tolist()):

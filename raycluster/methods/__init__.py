@@ -1,1 +1,1 @@
-"""The clustering methods, one file a paper."""
+"""The clustering methods, one file for each paper."""

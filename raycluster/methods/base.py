@@ -1,4 +1,4 @@
-"""What a clustering method is: its constants, its semantic space, how it is fitted or trained, how it predicts."""
+"""Base classes of the clustering methods: constants, semantic space, fitting or training, and prediction."""
 
 from __future__ import annotations
 
@@ -20,12 +20,13 @@ from raycluster.semantics.pairing import SemanticSpace, TACSpace
 BY_PROFILE: Any = None
 """Default of a constant that the profile's rule fills in when the numbers of images and clusters are known.
 
-Such a constant is declared without None, for every method sees it filled in; pydantic does not check a default.
+The type of such a constant does not allow None, because every method sees the constant filled in. The default None is accepted
+all the same, because pydantic does not check defaults.
 """
 
 
 JOINED_ROWS = 65_536
-"""Rows brought to float32 at once."""
+"""Number of rows that are converted to float32 at once."""
 
 
 @dataclass(frozen=True)
@@ -33,29 +34,29 @@ class TrainingData:
     """The rows that heads are trained on, on one device."""
 
     row_ids: Tensor
-    """[N] int64, ids in the manifest; counted randomness hangs on them."""
+    """[N] int64, the ids in the manifest. Every random draw for a row depends on its id (:mod:`raycluster.randomness`)."""
     images: Tensor
-    """[N, d] as the encoder gives them, float16 as stored (or wider); not normalized."""
+    """[N, d] embeddings as the encoder gives them, float16 as stored (or wider), not normalized."""
     counterparts: Tensor | None = None
     """[N, d], the unit text counterpart of each image; None for methods without a text side."""
     nouns: Tensor | None = None
     """[M, d] float32 unit rows, the kept nouns; None for methods without a text side."""
     vocabulary: Tensor | None = None
-    """[V, d] float32 unit rows, all nouns; None for methods that do not want them, and where there are none."""
+    """[V, d] float32 unit rows, all nouns of the vocabulary; None for methods that do not use them, or without a vocabulary."""
     consensus: Tensor | None = None
-    """[N] int64, the house method's cluster of each row; None unless the training is to be guided by it."""
+    """[N] int64, the cluster that the method `consensus` gives each row; None unless these clusters guide the training."""
 
     def unit_images(self, rows: Tensor) -> Tensor:
-        """Unit rows [b, d] of the images at these positions, in at least float32."""
+        """Return the images at these positions as unit rows [b, d], in at least float32."""
         return _unit(self.images[rows])
 
     def unit_counterparts(self, rows: Tensor) -> Tensor:
-        """Unit rows [b, d] of the counterparts at these positions, in at least float32."""
+        """Return the counterparts at these positions as unit rows [b, d], in at least float32."""
         assert self.counterparts is not None
         return _unit(self.counterparts[rows])
 
     def side_by_side(self) -> Tensor:
-        """Unit rows [N, 2d] of image and counterpart, float16: a million of them in float32 would take 4 GB."""
+        """Return unit rows [N, 2d] of image and counterpart in float16; a million of them would take 4 GB in float32."""
         positions = torch.arange(len(self.images), device=self.images.device)
         return torch.cat([
             side_by_side(self.unit_images(rows), self.unit_counterparts(rows)).half()
@@ -64,7 +65,7 @@ class TrainingData:
 
 
 def side_by_side(images: Tensor, counterparts: Tensor) -> Tensor:
-    """Unit rows [n, d] each → unit rows [n, 2d]: the space of TAC without training."""
+    """Concatenate two sets of unit rows [n, d] to unit rows [n, 2d], the space of TAC without training."""
     return normalize(torch.cat([images, counterparts], dim=1), dim=1)
 
 
@@ -74,7 +75,7 @@ def _unit(rows: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class NeighborGraph:
-    """The neighbors a method wants of each training row."""
+    """Which neighbors of each training row a method uses."""
 
     space: Literal["images", "counterparts"]
     k: int
@@ -84,10 +85,10 @@ class NeighborGraph:
 
 @dataclass(frozen=True)
 class Schedule:
-    """How long a training is."""
+    """The length of a training."""
 
     batch_size: int
-    """Rows of the global batch; the last, incomplete batch of an epoch is dropped (its rows differ from epoch to epoch)."""
+    """Rows of the global batch. An epoch's last, incomplete batch is dropped; which rows it holds differs from epoch to epoch."""
     epochs: int
     steps_per_epoch: int
 
@@ -98,15 +99,15 @@ class TrainedConfig(MethodConfig):
     model_config = ConfigDict(extra="forbid")
 
     learning_rate: float = Field(default=BY_PROFILE, gt=0)
-    """Adam's rate, constant."""
+    """Adam's learning rate, constant."""
     batch_size: int = Field(default=BY_PROFILE, ge=2)
     """Rows of the global batch."""
     epochs: int = Field(default=BY_PROFILE, ge=1)
     """Passes over the training rows."""
     init: Literal["own", "consensus"] = "own"
-    """`consensus`: the heads are drawn towards the clusters of the house method, which is run first."""
+    """`consensus`: the method `consensus` runs first, and a loss draws the heads towards its clusters."""
     consensus_weight: float = Field(default=5.0, gt=0)
-    """With `init: consensus`: weight of the cross-entropy with those clusters."""
+    """With `init: consensus`: weight of the cross-entropy with the clusters of `consensus`."""
 
 
 class Method(nn.Module, ABC):
@@ -114,66 +115,66 @@ class Method(nn.Module, ABC):
 
     name: ClassVar[str]
     text: ClassVar[Literal["none", "optional", "required"]]
-    """Whether nouns help the clustering; where they are required, a run without a vocabulary is refused."""
+    """Whether the method uses nouns. If they are required, a run without a vocabulary is refused."""
     Config: ClassVar[type[MethodConfig]]
     image_head: ClassVar[tuple[str, ...]] = ()
-    """Names of the modules between embedding and logits, which fine-tuning the encoder trains along; none: it cannot."""
+    """Names of the modules between embedding and logits. Fine-tuning the encoder trains them too; it is impossible if there are none."""
 
     def __init__(self, config: MethodConfig, dim: int, n_clusters: int, n_rows: int, seed: int) -> None:
-        """`dim`: size d of an embedding; `n_rows`: number N of training rows, to which constants may be scaled."""
+        """`dim`: size d of an embedding; `n_rows`: number N of training rows, on which constants may depend."""
         super().__init__()
         self.config, self.dim, self.n_clusters, self.n_rows, self.seed = config, dim, n_clusters, n_rows, seed
 
     @classmethod
     def variant(cls, config: MethodConfig) -> type[Method]:
-        """The class for this configuration, where a method has several (TAC with and without training)."""
+        """Return the class for this configuration; a method may have several (TAC with and without training)."""
         return cls
 
     @classmethod
     def space(cls, config: MethodConfig) -> SemanticSpace:
-        """The nouns this method keeps and the text counterparts it makes of them."""
+        """Return the semantic space: which nouns this method keeps, and how it makes text counterparts of them."""
         return TACSpace()
 
     @classmethod
     def wants_vocabulary(cls, config: MethodConfig) -> bool:
-        """Whether training looks at all nouns, not at the kept ones only."""
+        """Return whether training uses all nouns, not only the kept ones."""
         return False
 
     @property
     def constants(self) -> dict[str, Any]:
-        """The method's section of the configuration with every constant resolved, as plain data."""
+        """Return the method's section of the configuration as plain data, with every constant filled in."""
         return self.config.model_dump(mode="json")
 
     @property
     def input_scale(self) -> float:
-        """What embeddings are multiplied by before the heads; 1 for methods that normalize them."""
+        """The factor that embeddings are multiplied by before the heads; 1 for methods that normalize them."""
         return 1.0
 
     @torch.no_grad()
     def predict(self, embeddings: Tensor) -> Tensor:
-        """[B, d] embeddings as the encoder gives them → [B, C] float32 cluster probabilities."""
+        """Return cluster probabilities [B, C] float32 for embeddings [B, d] as the encoder gives them."""
         self.eval()
         return self.logits(embeddings.float()).softmax(dim=1)
 
     @abstractmethod
     def logits(self, embeddings: Tensor) -> Tensor:
-        """[B, d] embeddings as the encoder gives them → [B, C], before the softmax; with gradient."""
+        """Return logits [B, C], with gradient, for embeddings [B, d] as the encoder gives them."""
 
 
 class FittedMethod(Method):
-    """A method that is fitted in one go by one process."""
+    """A method that one process fits in one call."""
 
     @abstractmethod
     def fit(self, data: TrainingData, search: NeighborSearch = nearest_neighbors) -> dict[str, float]:
-        """Fit to the data; returns what there is to report. `search` finds neighbors, on one process or many."""
+        """Fit to the data and return facts for the report. `search` finds neighbors, in one process or in many."""
 
     @abstractmethod
     def explain(self, facts: Mapping[str, float]) -> str:
-        """What :meth:`fit` returned, in sentences for the report."""
+        """Put the facts that :meth:`fit` returned into sentences for the report."""
 
 
 class TrainedMethod(Method):
-    """A method whose heads are trained by gradient steps on any number of workers."""
+    """A method with heads that are trained by gradient steps on any number of workers."""
 
     config: TrainedConfig
 
@@ -188,55 +189,58 @@ class TrainedMethod(Method):
     @staticmethod
     @abstractmethod
     def published(n_rows: int, n_clusters: int) -> dict[str, Any]:
-        """The authors' constants: the profile `paper`."""
+        """Return the authors' constants: the profile `paper`."""
 
     @staticmethod
     @abstractmethod
     def scaled(n_rows: int, n_clusters: int) -> dict[str, Any]:
-        """Constants for any number of images and clusters (:mod:`raycluster.methods.scaling`): the profile `default`."""
+        """Return constants for any number of images and clusters (:mod:`raycluster.methods.scaling`): the profile `default`."""
 
     @abstractmethod
     def build_heads(self) -> None:
-        """Make the parameters; the random state is seeded."""
+        """Make the parameters. The caller has seeded torch's random state."""
 
     @classmethod
     def wants_vocabulary(cls, config: MethodConfig) -> bool:
-        """For the house method, where that guides the training."""
+        """Return whether `consensus` guides the training, because `consensus` uses all nouns."""
         return isinstance(config, TrainedConfig) and config.init == "consensus"
 
     def schedule(self) -> Schedule:
-        """Whole batches only; with fewer rows than a batch there is one batch of all."""
+        """Return the schedule. It has whole batches only; with fewer rows than a batch, one batch holds all rows."""
         batch = min(self.config.batch_size, self.n_rows)
         return Schedule(batch, self.config.epochs, self.n_rows // batch)
 
     def graphs(self) -> dict[str, NeighborGraph]:
-        """Neighbors that are found once, before training, and shared by all workers."""
+        """Return the neighbor graphs, by name. They are found once, before training, and all workers share them."""
         return {}
 
     def setup(self, data: TrainingData) -> None:
-        """Set parameters and buffers from the data before the first step; the first worker's result counts for all."""
+        """Set parameters and buffers from the data before the first step. All workers take the first worker's result."""
         return
 
     def start_epoch(self, data: TrainingData) -> None:
-        """Update buffers before an epoch (SIC's pseudo-labels); the first worker's result counts for all."""
+        """Update buffers before an epoch (SIC's semantic centers). All workers take the first worker's result."""
         return
 
     @abstractmethod
     def optimizer(self) -> torch.optim.Optimizer:
-        """A fresh optimizer over the trainable parameters."""
+        """Return a fresh optimizer over the trainable parameters."""
 
     @abstractmethod
     def forward_batch(
         self, data: TrainingData, neighbors: Mapping[str, Tensor], rows: Tensor, epoch: int
     ) -> dict[str, Tensor]:
-        """Outputs [b, …] for the positions `rows` [b] of this worker's share; `neighbors`: int32 [N, k] for each graph."""
+        """Return outputs [b, …] for this worker's share, the positions `rows` [b]; `neighbors`: int32 [N, k] for each graph."""
 
     @abstractmethod
     def log_assignments(self, outputs: Mapping[str, Tensor]) -> list[Tensor]:
-        """Of each modality's cluster head the logarithms of its assignments of the rows, [B, C]."""
+        """Return the logarithms of the assignments of the rows, [B, C] for the cluster head of each modality."""
 
     def guided_loss(self, outputs: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """:meth:`loss`, and with `init: consensus` the cross-entropy with the clusters `outputs["consensus"]` [B]."""
+        """Return the result of :meth:`loss`.
+
+        With `init: consensus`, the cross-entropy with the clusters `outputs["consensus"]` [B] is added.
+        """
         total, terms = self.loss(outputs)
         if self.config.init == "own":
             return total, terms
@@ -247,7 +251,7 @@ class TrainedMethod(Method):
 
     @abstractmethod
     def loss(self, outputs: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss of the global batch from the gathered outputs [B, …], and its terms to report, detached scalars."""
+        """Return the loss of the global batch from the gathered outputs [B, …], and its terms for the report as detached scalars."""
 
     def after_step(self, outputs: Mapping[str, Tensor]) -> None:
         """Update buffers from the gathered outputs after the optimizer's step (SEIC's history)."""
@@ -255,5 +259,5 @@ class TrainedMethod(Method):
 
 
 def detached(**terms: Tensor) -> dict[str, Tensor]:
-    """Terms of a loss, to report."""
+    """Return the terms of a loss without gradient, for the report."""
     return {name: value.detach() for name, value in terms.items()}

@@ -1,9 +1,11 @@
-"""The house method: neighbor-whitened consensus. No epochs, no losses; constants follow from the numbers of images and clusters.
+"""The method `consensus`, our own: neighbor-whitened consensus.
 
-Where two images are neighbors, their difference is mostly not about what they show. Whitening by the covariance of such differences
-makes the rest of the embedding count, and beats the published methods on most sets without any text. Nouns then help as voters: views
-of image and text are clustered apart, several times each, the majority decides, and the result is refined in image space alone. So a
-vocabulary that lacks the classes does little harm.
+It has no epochs and no losses. Its constants follow from the numbers of images and clusters.
+
+The difference between two neighboring images is mostly unrelated to what they show. Whitening by the covariance of such differences
+gives the rest of the embedding more weight, and beats the published methods on most sets without any text. Nouns then help as voters:
+each view of images or of images with text is clustered separately, several times, and the majority of these labelings decides. The
+result is refined in image space alone. So a vocabulary that lacks the classes does little harm.
 """
 
 from __future__ import annotations
@@ -32,8 +34,8 @@ from raycluster.clustering.whitening import (
 )
 from raycluster.config import MethodConfig
 from raycluster.methods.base import JOINED_ROWS, FittedMethod, TrainingData
+from raycluster.randomness import sampled
 from raycluster.semantics.pairing import nouns_of_centers, text_counterparts
-from raycluster.training.counted import sampled
 
 
 class ConsensusConfig(MethodConfig):
@@ -42,29 +44,29 @@ class ConsensusConfig(MethodConfig):
     model_config = ConfigDict(extra="forbid")
 
     train_sample: int = Field(default=200_000, ge=2)
-    """With more images than this, it is fitted on a seeded sample of this size: its neighbor searches grow with the square."""
+    """With more images than this, it is fitted on a seeded sample of this size, because the cost of its neighbor searches is quadratic."""
     neighbors: int | None = Field(default=None, ge=1)
-    """Neighbors of an image; absent: a quarter of a mean cluster, from 4 to 50."""
+    """Neighbors of an image. Default: a quarter of a mean cluster, from 4 to 50."""
     shrinkage: float = Field(default=0.3, gt=0)
-    """λ: share of the mean eigenvalue that is added to all before whitening."""
+    """λ: share of the mean eigenvalue that is added to all eigenvalues before whitening."""
     rounds: int = Field(default=2, ge=1)
-    """Times that the neighbors are found and the images whitened by their differences."""
+    """How often the neighbors are searched and the images whitened by the differences between neighbors."""
     smoothing_steps: int = Field(default=2, ge=0)
-    """Times that each image is drawn towards its neighbors before k-means."""
+    """How often each image is drawn towards its neighbors before k-means."""
     smoothing_share: float = Field(default=0.5, gt=0, le=1)
-    """Share of itself that an image keeps then."""
+    """Share of itself that an image keeps in a smoothing step."""
     text_weight: float = Field(default=0.5, ge=0)
-    """Weight of the text part in the two views that have one; 0 leaves text out. Raise it where the classes are common nouns."""
+    """Weight of the text part in the two views with text; 0 leaves text out. Raise it if the classes are common nouns."""
     nouns_per_center: int = Field(default=5, ge=1)
-    """First text view, TAC's: nouns that a semantic center keeps …"""
+    """First view with text, as in TAC: number of nouns that each semantic center keeps."""
     text_temperature: float = Field(default=0.005, gt=0)
-    """… and τ̃ of the counterparts made of them."""
+    """First view with text: temperature τ̃ of the text counterparts made of the kept nouns."""
     noun_temperature: float = Field(default=0.03, gt=0)
-    """Second text view: temperature of the counterparts made of all nouns, images and nouns centered."""
+    """Second view with text: temperature of the text counterparts made of all nouns; images and nouns are centered first."""
     labelings: int = Field(default=3, ge=1)
-    """Votes of each view: runs of k-means from different seeds."""
+    """Labelings, and so votes, of each view: runs of k-means from different seeds."""
     refinements: int = Field(default=3, ge=1)
-    """Times that images are whitened by the differences within clusters and clustered again from the clusters' means."""
+    """How often images are whitened by the differences within clusters, and clustered again from the clusters' means."""
     temperature: float = Field(default=0.05, gt=0)
     """Probabilities are softmax(cosine to the centers / temperature) in the last whitened space."""
 
@@ -74,18 +76,22 @@ DEFAULT = ConsensusConfig(name="consensus")
 
 @dataclass(frozen=True)
 class Consensus:
-    """A clustering of N images, and the space in which new ones are nearest to the cluster they belong to."""
+    """A clustering of N images, and the space in which the nearest center gives the cluster of a new image."""
 
     labels: Tensor
-    """[N] int64."""
+    """[N] int64, the cluster of each image."""
     mean: Tensor
-    """[d], mean of the unit images."""
+    """[d], the mean of the unit rows of the images."""
     whitening: Tensor
-    """[d, d]: unit((x − mean) W) is where the centers lie."""
+    """[d, d], the matrix W. The centers lie in the space of the unit rows of (x − mean) W."""
     centers: Tensor
     """[C, d] unit rows."""
     facts: dict[str, float]
-    """Numbers of views and votes; how far votes agree (normalized mutual information, mean over pairs); `nearest_own_center`."""
+    """Facts for the report.
+
+    They are the numbers of views and votes, how far votes agree (normalized mutual information, mean over pairs), and
+    `nearest_own_center`, the share of images nearest to the center of their own cluster.
+    """
 
 
 def consensus(
@@ -96,7 +102,7 @@ def consensus(
     config: ConsensusConfig,
     search: NeighborSearch = nearest_neighbors,
 ) -> Consensus:
-    """Cluster unit rows [N, d] float32 with the help of nouns, unit rows [M, d], if there are any. Deterministic in `seed`."""
+    """Cluster unit rows [N, d] float32, with the help of nouns, unit rows [M, d], if there are any. Deterministic for a given `seed`."""
     k = config.neighbors or neighbor_count(len(images), n_clusters)
     mean = images.mean(dim=0)
     centered = images - mean
@@ -120,7 +126,7 @@ def consensus(
 
 
 def neighbor_count(n_images: int, n_clusters: int) -> int:
-    """A quarter of a mean cluster, from 4 to 50."""
+    """Return the default number of neighbors: a quarter of a mean cluster, from 4 to 50."""
     return min(50, max(4, n_images // (4 * n_clusters)))
 
 
@@ -134,7 +140,10 @@ def _views(
     config: ConsensusConfig,
     search: NeighborSearch,
 ) -> Iterator[Tensor]:
-    """Unit rows [N, …] to be clustered: the images, and for each kind of text counterpart images and counterparts side by side."""
+    """Yield the views to be clustered, unit rows [N, …].
+
+    The first view is the images. Then comes, for each of the two kinds of text counterpart, images and counterparts side by side.
+    """
 
     def smoothed(view: Tensor, near: Tensor) -> Tensor:
         return smooth(view, near, config.smoothing_steps, config.smoothing_share)
@@ -148,7 +157,7 @@ def _views(
         text_counterparts(_centered(averaged), _centered(nouns), config.noun_temperature),
     ):
         text = _centered(text)
-        # By image neighbors' differences: text that varies between neighbors shrinks.
+        # Whiten by the differences between image neighbors, so that directions in which the text of neighbors varies shrink.
         text = normalize(text @ whitening(text, pair_covariance(text, neighbors), config.shrinkage), dim=1)
         view = normalize(torch.cat([whitened, config.text_weight * text], dim=1), dim=1)
         yield smoothed(view, search(view, neighbors.shape[1]))
@@ -157,7 +166,11 @@ def _views(
 def _selected_counterparts(
     images: Tensor, nouns: Tensor, n_clusters: int, seed: int, config: ConsensusConfig
 ) -> Tensor:
-    """TAC's, of smaller semantic centers where images are few: at least three of them a center."""
+    """Return TAC's text counterparts.
+
+    There is one semantic center for every 300 images or three for every cluster, whichever are more, but at most one for every three
+    images.
+    """
     count = max(1, min(round(max(len(images) / 300, 3 * n_clusters)), len(images) // 3))
     kept = nouns_of_centers(kmeans(images, count, seed=seed).centers, nouns, config.nouns_per_center)
     return text_counterparts(images, nouns[kept], config.text_temperature)
@@ -168,7 +181,7 @@ def _centered(rows: Tensor) -> Tensor:
 
 
 def _facts(agree: np.ndarray, views: int) -> dict[str, float]:
-    """`agree`: of all pairs of votes, [R, R], the votes of a view beside each other."""
+    """Return facts for the report. `agree`: agreement of all pairs of votes, [R, R]; the votes of one view are adjacent."""
     runs = len(agree) // views
     facts = {"views": float(views), "votes": float(len(agree))}
     same = np.kron(np.eye(views), np.ones((runs, runs))).astype(bool) & ~np.eye(len(agree), dtype=bool)
@@ -182,7 +195,7 @@ def _facts(agree: np.ndarray, views: int) -> dict[str, float]:
 
 
 class ConsensusMethod(FittedMethod):
-    """Whitening and cluster centers as SEIC's image head has them: Linear(d, d), normalized, Linear(d, C)."""
+    """Whitening and cluster centers in the form of SEIC's image head: Linear(d, d), normalized, Linear(d, C)."""
 
     name = "consensus"
     text = "optional"
@@ -192,18 +205,18 @@ class ConsensusMethod(FittedMethod):
 
     def __init__(self, config: ConsensusConfig, dim: int, n_clusters: int, n_rows: int, seed: int) -> None:
         super().__init__(config, dim, n_clusters, n_rows, seed)
-        # Set by fit; drawing them would move torch's global generator.
+        # `fit` sets these weights. `skip_init` draws no random start, which would advance torch's global generator.
         self.image_projection = nn.utils.skip_init(nn.Linear, dim, dim)
         self.image_clustering = nn.utils.skip_init(nn.Linear, dim, n_clusters, bias=False)
 
     @classmethod
     def wants_vocabulary(cls, config: MethodConfig) -> bool:
-        """It chooses among all nouns itself, after averaging images over their neighbors."""
+        """Return True: the method selects among all nouns itself, after it has averaged images over their neighbors."""
         return True
 
     @torch.no_grad()
     def fit(self, data: TrainingData, search: NeighborSearch = nearest_neighbors) -> dict[str, float]:
-        """Fit whitening and centers; returns how far the votes agree."""
+        """Fit whitening and centers, and return the facts of :class:`Consensus`."""
         rows = torch.arange(len(data.images), device=data.images.device)
         found = consensus(data.unit_images(rows), data.vocabulary, self.n_clusters, self.seed, self.config, search)
         self.image_projection.weight.copy_(found.whitening.T)
@@ -212,7 +225,7 @@ class ConsensusMethod(FittedMethod):
         return found.facts
 
     def explain(self, facts: Mapping[str, float]) -> str:
-        """Which views voted, and how far they agree."""
+        """Say which views voted, and how far they agree."""
         words = f"{facts['votes']:.0f} labelings voted, {facts['votes'] / facts['views']:.0f} of each view: the images"
         if facts["views"] == 1:
             words += " alone, for there are no nouns" if self.config.text_weight else " alone, as text_weight 0 asks"
@@ -229,7 +242,7 @@ class ConsensusMethod(FittedMethod):
         return f"{words}. {facts['nearest_own_center']:.1%} of the images lie nearest to the center of the cluster voted for."
 
     def logits(self, embeddings: Tensor) -> Tensor:
-        """Cosines to the centers in the last whitened space over the temperature."""
+        """Return the cosines to the centers in the last whitened space, divided by the temperature."""
         whitened = normalize(self.image_projection(normalize(embeddings, dim=1)), dim=1)
         logits: Tensor = self.image_clustering(whitened)
         return logits
@@ -242,9 +255,9 @@ def consensus_clusters(
     search: NeighborSearch = nearest_neighbors,
     config: ConsensusConfig = DEFAULT,
 ) -> Tensor:
-    """Clusters [N] int64 of all rows, for other methods to be drawn towards.
+    """Return the clusters [N] int64 of all rows, towards which other methods draw their heads.
 
-    Fitted on `train_sample` rows at most; needs `data.vocabulary` for its text views.
+    The method is fitted on at most `train_sample` rows. Its views with text need `data.vocabulary`.
     """
     ids = data.row_ids.cpu().numpy()
     rows = torch.from_numpy(np.flatnonzero(np.isin(ids, sampled(ids, config.train_sample, seed))))

@@ -1,6 +1,6 @@
 """DXMC: Dual-Level Cross-Modal Contrastive Clustering, arXiv 2409.04561.
 
-TAC's heads and cluster-level contrast; TAC's consistency term gives way to an instance-level contrast through heads of its own.
+DXMC has TAC's heads and cluster-level contrast. An instance-level contrast with heads of its own replaces TAC's consistency term.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ class DXMCConfig(tac.TACHeadsConfig):
     instance_temperature: float = Field(default=BY_PROFILE, gt=0)
     """τ_I of the instance-level contrast, on raw inner products."""
     instance_weight: float = Field(default=BY_PROFILE, ge=0)
-    """Weight of the instance-level contrast: 1 in the paper; 0 by default, for it cannot change the clusters."""
+    """Weight of the instance-level contrast: 1 in the paper; 0 by default, because it cannot change the clusters."""
     instance_dim: int = Field(default=1024, ge=1)
     """Width of the instance heads' output."""
 
 
 class DXMC(tac.TAC):
-    """TAC's cluster heads and instance heads Linear → ReLU → Linear, one of each a modality."""
+    """TAC's cluster heads, and instance heads Linear → ReLU → Linear. Each modality has one of each."""
 
     name = "dxmc"
     Config = DXMCConfig
@@ -36,21 +36,22 @@ class DXMC(tac.TAC):
 
     @staticmethod
     def published(n_rows: int, n_clusters: int) -> dict[str, Any]:
-        """TAC's and the instance level's."""
+        """Return TAC's constants and those of the instance level."""
         instance_temperature = 0.05 if n_clusters < tac.MANY_CLUSTERS else 0.5
         shared = tac.TAC.published(n_rows, n_clusters)
         return {**shared, "instance_temperature": instance_temperature, "instance_weight": 1.0}
 
     @staticmethod
     def scaled(n_rows: int, n_clusters: int) -> dict[str, Any]:
-        """TAC's. No instance level: on frozen embeddings its heads share no parameter with the cluster heads.
+        """Return TAC's constants, and no instance level.
 
-        The clusters are the same to the last bit without it, at a third of the cost.
+        On frozen embeddings the instance heads share no parameter with the cluster heads. Without them the clusters are the same to the
+        last bit, at a third of the cost.
         """
         return {**tac.TAC.scaled(n_rows, n_clusters), "instance_temperature": 0.5, "instance_weight": 0.0}
 
     def build_heads(self) -> None:
-        """Two heads a modality; the instance heads last, so that they do not move the draws of the others."""
+        """Make both heads of each modality. The instance heads come last, so that they do not change the draws of the cluster heads."""
         super().build_heads()
         if self.config.instance_weight:
             self.instance_head_text, self.instance_head_image = (self._instance_head() for _ in range(2))
@@ -59,14 +60,17 @@ class DXMC(tac.TAC):
         return nn.Sequential(nn.Linear(self.dim, self.dim), nn.ReLU(), nn.Linear(self.dim, self.config.instance_dim))
 
     def outputs(self, text: Tensor, image: Tensor, near_text: Tensor, near_image: Tensor) -> dict[str, Tensor]:
-        """[b, d] unit rows each → assignments [b, C] and instance vectors [b, 1024]; batch norm sees rows, then neighbors."""
+        """Return assignments [b, C] and instance vectors [b, instance_dim] for unit rows [b, d] each.
+
+        Batch norm sees the rows first, then their neighbors.
+        """
         outputs = super().outputs(text, image, near_text, near_image)
         if self.config.instance_weight:
             outputs |= {"text": self.instance_head_text(text), "image": self.instance_head_image(image)}
         return outputs
 
     def loss(self, outputs: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """L = ℓ(Q, Pᴺ) + ℓ(P, Qᴺ) + L_ins − 5 [H(P̄) + H(Q̄)], as the authors' code has it."""
+        """Return L = ℓ(Q, Pᴺ) + ℓ(P, Qᴺ) + L_ins − 5 [H(P̄) + H(Q̄)], as in the authors' code, and its terms."""
         total, terms = self._guidance(outputs)
         if self.config.instance_weight:
             terms["instance"] = nt_xent(outputs["text"], outputs["image"], self.config.instance_temperature)

@@ -1,4 +1,4 @@
-"""Spherical k-means on the image embeddings: the floor that every other method must beat."""
+"""Spherical k-means on the image embeddings: the baseline that every other method must beat."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ class KMeansConfig(MethodConfig):
     model_config = ConfigDict(extra="forbid")
 
     restarts: int = Field(default=1, ge=1)
-    """Runs from fresh seeds; the one with the largest mean cosine is kept."""
+    """Number of runs from fresh seeds. The run with the largest mean cosine is kept."""
     max_iterations: int = Field(default=300, ge=1)
-    """Iterations of one run."""
+    """Most iterations of one run."""
     temperature: float = Field(default=0.05, gt=0)
     """Probabilities are softmax(cosine to the centers / temperature)."""
 
 
 class KMeansMethod(FittedMethod):
-    """Spherical k-means; probabilities by softmax over the cosines to the centers."""
+    """Spherical k-means. Probabilities are a softmax over the cosines to the centers."""
 
     name = "kmeans"
     text = "none"
@@ -43,7 +43,7 @@ class KMeansMethod(FittedMethod):
         self.register_buffer("centers", torch.zeros(n_clusters, dim))
 
     def fit(self, data: TrainingData, search: NeighborSearch = nearest_neighbors) -> dict[str, float]:
-        """Fit the centers, [C, d] unit rows."""
+        """Fit the centers, [C, d] unit rows, and return the mean cosine and the number of iterations."""
         config = self.config
         result = kmeans(
             data.images,
@@ -56,11 +56,11 @@ class KMeansMethod(FittedMethod):
         return {"mean_cosine": result.objective, "iterations": float(result.iterations)}
 
     def explain(self, facts: Mapping[str, float]) -> str:
-        """How well the centers fit."""
+        """Say how well the centers fit."""
         return f"Mean cosine of an image to its center: {facts['mean_cosine']:.3f}, after {facts['iterations']:.0f} iterations."
 
     def logits(self, embeddings: Tensor) -> Tensor:
-        """Cosines to the centers over the temperature."""
+        """Return the cosines to the centers divided by the temperature."""
         return normalize(embeddings, dim=1) @ self.centers.T / self.config.temperature
 
 

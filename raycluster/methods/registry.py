@@ -1,4 +1,7 @@
-"""Find methods by name. A module of this package that has a `METHOD` is one: adding a paper is adding a file."""
+"""Find methods by name.
+
+Every module of :mod:`raycluster.methods` that defines `METHOD` is a method, so a new paper needs only a new file.
+"""
 
 from __future__ import annotations
 
@@ -25,30 +28,30 @@ def _methods() -> dict[str, type[Method]]:
 
 
 def method_names() -> list[str]:
-    """Names of all methods, sorted."""
+    """Return the names of all methods, sorted."""
     return sorted(_methods())
 
 
 def method_class(name: str) -> type[Method]:
-    """The method called `name`; raises :class:`ConfigError` with the known names."""
+    """Return the method called `name`. Raises :class:`ConfigError` with the known names if there is none."""
     if name not in _methods():
         raise ConfigError(f"method.name: unknown method {name!r}; known are {', '.join(method_names())}")
     return _methods()[name]
 
 
 def space(config: MethodConfig) -> SemanticSpace:
-    """The semantic space of a configured method."""
+    """Return the semantic space of a configured method."""
     return method_class(config.name).space(config)
 
 
 def configure(config: MethodConfig) -> MethodConfig:
-    """The same section checked by the method's own class; raises :class:`ConfigError` for a constant it does not have."""
+    """Return the section, checked by the method's own class. Raises :class:`ConfigError` for a constant that it does not have."""
     given = {**config.model_dump(exclude_unset=True, exclude_none=True), "name": config.name}
     return validate(given, method_class(config.name).Config, "method")
 
 
 def build(config: MethodConfig, dim: int, n_clusters: int, n_rows: int, seed: int) -> Method:
-    """A fresh method: the same numbers for the same arguments, in whatever process."""
+    """Return a fresh method. The same arguments give the same numbers in every process."""
     config = configure(config)
     return method_class(config.name).variant(config)(config, dim, n_clusters, n_rows, seed)
 
@@ -56,7 +59,7 @@ def build(config: MethodConfig, dim: int, n_clusters: int, n_rows: int, seed: in
 def restore(
     name: str, constants: Mapping[str, Any], dim: int, n_clusters: int, n_rows: int, state: Mapping[str, Tensor]
 ) -> Method:
-    """A trained method from what a model folder holds."""
+    """Return a trained method, made of what a model folder holds."""
     method = build(validate({**constants, "name": name}, MethodConfig, "constants"), dim, n_clusters, n_rows, seed=0)
     method.load_state_dict(state)
     return method

@@ -1,34 +1,40 @@
-"""The default profile's one rule: training constants that follow from the numbers of images N and clusters C.
+"""The rule of the default profile: training constants follow from the numbers of images N and clusters C.
 
-The published constants were tuned to sets of 5,000 to 1.3 million images. Below that, and with many clusters, they break: a batch
-holds less than a row a cluster, 50 neighbors reach into other clusters, and "100 epochs" are a handful of steps.
+The published constants were tuned to sets of 5,000 to 1.3 million images. With fewer images or many clusters they fail: a batch
+holds less than one row for each cluster, 50 neighbors reach into other clusters, and "100 epochs" are a handful of steps.
 """
 
 from __future__ import annotations
 
 STEPS = 400
-"""Optimizer steps, at least; more where an epoch has more than a fifth of them."""
+"""Least number of optimizer steps. There are more if an epoch has more than a fifth of them, because there are at least five epochs."""
 ROWS_A_CLUSTER = 16
-"""Rows of a batch for each cluster: the contrasts compare columns of a batch, which are noise below a few."""
+"""Rows of a batch for each cluster. The contrasts compare columns of a batch, and columns of only a few rows are noise."""
 
 
 def neighbors(n_rows: int, n_clusters: int, most: int) -> int:
-    """A third of a mean cluster, from 3 to `most`: with more, most of an image's neighbors lie outside its cluster."""
+    """Return the number of neighbors: a third of a mean cluster, from 3 to `most`.
+
+    With more neighbors, most of them lie outside the image's cluster.
+    """
     return max(3, min(most, round(n_rows / n_clusters / 3)))
 
 
 def batch_size(n_rows: int, n_clusters: int) -> int:
-    """A power of two from 256 to 8192 that holds 16 rows a cluster, and at most half of the rows."""
+    """Return the largest power of two that is at most 16 rows for each cluster, but from 256 to 8192.
+
+    A batch holds at most half of the rows, but not less than 32.
+    """
     wanted = max(256, power_of_two_below(ROWS_A_CLUSTER * n_clusters))
     return max(32, min(8192, wanted, power_of_two_below(n_rows / 2)))
 
 
 def schedule(n_rows: int, n_clusters: int, steps: int = STEPS) -> dict[str, int]:
-    """`batch_size`, and `epochs` that make at least `steps` steps, five at least."""
+    """Return `batch_size` and `epochs`: enough epochs for at least `steps` steps, and at least five."""
     batch = batch_size(n_rows, n_clusters)
     return {"batch_size": batch, "epochs": max(5, -(-steps // max(1, n_rows // batch)))}
 
 
 def power_of_two_below(x: float) -> int:
-    """The largest power of two that is not above x; 1 for x below 1."""
+    """Return the largest power of two that is not above x; 1 for x below 1."""
     return 1 << max(0, int(x).bit_length() - 1)

@@ -1,8 +1,9 @@
 """SEIC, stage 1: Self-Enhanced Image Clustering with Cross-Modal Semantic Consistency, AAAI 2026, arXiv 2508.01254.
 
-Image and text of a picture must agree at three levels: the projected vectors, the clusters' columns of assignments, and the clusters'
-confidence-weighted centers. A history of cluster sizes weighs a balance term against the clusters that grow.
-(The paper's tables and code could not be obtained: floor, cap and fixed temperatures are those of an independent re-implementation.)
+The losses make an image and its text counterpart agree at three levels: the projected vectors, the clusters' columns of assignments, and
+the clusters' confidence-weighted centers. A balance term keeps clusters from growing too large; a history of cluster sizes sets its
+weights. The paper's tables and code could not be obtained, so floor, cap and fixed temperatures are those of an independent
+re-implementation.
 """
 
 from __future__ import annotations
@@ -20,23 +21,23 @@ from raycluster.clustering.kmeans import kmeans
 from raycluster.config import MethodConfig
 from raycluster.methods import scaling
 from raycluster.methods.base import BY_PROFILE, TrainedConfig, TrainedMethod, TrainingData, detached
+from raycluster.methods.collectives import replicated
 from raycluster.methods.losses.info_nce import info_nce
 from raycluster.semantics.pairing import SemanticSpace, chunks
-from raycluster.training.collectives import replicated
 
 SMALLEST_SHARE = 1e-8
-"""Floor of a mean assignment under the logarithm."""
+"""Smallest mean assignment before the logarithm is taken."""
 
 
 class SEICConfig(TrainedConfig):
     """Constants of SEIC's first stage."""
 
     center_nouns: int = Field(default=200, ge=1)
-    """k₁: nearest nouns of a k-means center that become candidates."""
+    """k₁: number of nearest nouns of each k-means center that become candidates."""
     image_nouns: int = Field(default=50, ge=1)
-    """k₂: nearest candidates of an image that make its text counterpart."""
+    """k₂: number of nearest candidates of an image that make its text counterpart."""
     text_temperature: float = Field(default=0.01, gt=0)
-    """τ_w of the counterpart's weights."""
+    """Temperature τ_w of the weights of the nouns in a text counterpart."""
     instance_weight: float = Field(default=0.5, ge=0)
     """Weight of the instance level."""
     assignment_weight: float = Field(default=1.0, ge=0)
@@ -48,21 +49,21 @@ class SEICConfig(TrainedConfig):
     instance_temperature: float = Field(default=0.07, gt=0)
     """Start of the instance level's temperature exp(−s), which is trained."""
     instance_temperature_floor: float = Field(default=0.01, gt=0)
-    """Its smallest value, as in CLIP: exp(s) ≤ 100."""
+    """Smallest value of the instance level's temperature. The default is CLIP's: exp(s) ≤ 100."""
     assignment_temperature: float = Field(default=0.5, gt=0)
     """Temperature of the assignment level."""
     center_temperature: float = Field(default=0.5, gt=0)
     """Temperature of the center level."""
     feature_norm: float = Field(default=BY_PROFILE, gt=0)
-    """The unit projections are multiplied by this before the cluster layer."""
+    """Factor that the unit projections are multiplied by before the cluster layer."""
     head_init: Literal["random", "centers"] = Field(default=BY_PROFILE)
-    """Start of the heads: at random, or at the centers of k-means on images and counterparts side by side."""
+    """Start of the heads: `random`, or `centers` for the centers of k-means on images and counterparts side by side."""
     start_temperature: float = Field(default=0.05, gt=0)
-    """With `head_init: centers` the first probabilities are softmax(cosine to the centers / this), as k-means has them."""
+    """With `head_init: centers`: the first probabilities are softmax(cosine to the centers / this), as in `kmeans`."""
     weight_std: float = Field(default=0.02, gt=0)
-    """Standard deviation of the truncated normal draw of weights."""
+    """Standard deviation of the truncated normal distribution from which weights are drawn."""
     history_momentum: float = Field(default=0.9, ge=0, lt=1)
-    """Of the history of cluster sizes, the share that a step keeps."""
+    """Share of the history of cluster sizes that a step keeps."""
     history_floor: float = Field(default=BY_PROFILE, gt=0)
     """Smallest share of a cluster in the history when its weight is computed."""
     largest_weight: float = Field(default=5.0, gt=0)
@@ -70,7 +71,7 @@ class SEICConfig(TrainedConfig):
 
 
 class SEICSpace(SemanticSpace):
-    """The nearest nouns of each k-means center are candidates, of which each image takes its own nearest."""
+    """The nearest nouns of each k-means center are candidates. Each image takes its own nearest candidates."""
 
     kind: str = "seic"
     center_nouns: int
@@ -78,24 +79,24 @@ class SEICSpace(SemanticSpace):
     temperature: float
 
     def select(self, images: Tensor, nouns: Tensor, n_clusters: int, seed: int) -> Tensor:
-        """Centers by spherical k-means with as many centers as clusters."""
+        """Select nouns by :func:`candidates`. Centers come from spherical k-means, one for each cluster."""
         centers = kmeans(images, n_clusters, seed=seed).centers
         return candidates(centers, nouns, self.center_nouns)
 
     def pair(self, images: Tensor, kept: Tensor) -> Tensor:
-        """See :func:`weighted_nouns`."""
+        """Return the text counterparts of :func:`weighted_nouns`."""
         unit = normalize(images.float(), dim=1)
         parts = [weighted_nouns(chunk, kept, self.image_nouns, self.temperature) for chunk in chunks(unit, len(kept))]
         return torch.cat(parts)
 
 
 def candidates(centers: Tensor, nouns: Tensor, per_center: int) -> Tensor:
-    """Union of each center's nearest nouns, indices ascending int64. `centers` [C, d], `nouns` [M, d] unit rows."""
+    """Return the union of the centers' nearest nouns, as ascending int64 indices. `centers` [C, d], `nouns` [M, d]: unit rows."""
     return (centers @ nouns.T).topk(min(per_center, len(nouns)), dim=1).indices.unique()
 
 
 def weighted_nouns(images: Tensor, kept: Tensor, per_image: int, temperature: float) -> Tensor:
-    """Counterparts [N, d]: of each image's nearest nouns the mean, weighted by softmax(similarity / temperature), normalized.
+    """Return text counterparts [N, d]: the normalized mean of each image's nearest nouns, weighted by softmax(similarity / temperature).
 
     `images` [N, d], `kept` [M, d]: unit rows.
     """
@@ -106,9 +107,9 @@ def weighted_nouns(images: Tensor, kept: Tensor, per_image: int, temperature: fl
 
 
 def weighted_centers(p: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
-    """Σ p_ik z_i over the images whose argmax is cluster k, [C, d], and which clusters have any, bool [C].
+    """Return the sums Σ p_ik z_i over the images i with argmax k, [C, d], and which clusters k have such images, bool [C].
 
-    `p` [B, C] assignments, `z` [B, d].
+    `p` [B, C]: assignments; `z` [B, d]: vectors.
     """
     assigned = torch.zeros_like(p).scatter_(1, p.argmax(dim=1, keepdim=True), 1.0)
     weights = p * assigned
@@ -116,27 +117,27 @@ def weighted_centers(p: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def balance_weights(history: Tensor, floor: float, largest: float) -> Tensor:
-    """Weights [C] of the clusters in the balance term from the history of their sizes [C]; their mean is 1."""
+    """Return the clusters' weights [C] in the balance term from the history of their sizes [C]. The mean weight is 1."""
     floored = history.clamp_min(floor)
     weights = (1 / len(history) / (floored / floored.sum())).clamp_max(largest)
     return weights / weights.mean()
 
 
 def balance(p: Tensor, weights: Tensor) -> Tensor:
-    """Σ_j w_j p̄_j log p̄_j of assignments [B, C]: smallest when all clusters are used alike."""
+    """Return Σ_j w_j p̄_j log p̄_j of assignments [B, C]. With equal weights it is smallest when all clusters are used equally."""
     return -(weights * torch.special.entr(p.mean(dim=0).clamp_min(SMALLEST_SHARE))).sum()
 
 
 def updated_history(history: Tensor, p: Tensor, momentum: float) -> Tensor:
-    """m · history + (1 − m) · share of each cluster among the argmax of p [B, C]; sums to 1."""
+    """Return m · history + (1 − m) · share of each cluster among the argmax of p [B, C], scaled to sum to 1."""
     counts = torch.bincount(p.argmax(dim=1), minlength=len(history))
-    # Shares in single precision, as the recorded values have them.
+    # Shares are in single precision, as in the recorded values that the tests compare with.
     mixed = momentum * history + (1 - momentum) * (counts.float() / len(p))
     return mixed / mixed.sum()
 
 
 class SEIC(TrainedMethod):
-    """For each modality a projection Linear(d, d), normalized, and a cluster layer Linear(d, C); the image side predicts."""
+    """A projection Linear(d, d), normalized, and a cluster layer Linear(d, C) for each modality. The image side predicts."""
 
     name = "seic"
     text = "required"
@@ -151,7 +152,7 @@ class SEIC(TrainedMethod):
 
     @staticmethod
     def published(n_rows: int, n_clusters: int) -> dict[str, Any]:
-        """The re-implementation's."""
+        """Return the constants of the independent re-implementation."""
         return {
             "feature_norm": 1.0,
             "head_init": "random",
@@ -163,7 +164,10 @@ class SEIC(TrainedMethod):
 
     @staticmethod
     def scaled(n_rows: int, n_clusters: int) -> dict[str, Any]:
-        """From C = 100 on the published floor exceeds a cluster's fair share and switches the weights off."""
+        """Return constants by the common rule, with a lower floor of the history.
+
+        From C = 100 clusters on, the published floor is not below the equal share 1 / C, and the weights lose their effect.
+        """
         floor = min(0.01, 0.1 / n_clusters)
         return {
             "feature_norm": 10.0,
@@ -174,7 +178,7 @@ class SEIC(TrainedMethod):
         }
 
     def build_heads(self) -> None:
-        """Projection and cluster layer of each modality, the logit scale, and the history, which starts uniform."""
+        """Make projection and cluster layer of each modality, the logit scale, and the history, which starts uniform."""
         for modality in ("image", "text"):
             for name, width in (("projection", self.dim), ("clustering", self.n_clusters)):
                 layer = nn.Linear(self.dim, width)
@@ -185,7 +189,7 @@ class SEIC(TrainedMethod):
 
     @classmethod
     def space(cls, config: MethodConfig) -> SemanticSpace:
-        """SEIC's, with the constants of the configuration."""
+        """Return SEIC's semantic space with the constants of the configuration."""
         assert isinstance(config, SEICConfig)
         return SEICSpace(
             center_nouns=config.center_nouns,
@@ -195,7 +199,10 @@ class SEIC(TrainedMethod):
 
     @torch.no_grad()
     def setup(self, data: TrainingData) -> None:
-        """With `head_init: centers`: projections at the identity, cluster layers at the centers, as confident as k-means is."""
+        """With `head_init: centers`, set projections to the identity and cluster layers to the centers.
+
+        The first probabilities are then as confident as those of k-means.
+        """
         if self.config.head_init == "random":
             return
         centers = kmeans(data.side_by_side(), self.n_clusters, seed=self.seed).centers
@@ -207,17 +214,17 @@ class SEIC(TrainedMethod):
                 layer.bias.zero_()
 
     def optimizer(self) -> torch.optim.Optimizer:
-        """Adam, rate constant."""
+        """Return Adam with a constant learning rate."""
         return torch.optim.Adam(self.parameters(), lr=self.config.learning_rate)
 
     def forward_batch(
         self, data: TrainingData, neighbors: Mapping[str, Tensor], rows: Tensor, epoch: int
     ) -> dict[str, Tensor]:
-        """Projections and logits of the rows, both modalities; SEIC uses no neighbors."""
+        """Return projections and logits of the rows in both modalities. SEIC uses no neighbors."""
         return self.outputs(data.unit_images(rows), data.unit_counterparts(rows))
 
     def outputs(self, image: Tensor, text: Tensor) -> dict[str, Tensor]:
-        """[b, d] unit rows each → unit projections [b, d] and logits [b, C]."""
+        """Return unit projections [b, d] and logits [b, C] for unit rows [b, d] each."""
         z_image = normalize(self.image_projection(image), dim=1)
         z_text = normalize(self.text_projection(text), dim=1)
         return {
@@ -228,11 +235,11 @@ class SEIC(TrainedMethod):
         }
 
     def log_assignments(self, outputs: Mapping[str, Tensor]) -> list[Tensor]:
-        """Image head, text head."""
+        """Return the logarithms for the image head, then for the text head."""
         return [outputs[logits].log_softmax(dim=1) for logits in ("logits_image", "logits_text")]
 
     def loss(self, outputs: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """L = ½ NCE(z) + NCE(assignments) + NCE(centers) + 2 L_bal, as the re-implementation has it."""
+        """Return L = ½ NCE(z) + NCE(assignments) + NCE(centers) + 2 L_bal, as in the re-implementation, and its terms."""
         config, o = self.config, outputs
         p, q = o["logits_image"].softmax(dim=1), o["logits_text"].softmax(dim=1)
         scale = replicated(self.instance_logit_scale).exp().clamp_max(1 / config.instance_temperature_floor)
@@ -255,11 +262,11 @@ class SEIC(TrainedMethod):
         return total, detached(loss=total, instance=instance, assignment=assignment, center=center, balance=balanced)
 
     def after_step(self, outputs: Mapping[str, Tensor]) -> None:
-        """Move the history of cluster sizes."""
+        """Update the history of cluster sizes."""
         self.history.copy_(updated_history(self.history, outputs["logits_image"], self.config.history_momentum))
 
     def logits(self, embeddings: Tensor) -> Tensor:
-        """Of the image's projection and cluster layer."""
+        """Return the logits of the image's projection and cluster layer."""
         z = normalize(self.image_projection(normalize(embeddings, dim=1)), dim=1)
         logits: Tensor = self.image_clustering(self.config.feature_norm * z)
         return logits

@@ -1,7 +1,8 @@
 """SIC: Semantic-Enhanced Image Clustering, AAAI 2023, arXiv 2208.09849.
 
-One linear head on raw embeddings. Once an epoch the head's most confident images of each cluster find their nearest nouns, whose
-mean becomes the cluster's semantic center; the head then learns these centers' pseudo-labels and its neighbors' assignments.
+The method trains one linear head on raw embeddings. Once an epoch, the most confident images of each cluster are averaged to an image
+center, and the mean of this center's nearest nouns becomes the cluster's semantic center. The head then learns the pseudo-labels that
+these semantic centers give, and the assignments of each image's neighbors.
 """
 
 from __future__ import annotations
@@ -21,41 +22,41 @@ from raycluster.methods import scaling
 from raycluster.methods.base import BY_PROFILE, NeighborGraph, TrainedConfig, TrainedMethod, TrainingData, detached
 from raycluster.methods.losses.agreement import disagreement
 from raycluster.methods.losses.entropy import mean_assignment_entropy
+from raycluster.randomness import integers
 from raycluster.semantics.pairing import SemanticSpace, chunks, text_counterparts
-from raycluster.training.counted import integers
 
 NOUN_BATCH = 128
 """The authors' mean noun is the mean of the means of batches of this size."""
 NEIGHBOR_STREAM = 3
 PAIRING_TEMPERATURE = 0.005
-"""Of the counterparts, which SIC itself does not use: they serve the report and the label-free scores."""
+"""Temperature of the text counterparts. SIC itself does not use them; the report and the label-free scores do."""
 HUGE = 1000
-"""From this number of clusters on the authors use their constants for ImageNet."""
+"""From this number of clusters on, the authors' constants for ImageNet are used."""
 
 
 class SICConfig(TrainedConfig):
     """Constants of SIC."""
 
     relevant_nouns: int = Field(default=500, ge=1)
-    """γ_r: a noun is kept if it is among this many nearest of some center …"""
+    """γ_r: a noun is relevant if it is among this many nearest nouns of some center. Only relevant nouns are kept."""
     uniqueness: float = Field(default=0.05, ge=0, le=1)
-    """γ_u: … and its cosine to the mean noun is below 1 − γ_u."""
+    """γ_u: a relevant noun is kept only if its cosine to the mean noun is below 1 − γ_u."""
     restarts: int = Field(default=20, ge=1)
-    """Runs of the Euclidean k-means whose centers choose the nouns; the best is kept."""
+    """Runs of the Euclidean k-means that gives the centers for the choice of nouns. The best run is kept."""
     feature_norm: float = Field(default=10.0, gt=0)
-    """All embeddings are multiplied by one number that makes their mean norm this: the head is made for CLIP's raw scale."""
+    """Mean norm to which one common factor brings all embeddings, because the head is made for CLIP's raw scale."""
     center_share: float = Field(default=BY_PROFILE, gt=0, le=1)
-    """ξ_c: share of a mean cluster whose most confident images make the cluster's center."""
+    """ξ_c: number of most confident images that make a cluster's center, as a share of the mean cluster size."""
     center_nouns: int = Field(default=BY_PROFILE, ge=1)
-    """ξ_a: nearest nouns of a center, whose mean is the semantic center."""
+    """ξ_a: number of a center's nearest nouns. Their mean is the semantic center."""
     entropy_weight: float = Field(default=BY_PROFILE, ge=0)
     """λ: weight of the entropy of the mean assignment."""
     pseudo_label_weight: float = Field(default=BY_PROFILE, ge=0)
     """β: weight of the cross-entropy with the pseudo-labels."""
     neighbors: int = Field(default=BY_PROFILE, ge=1)
-    """Neighbors of an image by Euclidean distance; one of them or the image itself is drawn a step."""
+    """Neighbors of an image by Euclidean distance. Each step draws one of them or the image itself."""
     head_init: Literal["random", "centers"] = Field(default=BY_PROFILE)
-    """Start of the head: at random, or at W = 2αμ, b = −α‖μ‖² of k-means centers μ."""
+    """Start of the head: `random`, or `centers` for W = 2αμ and b = −α‖μ‖² of k-means centers μ."""
     center_alpha: float = Field(default=0.05, gt=0)
     """α of `head_init: centers`."""
     weight_decay: float = Field(default=1e-4, ge=0)
@@ -70,10 +71,10 @@ class SICSpace(SemanticSpace):
     uniqueness: float
     restarts: int
     batch_means: bool
-    """The authors' mean noun: the mean of the means of batches of 128."""
+    """Whether the mean noun is the authors' one, the mean of the means of batches of 128, or the plain mean."""
 
     def select(self, images: Tensor, nouns: Tensor, n_clusters: int, seed: int) -> Tensor:
-        """Centers by Euclidean k-means of the raw embeddings, with as many centers as clusters."""
+        """Select nouns by :func:`semantic_space`. Centers come from Euclidean k-means of the raw embeddings, one for each cluster."""
         centers = kmeans(images, n_clusters, seed=seed, spherical=False, restarts=self.restarts).centers
         kept = semantic_space(centers, nouns, self.relevant_nouns, self.uniqueness, self.batch_means)
         if not len(kept):
@@ -83,14 +84,14 @@ class SICSpace(SemanticSpace):
         return kept
 
     def pair(self, images: Tensor, kept: Tensor) -> Tensor:
-        """As TAC does, over all kept nouns."""
+        """Return text counterparts made of all kept nouns, as in TAC."""
         return text_counterparts(normalize(images.float(), dim=1), kept, PAIRING_TEMPERATURE)
 
 
 def semantic_space(centers: Tensor, nouns: Tensor, relevant_nouns: int, uniqueness: float, batch_means: bool) -> Tensor:
-    """Indices (ascending, int64) of nouns that are relevant to a center and unlike the mean noun.
+    """Return the indices (ascending, int64) of nouns that are relevant to a center and unlike the mean noun.
 
-    `centers` [C, d], `nouns` [M, d], any scale. `batch_means`: see :class:`SICSpace`.
+    `centers` [C, d] and `nouns` [M, d] may have any scale. `batch_means`: see :class:`SICSpace`.
     """
     unit = normalize(nouns, dim=1)
     nearest = torch.cat([
@@ -107,10 +108,10 @@ def semantic_space(centers: Tensor, nouns: Tensor, relevant_nouns: int, uniquene
 def semantic_centers(
     logits: Tensor, images: Tensor, nouns: Tensor, images_per_center: int, nouns_per_center: int
 ) -> tuple[Tensor, Tensor]:
-    """The paper's adjusted center-based mapping: image centers and semantic centers, unit rows [C, d] each.
+    """Return image centers and semantic centers, unit rows [C, d] each: the paper's adjusted center-based mapping.
 
-    `logits` [N, C], `images` [N, d] and `nouns` [M, d] of any scale. A cluster's image center is the mean of the images with its
-    largest logits, its semantic center the mean of that center's nearest nouns.
+    `logits` [N, C]; `images` [N, d] and `nouns` [M, d] may have any scale. A cluster's image center is the mean of the images with the
+    largest logits for the cluster. Its semantic center is the mean of the nouns nearest to the image center.
     """
     chosen = logits.topk(min(images_per_center, len(logits)), dim=0).indices
     image_centers = normalize(torch.stack([images[rows].to(nouns.dtype).mean(dim=0) for rows in chosen.T]), dim=1)
@@ -119,7 +120,7 @@ def semantic_centers(
 
 
 class SIC(TrainedMethod):
-    """One linear head on embeddings brought to norm 10."""
+    """One linear head on embeddings that are scaled to a mean norm of `feature_norm`."""
 
     name = "sic"
     text = "required"
@@ -131,7 +132,7 @@ class SIC(TrainedMethod):
 
     @staticmethod
     def published(n_rows: int, n_clusters: int) -> dict[str, Any]:
-        """Of the constants that differ from set to set, those for CIFAR-100 and DTD, or for ImageNet."""
+        """Return the authors' constants for CIFAR-100 and DTD, or, with many clusters, for ImageNet."""
         shared = {"neighbors": 20, "epochs": 100}
         if n_clusters < HUGE:
             centers = {"center_share": 0.9, "center_nouns": 30, "entropy_weight": 5.0, "pseudo_label_weight": 1.0}
@@ -141,7 +142,11 @@ class SIC(TrainedMethod):
 
     @staticmethod
     def scaled(n_rows: int, n_clusters: int) -> dict[str, Any]:
-        """A larger rate for fewer, larger batches; more steps, for a linear head is slow; the rest by the common rule."""
+        """Return the authors' constants for CIFAR-100 and DTD, with neighbors, batch and epochs by the common rule.
+
+        The learning rate is larger, because there are fewer and larger batches. There are more steps than in other methods, because a
+        linear head learns slowly.
+        """
         return {
             **SIC.published(n_rows, 2),
             "neighbors": scaling.neighbors(n_rows, n_clusters, most=20),
@@ -150,14 +155,14 @@ class SIC(TrainedMethod):
         }
 
     def build_heads(self) -> None:
-        """The head, the scale of its input and the clusters' semantic centers."""
+        """Make the head, the scale of its input and the clusters' semantic centers."""
         self.head = nn.Linear(self.dim, self.n_clusters)
         self.register_buffer("scale", torch.ones(()))
         self.register_buffer("semantic_centers", torch.zeros(self.n_clusters, self.dim))
 
     @classmethod
     def space(cls, config: MethodConfig) -> SemanticSpace:
-        """SIC's, with the constants of the configuration."""
+        """Return SIC's semantic space with the constants of the configuration."""
         assert isinstance(config, SICConfig)
         return SICSpace(
             relevant_nouns=config.relevant_nouns,
@@ -167,16 +172,16 @@ class SIC(TrainedMethod):
         )
 
     def graphs(self) -> dict[str, NeighborGraph]:
-        """Neighbors by Euclidean distance, the row itself among them."""
+        """Return the graph of neighbors by Euclidean distance. Each row is among its own neighbors."""
         return {"neighbors": NeighborGraph("images", self.config.neighbors + 1, "euclidean", include_self=True)}
 
     @property
     def input_scale(self) -> float:
-        """Brings the training images to a mean norm of 10."""
+        """The factor that brings the training images to a mean norm of `feature_norm`."""
         return float(self.scale)
 
     def setup(self, data: TrainingData) -> None:
-        """The scale of the embeddings, and the head's start."""
+        """Set the scale of the embeddings and the start of the head."""
         if data.nouns is None:
             raise ConfigError("method: sic needs nouns; give a `vocabulary`")
         norms = torch.cat([part.float().norm(dim=1).double() for part in chunks(data.images, self.dim)])
@@ -190,11 +195,11 @@ class SIC(TrainedMethod):
 
     @torch.no_grad()
     def start_epoch(self, data: TrainingData) -> None:
-        """New semantic centers from the head as it is."""
+        """Compute new semantic centers from the current head."""
         assert data.nouns is not None
         per_center = max(1, int(len(data.images) // self.n_clusters * self.config.center_share))
         columns = torch.arange(self.n_clusters, device=data.images.device)
-        # A few clusters at a time: the logits of all images and clusters would not fit at a million images.
+        # A few clusters at a time: with a million images, the logits of all clusters would not fit into memory.
         for part in chunks(columns, len(data.images)):
             logits = torch.cat([self._logits(rows, part) for rows in chunks(data.images, self.dim)])
             _, centers = semantic_centers(logits, data.images, data.nouns, per_center, self.config.center_nouns)
@@ -205,13 +210,13 @@ class SIC(TrainedMethod):
         return x @ self.head.weight[clusters].T + self.head.bias[clusters]
 
     def optimizer(self) -> torch.optim.Optimizer:
-        """Adam with weight decay, rate constant."""
+        """Return Adam with weight decay and a constant learning rate."""
         return torch.optim.Adam(self.parameters(), lr=self.config.learning_rate, weight_decay=self.config.weight_decay)
 
     def forward_batch(
         self, data: TrainingData, neighbors: Mapping[str, Tensor], rows: Tensor, epoch: int
     ) -> dict[str, Tensor]:
-        """Logits of the rows and of one neighbor of each, and the rows' pseudo-labels."""
+        """Return the logits of the rows, the logits of one neighbor of each row, and the rows' pseudo-labels."""
         graph = neighbors["neighbors"]
         draw = integers(self.seed, epoch, data.row_ids[rows], NEIGHBOR_STREAM, graph.shape[1])
         images = data.images[rows]
@@ -222,11 +227,11 @@ class SIC(TrainedMethod):
         }
 
     def log_assignments(self, outputs: Mapping[str, Tensor]) -> list[Tensor]:
-        """The one head."""
+        """Return the assignments of the only head."""
         return [outputs["logits"].log_softmax(dim=1)]
 
     def loss(self, outputs: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """L = −mean log⟨q, q_n⟩ − λ H(q̄) + β CE(o, y), as the authors' code has it."""
+        """Return L = −mean log⟨q, q_n⟩ − λ H(q̄) + β CE(o, y), as in the authors' code, and its terms."""
         q, near = outputs["logits"].softmax(dim=1), outputs["near_logits"].softmax(dim=1)
         consistency, entropy = disagreement(q, near), mean_assignment_entropy(q)
         pseudo = cross_entropy(outputs["logits"], outputs["pseudo_labels"])
@@ -234,7 +239,7 @@ class SIC(TrainedMethod):
         return total, detached(loss=total, consistency=consistency, entropy=entropy, pseudo_labels=pseudo)
 
     def logits(self, embeddings: Tensor) -> Tensor:
-        """Of the one head, on scaled embeddings."""
+        """Return the logits of the head on scaled embeddings."""
         return self._logits(embeddings)
 
 

@@ -1,7 +1,7 @@
 """TAC: Image Clustering with External Guidance, ICML 2024, arXiv 2310.11989, with and without training.
 
-Text counterparts of the images (semantics/pairing.py) guide the clusters. Without training, images and counterparts are clustered
-side by side by k-means. With training, one head a modality learns to assign an image like its neighbors of the other modality.
+Text counterparts of the images (semantics/pairing.py) guide the clusters. Without training, k-means clusters images and counterparts
+side by side. With training, each modality has a head that learns to assign an image like its neighbors in the other modality.
 """
 
 from __future__ import annotations
@@ -31,58 +31,58 @@ from raycluster.methods.base import (
     detached,
     side_by_side,
 )
+from raycluster.methods.collectives import GlobalBatchNorm1d
 from raycluster.methods.losses.agreement import disagreement
 from raycluster.methods.losses.entropy import mean_assignment_entropy
 from raycluster.methods.losses.nt_xent import cluster_contrast
+from raycluster.randomness import integers
 from raycluster.semantics.pairing import SemanticSpace, TACSpace
-from raycluster.training.collectives import GlobalBatchNorm1d
-from raycluster.training.counted import integers
 
 MANY_CLUSTERS = 100
-"""From here on the authors use their second set of constants."""
+"""From this number of clusters on, the authors use their second set of constants."""
 SMALLEST_PROBABILITY = 1e-12
 IMAGE_STREAM, TEXT_STREAM = 1, 2
-"""Streams of the draws of image-space and text-space neighbors."""
+"""Streams of the draws of neighbors in image space and in text space (:mod:`raycluster.randomness`)."""
 
 
 class TACHeadsConfig(TrainedConfig):
     """Constants that TAC and DXMC share."""
 
     images_per_center: int = Field(default=300, ge=1)
-    """Images of a semantic center, where clusters are larger than that."""
+    """Images for each semantic center, if the mean cluster is larger than that."""
     centers_per_cluster: int = Field(default=3, ge=1)
-    """Semantic centers for each cluster otherwise."""
+    """Semantic centers for each cluster, if the mean cluster is not larger than `images_per_center`."""
     nouns_per_center: int = Field(default=5, ge=1)
     """Nouns that a semantic center keeps."""
     text_temperature: float = Field(default=0.005, gt=0)
-    """τ̃ of the text counterparts."""
+    """Temperature τ̃ of the text counterparts."""
     temperature: float = Field(default=BY_PROFILE, gt=0)
-    """τ of the cluster-level contrast."""
+    """Temperature τ of the cluster-level contrast."""
     entropy_weight: float = Field(default=5.0, ge=0)
-    """Weight of the entropies of the mean assignments."""
+    """Weight of the entropy of the mean assignments of both heads."""
     weight_std: float = Field(default=0.02, gt=0)
-    """Standard deviation of the truncated normal draw of the cluster heads' weights."""
+    """Standard deviation of the truncated normal distribution from which the cluster heads' weights are drawn."""
     betas: tuple[float, float] = (0.9, 0.99)
-    """Adam's decay rates of the moments."""
+    """Adam's decay rates of its two moments."""
     neighbors: int = Field(default=BY_PROFILE, ge=1)
-    """Neighbors of an image, of which one is drawn a step, in image space and in text space."""
+    """Neighbors of an image in image space and in text space. Each step draws one in each space."""
 
 
 class TACConfig(TACHeadsConfig):
     """Constants of TAC."""
 
     trained: bool = True
-    """`false`: k-means on images and counterparts side by side, no heads."""
+    """`false`: no heads are trained; k-means clusters images and counterparts side by side."""
     consistency_weight: float = Field(default=1.0, ge=0)
-    """Weight of the agreement of an image with its own counterpart."""
+    """Weight of the consistency of an image with its own counterpart."""
     restarts: int = Field(default=1, ge=1)
-    """Without training: k-means runs from fresh seeds, of which the best is kept."""
+    """Without training: number of k-means runs from fresh seeds. The best run is kept."""
     assignment_temperature: float = Field(default=0.05, gt=0)
     """Without training: probabilities are softmax(cosine to the centers / temperature)."""
 
 
 class TAC(TrainedMethod):
-    """Cluster heads Linear → BatchNorm → ReLU → Linear, one a modality; the image head predicts."""
+    """Cluster heads Linear → BatchNorm → ReLU → Linear, one for each modality. The image head predicts."""
 
     name = "tac"
     text = "required"
@@ -92,14 +92,14 @@ class TAC(TrainedMethod):
 
     @staticmethod
     def published(n_rows: int, n_clusters: int) -> dict[str, Any]:
-        """The authors' code has a second set of constants for many clusters."""
+        """Return the authors' constants. Their code has a second set for many clusters."""
         few = {"temperature": 0.5, "batch_size": 512, "epochs": 20}
         many = {"temperature": 5.0, "batch_size": min(8192, scaling.power_of_two_below(n_rows / 2)), "epochs": 100}
         return {"neighbors": 50, "learning_rate": 1e-3, **(few if n_clusters < MANY_CLUSTERS else many)}
 
     @staticmethod
     def scaled(n_rows: int, n_clusters: int) -> dict[str, Any]:
-        """A sharper contrast for small batches of many clusters; the rest by the common rule."""
+        """Return constants by the common rule, and a lower temperature, because batches are small and clusters may be many."""
         return {
             "temperature": 0.2,
             "neighbors": scaling.neighbors(n_rows, n_clusters, most=50),
@@ -108,17 +108,17 @@ class TAC(TrainedMethod):
         }
 
     def build_heads(self) -> None:
-        """One cluster head a modality."""
+        """Make one cluster head for each modality."""
         self.cluster_head_text, self.cluster_head_image = (self._cluster_head() for _ in range(2))
 
     @classmethod
     def variant(cls, config: MethodConfig) -> type[Method]:
-        """TAC without training is another class."""
+        """Return :class:`TrainingFreeTAC` for a configuration without training, else this class."""
         return TrainingFreeTAC if isinstance(config, TACConfig) and not config.trained else cls
 
     @classmethod
     def space(cls, config: MethodConfig) -> SemanticSpace:
-        """TAC's, with the constants of the configuration."""
+        """Return TAC's semantic space with the constants of the configuration."""
         return _space(config)
 
     def _cluster_head(self) -> nn.Sequential:
@@ -131,11 +131,11 @@ class TAC(TrainedMethod):
         return head
 
     def optimizer(self) -> torch.optim.Optimizer:
-        """Adam, rate constant, no decay."""
+        """Return Adam with a constant learning rate and without weight decay."""
         return torch.optim.Adam(self.parameters(), lr=self.config.learning_rate, betas=self.config.betas)
 
     def graphs(self) -> dict[str, NeighborGraph]:
-        """Neighbors by cosine in each of the two spaces, the row itself left out."""
+        """Return the graphs of neighbors by cosine in image space and in text space. A row is not its own neighbor."""
         return {
             "image_neighbors": NeighborGraph("images", self.config.neighbors),
             "text_neighbors": NeighborGraph("counterparts", self.config.neighbors),
@@ -144,7 +144,7 @@ class TAC(TrainedMethod):
     def forward_batch(
         self, data: TrainingData, neighbors: Mapping[str, Tensor], rows: Tensor, epoch: int
     ) -> dict[str, Tensor]:
-        """Outputs of the heads for the rows, and of the cluster heads for one neighbor of each."""
+        """Return the outputs of the heads for the rows, and of the cluster heads for one neighbor of each row in each space."""
         near_image = self._draw(data, neighbors["image_neighbors"], rows, epoch, IMAGE_STREAM)
         near_text = self._draw(data, neighbors["text_neighbors"], rows, epoch, TEXT_STREAM)
         return self.outputs(
@@ -155,7 +155,7 @@ class TAC(TrainedMethod):
         )
 
     def outputs(self, text: Tensor, image: Tensor, near_text: Tensor, near_image: Tensor) -> dict[str, Tensor]:
-        """[b, d] unit rows each → assignments [b, C]; batch norm sees the rows, then their neighbors."""
+        """Return assignments [b, C] for unit rows [b, d] each. Batch norm sees the rows first, then their neighbors."""
         return {
             "p": self.cluster_head_text(text).softmax(dim=1),
             "q": self.cluster_head_image(image).softmax(dim=1),
@@ -164,11 +164,14 @@ class TAC(TrainedMethod):
         }
 
     def log_assignments(self, outputs: Mapping[str, Tensor]) -> list[Tensor]:
-        """Image head, text head; a probability that single precision rounds to 0 keeps a finite logarithm."""
+        """Return the logarithms for the image head, then for the text head.
+
+        A probability that single precision rounds to 0 still has a finite logarithm.
+        """
         return [outputs[head].clamp_min(SMALLEST_PROBABILITY).log() for head in ("q", "p")]
 
     def loss(self, outputs: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """L = ℓ(Q, Pᴺ) + ℓ(P, Qᴺ) − mean log⟨p, q⟩ − 5 [H(P̄) + H(Q̄)], as the authors' code has it."""
+        """Return L = ℓ(Q, Pᴺ) + ℓ(P, Qᴺ) − mean log⟨p, q⟩ − 5 [H(P̄) + H(Q̄)], as in the authors' code, and its terms."""
         assert isinstance(self.config, TACConfig)
         total, terms = self._guidance(outputs)
         consistency = disagreement(outputs["p"], outputs["q"])
@@ -176,7 +179,7 @@ class TAC(TrainedMethod):
         return total, detached(loss=total, consistency=consistency, **terms)
 
     def _guidance(self, outputs: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """What TAC and DXMC share: ℓ(Q, Pᴺ) + ℓ(P, Qᴺ) − 5 [H(P̄) + H(Q̄)]."""
+        """Return the part of the loss that TAC and DXMC share, ℓ(Q, Pᴺ) + ℓ(P, Qᴺ) − 5 [H(P̄) + H(Q̄)], and its terms."""
         cluster = cluster_contrast(outputs["q"], outputs["near_p"], self.config.temperature)
         cluster = cluster + cluster_contrast(outputs["p"], outputs["near_q"], self.config.temperature)
         entropy = mean_assignment_entropy(outputs["p"]) + mean_assignment_entropy(outputs["q"])
@@ -187,13 +190,13 @@ class TAC(TrainedMethod):
         return neighbors[rows, draw].long()
 
     def logits(self, embeddings: Tensor) -> Tensor:
-        """Of the image head."""
+        """Return the logits of the image head."""
         logits: Tensor = self.cluster_head_image(normalize(embeddings, dim=1))
         return logits
 
 
 class TrainingFreeTAC(FittedMethod):
-    """Spherical k-means on the unit concatenation [v ; t̃]; a new image is paired with the kept nouns first."""
+    """Spherical k-means on the normalized concatenation [v ; t̃]. A new image is paired with the kept nouns first."""
 
     name = "tac"
     text = "required"
@@ -209,11 +212,11 @@ class TrainingFreeTAC(FittedMethod):
 
     @classmethod
     def space(cls, config: MethodConfig) -> SemanticSpace:
-        """TAC's, with the constants of the configuration."""
+        """Return TAC's semantic space with the constants of the configuration."""
         return _space(config)
 
     def fit(self, data: TrainingData, search: NeighborSearch = nearest_neighbors) -> dict[str, float]:
-        """Fit the centers, [C, 2d] unit rows, and keep the nouns."""
+        """Fit the centers, [C, 2d] unit rows, store the kept nouns, and return the mean cosine and the number of iterations."""
         if data.counterparts is None or data.nouns is None:
             raise ConfigError("method: tac needs nouns; give a `vocabulary`")
         self.kept_nouns = data.nouns.float()
@@ -222,16 +225,16 @@ class TrainingFreeTAC(FittedMethod):
         return {"mean_cosine": result.objective, "iterations": float(result.iterations)}
 
     def explain(self, facts: Mapping[str, float]) -> str:
-        """How well the centers fit."""
+        """Say how well the centers fit."""
         return f"Mean cosine of an image and its counterpart, side by side, to its center: {facts['mean_cosine']:.3f}, after {facts['iterations']:.0f} iterations."
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """The number of kept nouns is known from the state only."""
+        """Load the state. Only the state tells the number of kept nouns, so their buffer takes its size from it."""
         self.kept_nouns = state_dict["kept_nouns"].clone()
         return super().load_state_dict(state_dict, strict, assign)
 
     def logits(self, embeddings: Tensor) -> Tensor:
-        """Cosines of image and counterpart, side by side, to the centers over the temperature."""
+        """Return the cosines of image and counterpart, side by side, to the centers, divided by the temperature."""
         paired = self.space(self.config).pair(embeddings, self.kept_nouns)
         joined = side_by_side(normalize(embeddings, dim=1), paired)
         return joined @ self.centers.T / self.config.assignment_temperature

@@ -1,1 +1,1 @@
-"""Text side: the vocabulary of nouns and each image's text counterpart."""
+"""The text side: the vocabulary of nouns and the text counterpart of each image."""

@@ -1,4 +1,4 @@
-"""The semantics stage on Ray: embed the vocabulary, keep the nouns that fit the pictures, pair each picture with them."""
+"""The semantics stage on Ray: embed the vocabulary, keep the nouns that fit the images, and pair each image with them."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ import pyarrow.compute as pc
 import ray
 import torch
 
-from raycluster import work
+from raycluster.compute import work
+from raycluster.compute.node_checks import check_here
+from raycluster.compute.resources import Resources, own_device
+from raycluster.compute.tasks import file_groups, map_tasks, one_task
 from raycluster.config import RunConfig
-from raycluster.distributed import file_groups, map_tasks, one_task
 from raycluster.encoder.clip import ClipEncoder, EncoderSpec
-from raycluster.node_checks import check_here
-from raycluster.resources import Resources, own_device
-from raycluster.rows import among, vector_column, vectors
-from raycluster.run_folder import part_name
 from raycluster.semantics import vocabulary
 from raycluster.semantics.pairing import SemanticSpace
-from raycluster.storage import Location, read_table
-from raycluster.tables import counterparts_schema
+from raycluster.storage.location import Location, read_table
+from raycluster.tables.files import part_name
+from raycluster.tables.rows import among, vector_column, vectors
+from raycluster.tables.schemas import counterparts_schema
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ NOUNS_A_TASK = 512
 
 
 def embed_vocabulary(config: RunConfig, nouns: list[str], spec: EncoderSpec, resources: Resources) -> np.ndarray:
-    """Unit noun embeddings, float32 [M, d], from the cache or from the text encoder, which fills the cache."""
+    """Return unit noun embeddings, float32 [M, d]: from the cache, or from the text encoder, and then write them to the cache."""
     key = vocabulary.vocabulary_key(nouns, config.vocabulary.prompts, spec.fingerprint)
     file = vocabulary.cache_folder(config.vocabulary, config.storage) / "nouns" / f"{key}.parquet"
     if file.exists():
@@ -59,7 +59,7 @@ def _encode(
             return vocabulary.embed_nouns(chunk, prompts, self.encoder.encode_texts)
 
     chunks = [nouns[start : start + NOUNS_A_TASK] for start in range(0, len(nouns), NOUNS_A_TASK)]
-    # Nodes die, spot instances above all; the actor is started elsewhere and does its last chunk again.
+    # Nodes can die, most often spot instances. Ray then restarts the actor on another node, which encodes its last chunk again.
     actor = ray.remote(max_restarts=-1, max_task_retries=-1, **resources.encoder_actor)(TextEncoder)
     actors = [actor.remote() for _ in range(min(resources.encoder_actors, len(chunks)))]
     with work.ending(lambda: work.kill(actors)):
@@ -71,9 +71,9 @@ def _encode(
 def keep_nouns(
     space: SemanticSpace, images: np.ndarray, nouns: np.ndarray, n_clusters: int, seed: int, resources: Resources
 ) -> np.ndarray:
-    """Indices (ascending) of the nouns that the method's semantic space keeps for these images.
+    """Return the indices (ascending) of the nouns that the method's semantic space keeps for these images.
 
-    `images` [N, d] float16 as embedded, `nouns` [M, d] float32 unit rows; the work runs in one Ray task, on a GPU if any.
+    `images` [N, d] float16 as embedded, `nouns` [M, d] float32 unit rows. The work runs in one Ray task, on a GPU if the cluster has one.
     """
 
     def select(images: np.ndarray, nouns: np.ndarray) -> np.ndarray:
@@ -91,9 +91,9 @@ def pair(
     folder: Location,
     resources: Resources,
 ) -> Iterator[int]:
-    """Write the text counterparts of the rows `wanted` (int64, ascending); yields the number of rows of each task.
+    """Write the text counterparts of the rows `wanted` (int64, ascending); yield the number of rows that each task wrote.
 
-    A task has a core, or a GPU if there are any.
+    A task reserves one core, or one GPU if the cluster has GPUs.
     """
 
     def pair_parts(files: list[Location], wanted: np.ndarray, kept: np.ndarray) -> int:

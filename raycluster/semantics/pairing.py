@@ -1,6 +1,6 @@
 """The text side of each image: which nouns of the vocabulary to keep, and the text counterpart made of them.
 
-A :class:`SemanticSpace` is how one paper does both. TAC's, the default, stands here; others stand in their paper's file.
+A :class:`SemanticSpace` does both in the way of one paper. TAC's, the default, is in this file; the others are in their methods' files.
 Source: Image Clustering with External Guidance (TAC), ICML 2024, arXiv 2310.11989, section 3.2 and the authors' code.
 """
 
@@ -16,26 +16,26 @@ from raycluster.clustering.kmeans import kmeans
 from raycluster.config import Section
 
 CHUNK_BYTES = 2**28
-"""Largest similarity matrix held at once."""
+"""Bytes of the largest similarity matrix that is held at once."""
 
 
 class SemanticSpace(Section):
-    """How nouns are kept and paired with images. Its fields are part of the semantics stage's recipe."""
+    """The way that nouns are kept and paired with images. Its fields are part of the semantics stage's recipe."""
 
     kind: str
-    """Name of the paper."""
+    """Short name of the paper."""
 
     @abstractmethod
     def select(self, images: Tensor, nouns: Tensor, n_clusters: int, seed: int) -> Tensor:
-        """Indices of the kept nouns, ascending, int64. `images` [N, d] as the encoder gives them, `nouns` [M, d] unit rows."""
+        """Return the indices of the kept nouns, ascending, int64. `images` [N, d] as the encoder gives them, `nouns` [M, d] unit rows."""
 
     @abstractmethod
     def pair(self, images: Tensor, kept: Tensor) -> Tensor:
-        """Text counterparts of the images, float32 unit rows [N, d]; `kept` [M, d] unit rows."""
+        """Return the text counterparts of the images, float32 unit rows [N, d]; `kept` [M, d] unit rows."""
 
 
 class TACSpace(SemanticSpace):
-    """TAC's and DXMC's: each semantic center keeps its most probable nouns; all of them make the counterpart."""
+    """The space of TAC and DXMC: each semantic center keeps its most probable nouns, and all kept nouns make the counterpart."""
 
     kind: str = "tac"
     images_per_center: int = 300
@@ -44,32 +44,32 @@ class TACSpace(SemanticSpace):
     temperature: float = 0.005
 
     def select(self, images: Tensor, nouns: Tensor, n_clusters: int, seed: int) -> Tensor:
-        """Images are grouped into semantic centers by spherical k-means; :func:`nouns_of_centers` does the rest."""
+        """Group the images into semantic centers by spherical k-means, and return their nouns (:func:`nouns_of_centers`)."""
         count = semantic_center_count(len(images), n_clusters, self.images_per_center, self.centers_per_cluster)
         return nouns_of_centers(kmeans(images, count, seed=seed).centers, nouns, self.nouns_per_center)
 
     def pair(self, images: Tensor, kept: Tensor) -> Tensor:
-        """See :func:`text_counterparts`."""
+        """Return the :func:`text_counterparts` of the images."""
         return text_counterparts(normalize(images.float(), dim=1), kept, self.temperature)
 
 
 def semantic_center_count(
     n_images: int, n_clusters: int, images_per_center: int = 300, centers_per_cluster: int = 3
 ) -> int:
-    """Number of semantic centers: one for 300 images where clusters are larger than that, else three a cluster (TAC)."""
+    """Return the number of semantic centers: one for 300 images where clusters are larger than that, else three a cluster (TAC)."""
     large = n_images / n_clusters > images_per_center
     return min(n_images, round(n_images / images_per_center) if large else centers_per_cluster * n_clusters)
 
 
 def nouns_of_centers(centers: Tensor, nouns: Tensor, per_center: int) -> Tensor:
-    """Reverse classification: each noun goes to its most probable center, each center keeps its most probable nouns.
+    """Return the nouns that the centers keep: each noun goes to its most probable center, which keeps its most probable nouns.
 
-    `centers` [K, d], `nouns` [M, d]: float32 unit rows; p(center | noun) is a softmax over the centers without temperature. In
-    half precision 2.5 to 5 % of the kept nouns would change. Returns their union, ascending, int64.
+    `centers` [K, d], `nouns` [M, d]: float32 unit rows; p(center | noun) is a softmax over the centers without temperature. Returns
+    the indices of all kept nouns, ascending, int64. In half precision 2.5 to 5 % of the kept nouns would change.
     """
     parts = [(chunk @ centers.T).softmax(dim=1).max(dim=1) for chunk in chunks(nouns, len(centers))]
     probability, center = torch.cat([p.values for p in parts]), torch.cat([p.indices for p in parts])
-    # Sorted by center, within it by falling probability: the rank in the group is the distance to the group's start.
+    # Sort by center, and within a center by falling probability. The rank of a noun is then its distance to the start of its group.
     order = torch.argsort(probability, descending=True, stable=True)
     order = order[torch.argsort(center[order], stable=True)]
     counts = torch.bincount(center, minlength=len(centers))
@@ -79,14 +79,14 @@ def nouns_of_centers(centers: Tensor, nouns: Tensor, per_center: int) -> Tensor:
 
 
 def text_counterparts(images: Tensor, kept: Tensor, temperature: float) -> Tensor:
-    """Text counterpart of each image: the softmax-weighted mean of all kept nouns, normalized.
+    """Return the text counterpart of each image: the softmax-weighted mean of all kept nouns, normalized.
 
-    `images` [N, d], `kept` [M, d]: float32 unit rows; weights softmax(v·t / temperature). Returns [N, d] float32 unit rows.
+    `images` [N, d], `kept` [M, d]: float32 unit rows; the weights are softmax(v·t / temperature). Returns [N, d] float32 unit rows.
     """
     parts = [(chunk @ kept.T / temperature).softmax(dim=1) @ kept for chunk in chunks(images, len(kept))]
     return normalize(torch.cat(parts), dim=1)
 
 
 def chunks(rows: Tensor, width: int) -> tuple[Tensor, ...]:
-    """`rows` in pieces whose scores against `width` columns fit into CHUNK_BYTES."""
+    """Split `rows` so that the scores of each piece against `width` columns fit into CHUNK_BYTES."""
     return torch.split(rows, max(1, CHUNK_BYTES // (4 * width)))

@@ -14,14 +14,14 @@ import pyarrow.parquet as pq
 
 from raycluster.config import StorageConfig, VocabularyConfig, fingerprint
 from raycluster.errors import ArtifactError, ConfigError
-from raycluster.rows import unit, vector_column, vectors
 from raycluster.semantics.wordnet import load_wordnet
-from raycluster.storage import Location, locate, read_table, user_cache
-from raycluster.tables import nouns_schema
+from raycluster.storage.location import Location, locate, read_table, user_cache
+from raycluster.tables.rows import unit, vector_column, vectors
+from raycluster.tables.schemas import nouns_schema
 
 
 def load_nouns(config: VocabularyConfig, storage: StorageConfig) -> list[str]:
-    """The unique nouns of `vocabulary:`, in the order of their source; underscores become spaces.
+    """Return the unique nouns of `vocabulary:`, in the order of their source; underscores become spaces.
 
     Raises :class:`ConfigError` for a source that is absent, unreadable or empty.
     """
@@ -52,7 +52,9 @@ def _read_file(source: str, storage: StorageConfig) -> list[str]:
             lines = content.decode("utf-8-sig").splitlines()
             return [line for line in lines if not line.lstrip().startswith("#")]
         data = pa.BufferReader(content)
-        as_text = pa.csv.ConvertOptions(column_types={"noun": pa.string()})  # else "NA" is null and "007" is 7
+        as_text = pa.csv.ConvertOptions(
+            column_types={"noun": pa.string()}
+        )  # otherwise Arrow reads "NA" as null and "007" as 7
         table = pa.csv.read_csv(data, convert_options=as_text) if suffix == ".csv" else pq.read_table(data)
         if "noun" in table.column_names:
             return [noun for noun in table.column("noun").cast(pa.string()).to_pylist() if noun]
@@ -62,9 +64,9 @@ def _read_file(source: str, storage: StorageConfig) -> list[str]:
 
 
 def load_noun_embeddings(uri: str, storage: StorageConfig) -> tuple[list[str], np.ndarray]:
-    """Ready-made noun embeddings, Parquet with `noun` and `embedding`: nouns and float32 unit rows [M, d].
+    """Read ready-made noun embeddings, Parquet with `noun` and `embedding`; return nouns and float32 unit rows [M, d].
 
-    Of a repeated noun the first row counts. Raises :class:`ConfigError`.
+    If a noun is repeated, its first row counts. Raises :class:`ConfigError` for a file that is absent, unreadable or unusable.
     """
     where, file = f"vocabulary.embeddings: {uri}", locate(uri, storage)
     if not file.is_file():
@@ -97,12 +99,12 @@ def load_noun_embeddings(uri: str, storage: StorageConfig) -> tuple[list[str], n
 
 
 def vocabulary_key(nouns: list[str], prompts: tuple[str, ...], encoder_fingerprint: str) -> str:
-    """Name of the embeddings of these nouns in the cache."""
+    """Return the name that the embeddings of these nouns have in the cache."""
     return fingerprint(nouns, list(prompts), encoder_fingerprint)
 
 
 def cache_folder(config: VocabularyConfig, storage: StorageConfig) -> Location:
-    """Where noun embeddings are shared: `vocabulary.cache`, else `$RAYCLUSTER_CACHE`, else the user's cache folder."""
+    """Return the folder of shared noun embeddings: `vocabulary.cache`, else `$RAYCLUSTER_CACHE`, else the user's cache folder."""
     chosen = config.cache or os.environ.get("RAYCLUSTER_CACHE")
     return locate(chosen or str(user_cache()), storage)
 
@@ -110,9 +112,9 @@ def cache_folder(config: VocabularyConfig, storage: StorageConfig) -> Location:
 def embed_nouns(
     nouns: list[str], prompts: tuple[str, ...], encode_texts: Callable[[list[str]], np.ndarray], batch: int = 256
 ) -> np.ndarray:
-    """Unit embeddings of nouns, float32 [M, d]: each prompt's embedding normalized, their mean normalized (open_clip's order).
+    """Return unit embeddings of nouns, float32 [M, d]: the normalized mean of the prompts' normalized embeddings, as in open_clip.
 
-    `encode_texts` takes texts and returns float32 [n, d]; it gets at most `batch` at a time (at least one noun's prompts).
+    `encode_texts` takes texts and returns float32 [n, d]. It gets at most `batch` texts at a time, but always all prompts of a noun.
     """
     step = max(1, batch // len(prompts))
     return np.concatenate(list(_pooled(nouns, prompts, encode_texts, step)))
@@ -134,13 +136,13 @@ def _pooled(
 
 
 def read_nouns(file: Location) -> tuple[list[str], np.ndarray]:
-    """What :func:`write_nouns` wrote; raises :class:`ArtifactError` for a damaged file."""
+    """Return the nouns and embeddings that :func:`write_nouns` wrote; raise :class:`ArtifactError` for a damaged file."""
     try:
         table = read_table([file])
         embeddings = vectors(table)
     except (pa.ArrowInvalid, OSError, KeyError, AttributeError) as error:
         raise ArtifactError(f"{file.uri}: the noun embeddings cannot be read ({error}); delete the file") from None
-    # Parquet notices few flipped bits; a row that is not of unit length is one.
+    # Parquet detects few flipped bits. A row that does not have unit length shows such damage.
     norms = np.linalg.norm(embeddings.astype(np.float64), axis=1)
     if table.schema.remove_metadata() != nouns_schema(embeddings.shape[1]) or not (abs(norms - 1) < 1e-3).all():
         raise ArtifactError(f"{file.uri}: the noun embeddings are damaged; delete the file")

@@ -1,4 +1,4 @@
-"""Nouns from WordNet: its database files, or a lexicon that the `wn` package holds."""
+"""Read nouns from WordNet: from its database files, or from a lexicon that the `wn` package holds."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ SYSTEM_FOLDERS = (
 
 
 def load_wordnet(path: str | None) -> list[str]:
-    """Every lemma of every noun synset (TAC's list), with repeats, in the order of the database.
+    """Return every lemma of every noun synset (TAC's list), with repeats, in the order of the database.
 
     `path`: a folder with `index.noun` and `data.noun`, or the name of a `wn` lexicon (`oewn:2024`). None: `$WNHOME` or a usual
-    system folder, else the English lexicon that `wn` holds. Raises :class:`ConfigError` with the commands that mend it.
+    system folder, else the English lexicon that `wn` holds. Raises :class:`ConfigError` with the commands that install a WordNet.
     """
     if path is not None and not Path(path).expanduser().is_dir():
         return _from_wn(path)
@@ -58,7 +58,10 @@ def _usual_folders() -> Iterator[Path]:
 
 
 def _lemmas(file: Path) -> Iterator[str]:
-    """Lines of `data.noun` (manual page wndb): offset, file number, `n`, hexadecimal word count, then word and id in turn."""
+    """Yield the words of `data.noun`.
+
+    A line has (manual page wndb): offset, file number, `n`, hexadecimal word count, then word and id in turn.
+    """
     with file.open(encoding="utf-8") as lines:
         for line in lines:
             if line.startswith("  "):  # the licence

@@ -1,1 +1,1 @@
-"""The endpoint: pictures in, clusters out, over HTTP, on Ray Serve."""
+"""The endpoint: an HTTP API on Ray Serve that assigns pictures to clusters."""

@@ -1,4 +1,4 @@
-"""Who may ask, and which places a request may name. Pure functions, but for the file system they ask about links."""
+"""Access control: who may send requests, and which places a request may name."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from pathlib import Path
 
 from raycluster.config import StorageConfig
 from raycluster.errors import ConfigError
-from raycluster.images.containers import Part, container_of, part_of
-from raycluster.storage import Location, locate
+from raycluster.images.addresses import Entry, container_of, entry_of
+from raycluster.storage.location import Location, locate
 
 TOKENS_VARIABLE = "RAYCLUSTER_TOKENS"
 SHORTEST_TOKEN = 16
 
 
 class Tokens:
-    """Bearer tokens, of which only hashes are kept. Without any, everyone may ask."""
+    """Bearer tokens, kept only as hashes. Without any token, everyone may send requests."""
 
     def __init__(self, tokens: Iterable[str]) -> None:
         self._hashes = tuple(hashlib.sha256(token.encode()).digest() for token in tokens)
@@ -29,20 +29,24 @@ class Tokens:
         return bool(self._hashes)
 
     def admit(self, authorization: bytes | None) -> bool:
-        """Whether the value of an `Authorization` header holds one of the tokens; the time taken does not tell which, or how nearly."""
+        """Return whether the value of an `Authorization` header holds one of the tokens.
+
+        The time this takes does not tell which token it was, or how close a wrong token came.
+        """
         if not self._hashes:
             return True
         scheme, _, token = (authorization or b"").partition(b" ")
         given = hashlib.sha256(token.strip()).digest()
-        # Every hash is compared, whatever came of the one before.
+        # Every hash is compared, even after a match: the time must not tell which token matched.
         known = [hmac.compare_digest(given, each) for each in self._hashes]
         return scheme.lower() == b"bearer" and any(known)
 
 
 def read_tokens(file: str | None) -> Tokens:
-    """The tokens of the file (one a line, `#` begins a comment) or, without one, of `$RAYCLUSTER_TOKENS`.
+    """Return the tokens of the file (one a line, `#` begins a comment) or, without a file, of `$RAYCLUSTER_TOKENS`.
 
-    Raises :class:`ConfigError` for a file that cannot be read or holds none: better no endpoint than an open one.
+    Raises :class:`ConfigError` if the file cannot be read or holds no token, because an endpoint that does not start is
+    better than one that is open to everyone. A token that is too short raises it too.
     """
     if file is None:
         tokens, where = os.environ.get(TOKENS_VARIABLE, "").split(), f"${TOKENS_VARIABLE}"
@@ -63,7 +67,7 @@ def read_tokens(file: str | None) -> Tokens:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a host, named or by its address, is this machine and nothing else."""
+    """Return whether a host name or address means this machine only."""
     try:
         return host == "localhost" or ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:
@@ -71,34 +75,37 @@ def is_loopback(host: str) -> bool:
 
 
 def only_loopback(hosts: Collection[str]) -> bool:
-    """Whether an endpoint that answers under these names alone, `raycluster serve` on loopback, is for this machine only."""
+    """Return whether `hosts`, the names under which an endpoint answers, all mean this machine only.
+
+    `raycluster serve` on loopback sets such names. No names at all mean that the endpoint answers under any, so this returns False.
+    """
     return bool(hosts) and all(map(is_loopback, hosts))
 
 
 def allowed_locations(prefixes: Iterable[str], storage: StorageConfig) -> tuple[Location, ...]:
-    """The places of `allowed_prefixes`; raises :class:`ConfigError` for one that is no place at all."""
+    """Return the places of `allowed_prefixes`. Raises :class:`ConfigError` for a prefix that is not a place."""
     return tuple(locate(prefix, storage) for prefix in prefixes)
 
 
-def permitted(uri: str, allowed: Iterable[Location], storage: StorageConfig) -> Location | Part | None:
-    """What a request's `uri` names, if its file lies below one of the allowed places; None if it does not.
+def permitted(uri: str, allowed: Iterable[Location], storage: StorageConfig) -> Location | Entry | None:
+    """Return what a request's `uri` names if its file lies below one of the allowed places, else None.
 
-    The file is the container, where `uri` points into a tar or a table. Nothing but `s3://bucket/key` and absolute local
-    paths is looked at, so no request makes the server open a connection to a host of its choosing. `.`, `..` and empty
-    parts are refused, and links that lead out of the prefix: what is returned names the file with all links resolved, and
-    :func:`raycluster.images.fetch.fetch` opens exactly that file. (Who may write below an allowed prefix could still swap
-    a folder for a link between the check and the read.)
+    If `uri` points into a tar or a table, the file is that container. Only `s3://bucket/key` and absolute local paths can
+    be allowed, so no request can make the server connect to a host that the request chooses. Paths with `.`, `..` or empty
+    parts are refused, and so are links that lead out of the prefix. The returned place names the file with all links
+    resolved, and :func:`raycluster.images.fetch.fetch` opens exactly that file. (Somebody who may write below an allowed
+    prefix could still replace a folder by a link between the check and the read.)
 
     Raises :class:`ValueError` if the file is allowed but the address inside it is malformed.
     """
     file = _permitted_file(container_of(uri), allowed, storage)
-    part = part_of(uri) if file is not None else None
-    return file if file is None or part is None else replace(part, file=file.uri)
+    entry = entry_of(uri) if file is not None else None
+    return file if file is None or entry is None else replace(entry, file=file.uri)
 
 
 def _permitted_file(uri: str, allowed: Iterable[Location], storage: StorageConfig) -> Location | None:
     scheme, path = _split(uri)
-    if path is None or any(part in ("", ".", "..") for part in path.lstrip("/").split("/")):
+    if path is None or any(entry in ("", ".", "..") for entry in path.lstrip("/").split("/")):
         return None
     for prefix in allowed:
         if prefix.scheme != scheme:
@@ -114,7 +121,7 @@ def _permitted_file(uri: str, allowed: Iterable[Location], storage: StorageConfi
 
 
 def _split(uri: str) -> tuple[str, str | None]:
-    """Scheme and path; no path for an address of any other kind, and for characters that no file name should hold."""
+    """Return scheme and path. The path is None for any other kind of address, and for an address with control characters."""
     if any(ord(character) < 32 or ord(character) == 127 for character in uri):
         return "", None
     if uri.startswith("s3://"):

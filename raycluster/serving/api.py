@@ -1,4 +1,4 @@
-"""The HTTP API: routes, and what each may answer. FastAPI without Ray; :mod:`raycluster.serving.app` puts it on Serve."""
+"""The HTTP API: its routes and their replies. It uses FastAPI without Ray; :mod:`raycluster.serving.app` puts it on Serve."""
 
 from __future__ import annotations
 
@@ -12,21 +12,23 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
 from starlette.exceptions import HTTPException
 
-from raycluster.serving import intake, openapi, page, wire
-from raycluster.serving.guard import VERSION_HEADER, Guard
-from raycluster.serving.intake import Refused
-from raycluster.serving.live import describe_encoder
+from raycluster.serving import openapi, web_page
+from raycluster.serving import requests as intake
+from raycluster.serving import schemas as wire
+from raycluster.serving.live_model import describe_encoder
+from raycluster.serving.middleware import VERSION_HEADER, Guard
+from raycluster.serving.requests import Refused
 from raycluster.serving.service import Service
 
 PAGE_LIMIT = 1000
-"""Most clusters of one page of `/v1/clusters`."""
+"""Maximum number of clusters on one page of `/v1/clusters`."""
 
 Observer = Callable[[str, int, float, list[str]], None]
-"""Told of each answered request: route, status, seconds, and of each item the error's code or `ok`."""
+"""Called for each answered request with route, status, seconds, and for each item `ok` or the error's code."""
 
 
 def create_app(service: Service, metrics: Callable[[], Awaitable[str]], observe: Observer) -> FastAPI:
-    """The whole API. `metrics`: gives the Prometheus text of `/metrics`."""
+    """Return the app with the whole API. `metrics` returns the Prometheus text for `/metrics`."""
     app = FastAPI(
         title="raycluster",
         version="1",
@@ -55,7 +57,7 @@ def _add_assign(app: FastAPI, service: Service, observe: Observer) -> None:
     async def answer(
         request: Request, response: Response, work: Callable[[bytes], Awaitable[tuple[str, list[wire.Assignment]]]]
     ) -> wire.AssignReply:
-        """Read the body, do the work on it, count what came of it."""
+        """Read the body, run `work` on it, and report the result to `observe`."""
         route, started, status, codes = request.url.path, time.monotonic(), 500, list[str]()
         try:
             with service.gate.admit_bytes() as holding:
@@ -75,7 +77,7 @@ def _add_assign(app: FastAPI, service: Service, observe: Observer) -> None:
 
     @app.post("/v1/assign", response_model=wire.AssignReply, operation_id="assign")
     async def assign(request: Request, response: Response) -> wire.AssignReply:
-        """Assign pictures to clusters: a form with `files`, or JSON. A picture that cannot be used gets its own error."""
+        """Assign pictures to clusters. Send a form with `files`, or JSON. A picture that cannot be used gets its own error."""
         kind = intake.media_type(request, "multipart/form-data", "application/json")
 
         async def work(body: bytes) -> tuple[str, list[wire.Assignment]]:
@@ -90,7 +92,7 @@ def _add_assign(app: FastAPI, service: Service, observe: Observer) -> None:
 
     @app.post("/v1/assign/embeddings", response_model=wire.AssignReply, operation_id="assign_embeddings")
     async def assign_embeddings(request: Request, response: Response) -> wire.AssignReply:
-        """Assign ready-made embeddings, as the model's encoder gives them."""
+        """Assign ready-made embeddings to clusters. They must come from the model's encoder."""
         intake.media_type(request, "application/json")
 
         async def work(body: bytes) -> tuple[str, list[wire.Assignment]]:
@@ -108,7 +110,7 @@ def _add_clusters(app: FastAPI, service: Service) -> None:
         offset: Annotated[int, Query(ge=0, le=2**31)] = 0,
         limit: Annotated[int, Query(ge=1, le=PAGE_LIMIT)] = 100,
     ) -> wire.ClustersReply:
-        """The clusters, a page at a time."""
+        """Return one page of the clusters."""
         version, rows, total = await service.clusters(offset, offset + limit)
         response.headers[VERSION_HEADER] = version
         summaries = [wire.ClusterSummary.model_validate(row) for row in rows]
@@ -118,7 +120,7 @@ def _add_clusters(app: FastAPI, service: Service) -> None:
 
     @app.get("/v1/clusters/{cluster}", response_model=wire.ClusterReply, operation_id="cluster")
     async def cluster(response: Response, cluster: Annotated[int, Path(ge=0, le=2**31)]) -> wire.ClusterReply:
-        """One cluster with its most typical images."""
+        """Return one cluster with its most typical images."""
         version, rows, total = await service.clusters(cluster, cluster + 1)
         if not rows:
             raise Refused(404, "no_such_cluster", f"there is no cluster {cluster}; there are {total}, from 0")
@@ -130,43 +132,43 @@ def _add_clusters(app: FastAPI, service: Service) -> None:
 def _add_state(app: FastAPI, service: Service, metrics: Callable[[], Awaitable[str]]) -> None:
     @app.get("/v1/model", response_model=wire.ModelReply, operation_id="model")
     async def model(response: Response) -> wire.ModelReply:
-        """The model that answers, and the newest one that was refused."""
-        card = await service.card(fresh=True)
-        response.headers[VERSION_HEADER] = card.version
+        """Return the model in use, and the newest model that was refused."""
+        info = await service.model_info(fresh=True)
+        response.headers[VERSION_HEADER] = info.version
         limits = {key: value for key, value in service.limits.model_dump().items() if not key.startswith("max_waiting")}
         return wire.ModelReply(
-            model=wire.ModelVersion(version=card.version),
-            folder=card.folder,
-            method=card.method,
-            n_clusters=card.n_clusters,
-            dim=card.dim,
-            takes_pictures=card.spec is not None,
-            encoder=describe_encoder(card),
-            device=card.device,
-            loaded=card.loaded,
-            refused=None if card.refused is None else wire.Refusal.model_validate(card.refused),
+            model=wire.ModelVersion(version=info.version),
+            folder=info.folder,
+            method=info.method,
+            n_clusters=info.n_clusters,
+            dim=info.dim,
+            takes_pictures=info.spec is not None,
+            encoder=describe_encoder(info),
+            device=info.device,
+            loaded=info.loaded,
+            refused=None if info.refused is None else wire.Refusal.model_validate(info.refused),
             limits=limits,
         )
 
     @app.get("/healthz", response_model=wire.HealthReply, operation_id="healthz")
     async def healthz() -> wire.HealthReply:
-        """Whether the process answers."""
+        """Tell whether the process answers."""
         return wire.HealthReply(status="ok", model=wire.ModelVersion(version=service.version))
 
     @app.get("/readyz", response_model=wire.HealthReply, operation_id="readyz")
     async def readyz() -> wire.HealthReply:
-        """Whether a model is loaded and answers; 503 if not."""
-        card = await service.card(fresh=True)
-        return wire.HealthReply(status="ok", model=wire.ModelVersion(version=card.version))
+        """Tell whether a model is loaded and answers; 503 if not."""
+        info = await service.model_info(fresh=True)
+        return wire.HealthReply(status="ok", model=wire.ModelVersion(version=info.version))
 
     @app.get("/metrics", response_class=PlainTextResponse, operation_id="metrics")
     async def prometheus() -> PlainTextResponse:
-        """Metrics of all replicas in Prometheus' text format, a few seconds old."""
+        """Return the metrics of all replicas in Prometheus' text format, a few seconds old."""
         return PlainTextResponse(await metrics(), media_type="text/plain; version=0.0.4")
 
     @app.get("/", response_class=HTMLResponse, include_in_schema=False)
     async def show_page() -> HTMLResponse:
-        return HTMLResponse(page.HTML, headers={"content-security-policy": page.POLICY})
+        return HTMLResponse(web_page.HTML, headers={"content-security-policy": web_page.POLICY})
 
 
 def _add_errors(app: FastAPI, service: Service) -> None:
@@ -181,7 +183,7 @@ def _add_errors(app: FastAPI, service: Service) -> None:
 
     @app.exception_handler(Exception)
     async def broken(_: Request, error: Exception) -> Response:
-        # Serve logs the traceback; what went wrong in here is nobody's business out there.
+        # Serve logs the traceback. The client learns only the type of the error, because details are not meant for outsiders.
         return _refusal(service, Refused(500, "internal", f"{type(error).__name__}: see the server's log"))
 
     @app.exception_handler(HTTPException)

@@ -1,9 +1,9 @@
-"""The endpoint on Ray Serve: an ingress that reads, decodes and answers, and a deployment that holds the model.
+"""The endpoint on Ray Serve: an ingress that reads requests, decodes pictures and answers, and a deployment that holds the model.
 
-`build` is the application builder, for `serve deploy`, RayService and `raycluster serve` alike.
+`build` is the application builder for `serve deploy`, RayService and `raycluster serve`.
 """
 
-# Not `from __future__ import annotations`: Serve looks at the builder's annotation itself, and would pass a plain dict.
+# This module cannot use `from __future__ import annotations`: Serve reads the builder's annotation, and for a string passes a plain dict.
 
 import asyncio
 import logging
@@ -27,9 +27,9 @@ from raycluster.errors import RayclusterError
 from raycluster.serving.access import TOKENS_VARIABLE, allowed_locations, only_loopback, read_tokens
 from raycluster.serving.api import create_app
 from raycluster.serving.batching import Batcher
-from raycluster.serving.intake import RETRY_AFTER_S, overloaded
-from raycluster.serving.live import Answer, Card, Job, LiveModel, Loaded, Stale
+from raycluster.serving.live_model import Answer, Job, LiveModel, Loaded, ModelInfo, Stale
 from raycluster.serving.metrics import ModelMetrics, RequestMetrics, gather
+from raycluster.serving.requests import RETRY_AFTER_S, overloaded
 from raycluster.serving.service import Service
 from raycluster.serving.settings import ModelReplicas, Replicas, ServeSettings
 
@@ -38,23 +38,23 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 TRIES = 4
-"""Times that a request is given to a model replica, when replicas die under it."""
+"""Times that a call is sent to the model, if the replica that computes it dies."""
 MODEL_ONGOING = 256
-"""Requests that a model replica holds; what waits there makes the next batch."""
+"""Calls that a model replica holds at once. Those that wait there form the next batch."""
 MODEL_QUEUED = 2048
 INGRESS_ONGOING = 8192
-"""Connections of an ingress replica. Slow ones are cheap; what costs memory or time is counted by its gate."""
+"""Requests that an ingress replica holds at once. A slow one is cheap; the gate of the replica counts what costs memory or time."""
 
 
 class ModelChoice(Section):
-    """`user_config` of the deployment `Model`: changed in place, it swaps the model without a restart."""
+    """The `user_config` of the deployment `Model`. If it changes, the model is swapped without a restart."""
 
     run: str
-    """As in :class:`ServeSettings`."""
+    """The same as `run` in :class:`ServeSettings`."""
 
 
 class ModelReplica:
-    """Holds the model and batches what waits for it."""
+    """Deployment that holds the model and batches the requests that wait for it."""
 
     def __init__(self, settings: ServeSettings) -> None:
         import torch
@@ -69,17 +69,20 @@ class ModelReplica:
         self._changing = asyncio.Lock()
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
-        """Load the model of a new replica, or offer a running one another: refused, it changes nothing and raises nothing."""
+        """Load the model of a new replica, or offer a running replica another model.
+
+        If the other model is refused, the replica keeps its model and nothing is raised.
+        """
         async with self._changing:
             if self._live is None:
                 self._live = await asyncio.to_thread(self._start, validate(user_config, ModelChoice, "user_config").run)
             else:
                 await asyncio.to_thread(self._offer, user_config)
-            # Begun anew, as another model has other pauses. It holds no lock here, so it is asleep.
+            # The watcher starts again, because another model has other pauses. It does not hold the lock now, so nothing is interrupted.
             if self._watcher is not None:
                 self._watcher.cancel()
             self._watcher = asyncio.create_task(self._watch(self._live))
-        self._metrics.use(self._live.card.version)
+        self._metrics.use(self._live.info.version)
 
     def _start(self, run: str) -> LiveModel:
         settings = self._settings
@@ -92,7 +95,8 @@ class ModelReplica:
         except RayclusterError:
             if run == settings.run:
                 raise
-            # A replica that starts after a swap was refused, say because another died: it does as the others do.
+            # This replica starts after a swap was refused, for instance because another replica died. Like the others, it loads the
+            # model of the settings and is then offered the new one.
             live = load(settings.run)
             self._metrics.refuse()
             live.offer(run)
@@ -105,14 +109,14 @@ class ModelReplica:
             self._metrics.refuse()
 
     async def _watch(self, live: LiveModel) -> None:
-        """Take over what the run folder has new, if that is wanted, and what could not be loaded for the moment."""
+        """Take over new models of the run folder, if `watch_seconds` is set, and retry a model that could not be loaded for the moment."""
         while (pause := live.next_look(self._settings.watch_seconds)) is not None:
             await asyncio.sleep(pause)
             async with self._changing:
-                refused = live.card.refused
+                refused = live.info.refused
                 if await asyncio.to_thread(live.look):
-                    self._metrics.use(live.card.version)
-                elif live.card.refused != refused:
+                    self._metrics.use(live.info.version)
+                elif live.info.refused != refused:
                     self._metrics.refuse()
 
     async def _in_thread(self, jobs: Sequence[Job]) -> Sequence[Answer | Stale]:
@@ -126,45 +130,48 @@ class ModelReplica:
         return answers
 
     async def assign(self, rows: np.ndarray, pixels: str | None, top_k: int) -> Answer | Stale:
-        """Assign the pictures (uint8 [n, height, width, 3], preprocessed as `pixels`) or embeddings ([n, d], None) of a request."""
+        """Assign pictures (uint8 [n, height, width, 3], preprocessed as `pixels`) or embeddings [n, d] (`pixels` None) of a request."""
         return await self._batcher.submit(Job(rows, pixels, top_k))
 
-    async def card(self) -> Card:
-        """Of the model in use."""
+    async def model_info(self) -> ModelInfo:
+        """Return the info of the model in use."""
         assert self._live is not None
-        return self._live.card
+        return self._live.info
 
     async def clusters(self, start: int, stop: int) -> tuple[str, list[dict[str, Any]], int]:
-        """Version, some clusters as plain data, and how many there are."""
+        """Return the model's version, the clusters from `start` to `stop` as plain data, and the number of all clusters."""
         assert self._live is not None
         rows = self._live.gallery.clusters
-        return self._live.card.version, rows[start:stop], len(rows)
+        return self._live.info.version, rows[start:stop], len(rows)
 
     async def check_health(self) -> None:
-        """Serve replaces a replica for which this raises."""
+        """Raise if no model is loaded; Serve then replaces this replica."""
         if self._live is None:
             raise RuntimeError("no model is loaded: the deployment `Model` needs user_config {run: …}")
 
 
 class HandleClient:
-    """The model behind a deployment handle. A call costs milliseconds, so what waits goes together; if a replica dies under it, to another."""
+    """Client of the model behind a deployment handle.
+
+    A call costs milliseconds, so requests that wait are sent together. If a replica dies during a call, the call is sent again.
+    """
 
     def __init__(self, handle: DeploymentHandle, model: ModelReplicas) -> None:
         self._handle = handle
-        # Two a replica: one that is computed, one that is on its way.
+        # Two calls for each replica: one is computed while the next is on its way.
         calls = 2 * max(model.min_replicas, model.max_replicas)
         self._batcher: Batcher[Job, Answer | Stale] = Batcher(self._send, model.max_batch, calls)
 
-    async def card(self) -> Card:
-        """Of the model in use."""
-        return await self._ask(self._handle.card.remote)
+    async def model_info(self) -> ModelInfo:
+        """Return the info of the model in use."""
+        return await self._ask(self._handle.model_info.remote)
 
     async def assign(self, rows: np.ndarray, pixels: str | None, top_k: int) -> Answer | Stale:
-        """Assign pictures or embeddings."""
+        """Assign the pictures or embeddings of a request."""
         return await self._batcher.submit(Job(rows, pixels, top_k))
 
     async def _send(self, jobs: Sequence[Job]) -> Sequence[Answer | Stale]:
-        """One call, or of pictures and embeddings, or while encoders change, one of each kind."""
+        """Send one call for each kind of job: pictures and embeddings are two kinds, and so are pictures for two encoders during a swap."""
         kinds: dict[str | None, list[int]] = {}
         for place, job in enumerate(jobs):
             kinds.setdefault(job.pixels, []).append(place)
@@ -181,7 +188,7 @@ class HandleClient:
         return [answer.part(end - len(job), end, job.top_k) for job, end in zip(jobs, ends, strict=True)]
 
     async def clusters(self, start: int, stop: int) -> tuple[str, list[dict[str, Any]], int]:
-        """Some clusters."""
+        """Return the model's version, the clusters from `start` to `stop`, and the number of all clusters."""
         return await self._ask(lambda: self._handle.clusters.remote(start, stop))
 
     async def _ask(self, call: Callable[[], Awaitable[T]]) -> T:
@@ -200,7 +207,7 @@ class HandleClient:
 
 
 class Ingress:
-    """Reads and decodes requests, asks the model, answers."""
+    """Deployment that reads requests, decodes their pictures, asks the model and answers."""
 
     def __init__(self, model: DeploymentHandle, settings: ServeSettings) -> None:
         threads = math.ceil(settings.ingress.num_cpus)
@@ -223,9 +230,10 @@ def _metrics_agents() -> list[str]:
 
 
 def build(settings: ServeSettings) -> serve.Application:
-    """The application. Everything that can be wrong is found here: a builder that raises leaves what runs as it is.
+    """Return the Serve application. Everything is checked here, because a builder that raises leaves the running application as it is.
 
-    Raises :class:`RayclusterError` for a model that is missing, damaged or does not compute, for tokens and prefixes.
+    Raises :class:`RayclusterError` if the model is missing, damaged or does not compute, or if the tokens or the prefixes
+    cannot be used.
     """
     settings = settings if isinstance(settings, ServeSettings) else validate(settings, ServeSettings, "args")
     if not read_tokens(settings.tokens_file) and not only_loopback(settings.allowed_hosts):
@@ -236,7 +244,7 @@ def build(settings: ServeSettings) -> serve.Application:
         )
     allowed_locations(settings.allowed_prefixes, settings.storage)
     Loaded.load(settings.run, settings.storage, "cpu", max_batch=1)
-    # Old replicas are stopped when new ones answer, not before.
+    # Serve stops old replicas only when the new ones answer.
     common: dict[str, Any] = {
         "max_surge_percent": 100,
         "graceful_shutdown_timeout_s": 30,
@@ -273,7 +281,7 @@ def _model_resources(settings: ServeSettings) -> dict[str, float]:
 
 
 def _replicas(section: Replicas, target: float) -> dict[str, Any]:
-    """A fixed number, or autoscaling towards `target` requests a replica."""
+    """Return Serve's options for a fixed number of replicas, or for autoscaling towards `target` requests a replica."""
     if section.max_replicas <= section.min_replicas:
         return {"num_replicas": section.min_replicas}
     return {

@@ -1,10 +1,10 @@
-"""Batches of what waits: whenever there is room for another batch, it takes as many waiting requests as fit, in the order they came.
+"""Batching of waiting requests: whenever another batch may begin, it takes as many waiting requests as fit, in the order they came.
 
-The ingress makes one call of what waits for the model, and the model one forward pass of what waits for it.
+The ingress sends the requests that wait for the model in one call. The model computes the requests that wait for it in one forward pass.
 
-Serve's own `@serve.batch` closes a batch before the model is free: with a short wait, requests that arrive while a batch is
-computed become many small batches of their own; with a long one, a lone request waits for company that never comes. And with
-`batch_size_fn` a large request can be passed over by small ones for ever.
+Serve's own `@serve.batch` closes a batch before the model is free. With a short wait, requests that arrive while a batch is
+computed become many small batches. With a long wait, a single request waits for others that never come. And with
+`batch_size_fn`, small requests can overtake a large one for ever.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Generic, Protocol, TypeVar
 
 
 class Sized(Protocol):
-    """A request of so many rows."""
+    """A request; its length is its number of rows."""
 
     def __len__(self) -> int: ...
 
@@ -26,18 +26,22 @@ R = TypeVar("R")
 
 
 class Batcher(Generic[S, R]):
-    """Runs `compute` on batches of requests. Belongs to one event loop."""
+    """Runs `compute` on batches of requests. A batcher belongs to one event loop."""
 
     def __init__(
         self, compute: Callable[[Sequence[S]], Awaitable[Sequence[R]]], max_rows: int, parallel: int = 1
     ) -> None:
-        """`compute`: requests → their results in order; `max_rows`: most rows of a batch; a larger request is a batch by itself; `parallel`: batches at a time."""
+        """Create a batcher that waits for requests.
+
+        `compute`: takes requests and returns their results in order; `max_rows`: most rows of a batch (a larger request is a
+        batch by itself); `parallel`: batches that are computed at a time.
+        """
         self._compute, self._max_rows, self._parallel = compute, max_rows, parallel
         self._waiting: deque[tuple[S, asyncio.Future[R]]] = deque()
         self._workers: set[asyncio.Task[None]] = set()
 
     async def submit(self, request: S) -> R:
-        """The result of one request. One that is cancelled before its batch begins is not computed."""
+        """Return the result of one request. A request that is cancelled before its batch begins is not computed."""
         future: asyncio.Future[R] = asyncio.get_running_loop().create_future()
         self._waiting.append((request, future))
         if len(self._workers) < self._parallel:
@@ -47,11 +51,11 @@ class Batcher(Generic[S, R]):
         return await future
 
     async def _work(self) -> None:
-        """Until nothing waits."""
+        """Compute batches until no request waits."""
         while batch := self._next_batch():
             try:
                 results = await self._compute([request for request, _ in batch])
-            except Exception as error:  # noqa: BLE001 - belongs to the requests; the next batch may do better
+            except Exception as error:  # noqa: BLE001 - the requests of this batch get the error; the next batch may succeed
                 for _, future in batch:
                     if not future.done():
                         future.set_exception(error)

@@ -1,6 +1,6 @@
-"""A small client: batches pictures into requests, sends several at a time, tries again where that can help.
+"""A small client: it batches pictures into requests, sends several requests at a time, and tries again where that can help.
 
-Needs neither torch nor Ray, only `requests`.
+It needs neither torch nor Ray, only `requests`.
 """
 
 from __future__ import annotations
@@ -19,19 +19,20 @@ from typing import Any, TypeVar
 import requests
 
 from raycluster.errors import RayclusterError
-from raycluster.images.walk import PICTURE_SUFFIXES
+from raycluster.images.listing.walk import PICTURE_SUFFIXES
 
 PATIENCE_S = 120.0
-"""No new try begins later than this after the first one."""
+"""Seconds after the first try in which further tries may begin."""
 LONGEST_PAUSE_S = 20.0
+"""Longest backoff between two tries in seconds. The client obeys a longer `Retry-After` of the endpoint all the same."""
 RETRIED = frozenset({408, 429, 500, 502, 503, 504})
-"""Assigning changes nothing, so a request that failed on the way may be sent again."""
+"""HTTP status codes after which a request is sent again. This is safe, because assigning changes nothing in the endpoint."""
 
 T = TypeVar("T")
 
 
 class EndpointError(RayclusterError):
-    """The endpoint refused a request, or could not be reached; `status` is None then."""
+    """The endpoint refused a request, or could not be reached; in the second case `status` is None."""
 
     def __init__(self, message: str, status: int | None = None) -> None:
         super().__init__(message)
@@ -39,7 +40,7 @@ class EndpointError(RayclusterError):
 
 
 class Client:
-    """Talks to one endpoint. Safe to use from several threads."""
+    """Client of one endpoint. Several threads may use it at once."""
 
     def __init__(
         self,
@@ -50,7 +51,11 @@ class Client:
         timeout: float = 90.0,
         patience: float = PATIENCE_S,
     ) -> None:
-        """`token`: bearer token, default `$RAYCLUSTER_TOKEN`; `batch`: pictures a request; `parallel`: requests at a time."""
+        """Create a client of the endpoint at `url`.
+
+        `token`: bearer token, default `$RAYCLUSTER_TOKEN`; `batch`: pictures in a request; `parallel`: requests at a time;
+        `timeout`: seconds that one try waits for the endpoint; `patience`: seconds in which further tries may begin.
+        """
         self.url, self.batch, self.parallel, self.timeout, self.patience = (
             url.rstrip("/"),
             batch,
@@ -62,16 +67,16 @@ class Client:
         self._local = threading.local()
 
     def assign(self, pictures: Iterable[str | Path | bytes], top_k: int = 3) -> Iterator[dict[str, Any]]:
-        """What the endpoint says of each picture, in order, as it comes: the items of the API with `model` added.
+        """Yield the item of the endpoint's answer for each picture, in order and as soon as it comes, with `model` added.
 
-        `pictures`: paths, or encoded bytes; of an iterator only what is being sent is held. A path that cannot be read
-        gets an item with an error, as the endpoint's own errors do.
+        `pictures`: paths, or encoded bytes. An iterator is read lazily: only the pictures that are being sent are held in
+        memory. A path that cannot be read gets an item with an error, in the form of the endpoint's own errors.
         """
         numbered = enumerate(pictures)
         yield from self._in_order(lambda batch: self._assign_batch(batch, top_k), _batches(numbered, self.batch))
 
     def assign_folder(self, folder: str | Path, top_k: int = 3) -> Iterator[dict[str, Any]]:
-        """The same of every picture below a folder, sorted by path; `id` is the path relative to it."""
+        """Like :meth:`assign`, for every picture below a folder, sorted by path; `id` is the path relative to the folder."""
         root = Path(folder)
         paths = sorted(
             path for path in root.rglob("*") if path.suffix.lower() in PICTURE_SUFFIXES and not path.is_dir()
@@ -80,7 +85,7 @@ class Client:
             yield {**item, "id": path.relative_to(root).as_posix()}
 
     def assign_uris(self, uris: Iterable[str], top_k: int = 3) -> Iterator[dict[str, Any]]:
-        """The same of pictures that the endpoint reads itself, below a place that it allows; `id` is the URI."""
+        """Like :meth:`assign`, for pictures that the endpoint reads itself, below a place that it allows; `id` is the URI."""
 
         def send(batch: Sequence[str]) -> list[dict[str, Any]]:
             items = [{"uri": uri, "id": uri} for uri in batch]
@@ -89,7 +94,7 @@ class Client:
         yield from self._in_order(send, _batches(iter(uris), self.batch))
 
     def assign_embeddings(self, embeddings: Iterable[Sequence[float]], top_k: int = 3) -> Iterator[dict[str, Any]]:
-        """The same of ready-made embeddings (lists, or rows of an array)."""
+        """Like :meth:`assign`, for ready-made embeddings (lists, or rows of an array); `id` is the position."""
 
         def send(batch: Sequence[Sequence[float]]) -> list[dict[str, Any]]:
             items = [{"embedding": [float(value) for value in row]} for row in batch]
@@ -99,11 +104,11 @@ class Client:
         yield from ({**item, "id": str(index)} for index, item in numbered)
 
     def model(self) -> dict[str, Any]:
-        """The model that answers."""
+        """Return the facts about the model in use."""
         return self._ask("GET", "/v1/model").json()
 
     def clusters(self) -> Iterator[dict[str, Any]]:
-        """All clusters, page by page."""
+        """Yield all clusters; they are requested page by page."""
         offset, total = 0, 1
         while offset < total:
             page = self._ask("GET", f"/v1/clusters?offset={offset}&limit=500").json()
@@ -111,7 +116,7 @@ class Client:
             offset, total = offset + max(1, len(page["clusters"])), page["total"]
 
     def cluster(self, number: int) -> dict[str, Any]:
-        """One cluster with its exemplars."""
+        """Return one cluster with its exemplars."""
         return self._ask("GET", f"/v1/clusters/{number}").json()
 
     def _assign_batch(self, batch: Sequence[tuple[int, str | Path | bytes]], top_k: int) -> list[dict[str, Any]]:
@@ -129,7 +134,7 @@ class Client:
     def _assign_files(self, files: dict[int, bytes], top_k: int) -> dict[int, dict[str, Any]]:
         if not files:
             return {}
-        # Numbered, and named again by the caller: many names of files would have to be escaped in a form.
+        # The form holds numbers instead of file names, since many names would have to be escaped. The caller puts the names back.
         form = [("files", (str(index), data, "application/octet-stream")) for index, data in files.items()]
         try:
             return dict(zip(files, self._items("/v1/assign", files=form, data={"top_k": str(top_k)}), strict=True))
@@ -138,7 +143,7 @@ class Client:
                 raise
             if len(files) == 1:
                 return {index: _failed("too_large", str(error)) for index in files}
-        # Large pictures: each half may be what the endpoint takes at once.
+        # The body was too large for the endpoint, but each half may be small enough.
         numbered = list(files.items())
         halves = (dict(numbered[: len(files) // 2]), dict(numbered[len(files) // 2 :]))
         return {index: item for half in halves for index, item in self._assign_files(half, top_k).items()}
@@ -148,7 +153,10 @@ class Client:
         return [{**item, "model": reply["model"]} for item in reply["items"]]
 
     def _in_order(self, send: Any, batches: Iterator[list[Any]]) -> Iterator[dict[str, Any]]:
-        """`parallel` requests at a time, and no batch is taken from its source before there is room for it."""
+        """Yield the items of all batches in order.
+
+        `parallel` requests run at a time. A batch is taken from `batches` only when its request can be submitted.
+        """
         pending: deque[Future[list[dict[str, Any]]]] = deque()
         with ThreadPoolExecutor(self.parallel) as pool:
             try:
@@ -175,7 +183,7 @@ class Client:
                 failure, pause = _refusal(reply), _seconds(reply.headers.get("retry-after"))
                 if reply.status_code not in RETRIED:
                     raise failure
-            # Jitter keeps the clients that one fault hit from coming back together.
+            # Jitter: clients that failed at the same time do not all try again at the same time.
             pause = max(pause, min(LONGEST_PAUSE_S, 0.25 * 2**attempt)) * random.uniform(0.5, 1.0)
             if time.monotonic() - started + pause > self.patience:
                 raise failure
@@ -183,7 +191,7 @@ class Client:
 
     @property
     def _session(self) -> requests.Session:
-        """One of each thread, so that connections are kept."""
+        """The session of the calling thread; each thread keeps its own, so that connections are reused."""
         if not hasattr(self._local, "session"):
             self._local.session = requests.Session()
         session: requests.Session = self._local.session
@@ -196,7 +204,7 @@ def _batches(source: Iterator[T], size: int) -> Iterator[list[T]]:
 
 
 def _failed(code: str, message: str) -> dict[str, Any]:
-    """An item as the endpoint would answer it, for a picture that it never saw."""
+    """Return an item with an error, in the form of the endpoint's items, for a picture that was not sent or not accepted."""
     nothing = dict.fromkeys(("cluster", "name", "confidence", "margin", "outlier"))
     return {**nothing, "top": [], "error": {"code": code, "message": message}, "model": None}
 

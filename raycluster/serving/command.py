@@ -1,4 +1,4 @@
-"""`raycluster serve`: the endpoint on this machine, until it is told to stop."""
+"""`raycluster serve`: run the endpoint on this machine until it is told to stop."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from contextlib import contextmanager
 from typing import Any
 
 from raycluster.errors import ConfigError
-from raycluster.model_files import model_folder
+from raycluster.model.files import model_folder
 from raycluster.serving.access import is_loopback
 from raycluster.serving.settings import ServeSettings
-from raycluster.storage import locate
+from raycluster.storage.location import locate
 
 log = logging.getLogger(__name__)
 
 TIMEOUT_S = 120
-"""End-to-end timeout of Serve's proxy: above the service's own, which answer in words."""
+"""End-to-end timeout of Serve's proxy. It is longer than the service's own timeouts, which answer with an explanation."""
 
 
 def serve_forever(settings: ServeSettings, host: str, port: int) -> dict[str, Any]:
     """Serve on host and port until SIGINT or SIGTERM; returns the result for the final JSON line.
 
-    Raises :class:`RayclusterError` for whatever keeps it from starting.
+    Raises :class:`RayclusterError` if the endpoint cannot start.
     """
     if os.environ.get("RAY_ADDRESS"):
         raise ConfigError(
@@ -35,11 +35,11 @@ def serve_forever(settings: ServeSettings, host: str, port: int) -> dict[str, An
     if is_loopback(host) and not settings.allowed_hosts:
         settings = settings.model_copy(update={"allowed_hosts": ("127.0.0.1", "localhost", "[::1]", host)})
     _check_free(host, port)
-    model_folder(locate(settings.run, settings.storage))  # said at once, before Ray is started
+    model_folder(locate(settings.run, settings.storage))  # raises at once if there is no model, before Ray is started
     url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
     with running(settings, host, port):
         stop = threading.Event()
-        # Now, not before: Ray sets handlers of its own, which end the process with a core dump.
+        # These handlers must come after Ray has started: Ray sets its own, which end the process with a core dump.
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: stop.set())
         log.info("serve     %s answers at %s (Ctrl-C ends it)", settings.run, url)
@@ -49,11 +49,11 @@ def serve_forever(settings: ServeSettings, host: str, port: int) -> dict[str, An
 
 @contextmanager
 def running(settings: ServeSettings, host: str, port: int) -> Iterator[None]:
-    """Context in which the endpoint runs on the Ray of this process, which is started if need be."""
+    """Context in which the endpoint runs. It uses the Ray of this process, and starts Ray if necessary."""
     import ray
     from ray import serve
 
-    from raycluster.distributed import connect
+    from raycluster.compute.connect import connect
     from raycluster.serving import proxy
     from raycluster.serving.app import build
 
@@ -71,7 +71,7 @@ def running(settings: ServeSettings, host: str, port: int) -> Iterator[None]:
 
 
 def _fitted(settings: ServeSettings, cpus: float) -> ServeSettings:
-    """The replicas of one machine: what was not said takes its place from the cores. Serve's own actors reserve none."""
+    """Return the settings with replicas that fit `cpus` cores, where no replicas were given. Serve's own actors reserve no cores."""
     given = settings.model_fields_set
     update: dict[str, Any] = {}
     if "ingress" not in given:
@@ -85,7 +85,7 @@ def _fitted(settings: ServeSettings, cpus: float) -> ServeSettings:
 
 
 def _check_free(host: str, port: int) -> None:
-    """Serve would try for a minute and then say it in a traceback."""
+    """Raise :class:`ConfigError` if the port is not free. Serve itself would try for a minute and then print a traceback."""
     try:
         family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, kind) as probe:

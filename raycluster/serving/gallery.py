@@ -1,4 +1,4 @@
-"""What the clusters of the model in use look like: names, sizes, and their typical images."""
+"""The description of the clusters of the model in use: names, sizes and typical images."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ from typing import Any
 from raycluster.config import StorageConfig
 from raycluster.images.decode import Rejected, decode
 from raycluster.images.fetch import fetch
-from raycluster.model import Model
-from raycluster.report.thumbnails import thumbnail
-from raycluster.run_folder import RunFolder
-from raycluster.storage import read_table
+from raycluster.model.model import Model
+from raycluster.results.report.thumbnails import thumbnail
+from raycluster.storage.location import read_table
+from raycluster.tables.markers import RunFolder
 
 EXEMPLARS = 12
+"""Maximum number of exemplars shown for a cluster."""
 THUMBNAIL = 128
-"""Longest side in pixels."""
+"""Longest side of a thumbnail in pixels."""
 
 
 @dataclass(frozen=True)
@@ -24,14 +25,17 @@ class Gallery:
     """The clusters of one model."""
 
     clusters: list[dict[str, Any]]
-    """`{cluster, name, nouns, size, mean_confidence, exemplars: [{image_id, uri, confidence}]}`, by number."""
+    """`{cluster, name, nouns, size, mean_confidence, exemplars: [{image_id, uri, confidence}]}`, sorted by number."""
     described: bool
-    """False until the run has described its clusters: sizes and means are null and there are no exemplars."""
+    """False until the run has described its clusters; until then sizes and means are None and there are no exemplars."""
 
 
 def read_gallery(model: Model) -> Gallery:
-    """The clusters table of the run that the model lies in, if it was made with this model; else the names the model brings itself."""
-    # A model folder is `<run>/model/<fingerprint>`; elsewhere there are no markers.
+    """Return the clusters of a model, as the run that holds the model describes them.
+
+    If the run's clusters table is missing or was made with another model, only the names that the model itself holds are given.
+    """
+    # A model folder is `<run>/model/<fingerprint>`. A model folder in another place has no run, so no markers are found.
     rows = _described(RunFolder(model.folder.parent.parent), model)
     if rows is not None:
         return Gallery(rows, True)
@@ -43,10 +47,10 @@ def _described(run: RunFolder, model: Model) -> list[dict[str, Any]] | None:
     assigned, described = run.marker("assign"), run.marker("describe")
     if assigned is None or described is None or described.recipe.get("assign") != assigned.fingerprint:
         return None
-    # A run that went on since may have tables of another model.
+    # If the run has trained another model since, its tables may belong to that one.
     if assigned.recipe.get("model") != model.folder.name:
         return None
-    rows = read_table(run.parts(described)).sort_by("cluster").to_pylist()
+    rows = read_table(run.part_files(described)).sort_by("cluster").to_pylist()
     wanted = ("image_id", "uri", "confidence")
     for row in rows:
         row["exemplars"] = [{key: image[key] for key in wanted} for image in row["exemplars"][:EXEMPLARS]]
@@ -55,7 +59,7 @@ def _described(run: RunFolder, model: Model) -> list[dict[str, Any]] | None:
 
 
 def picture(uri: str, storage: StorageConfig, max_bytes: int, max_pixels: int) -> str | None:
-    """A small JPEG of the picture at `uri` as a `data:` URI; None if it cannot be read (any more)."""
+    """Return a small JPEG of the picture at `uri` as a `data:` URI; None if the picture cannot be read (any more)."""
     fetched = fetch(uri, storage, max_bytes)
     if fetched.data is None:
         return None

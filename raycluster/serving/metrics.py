@@ -1,4 +1,4 @@
-"""What is counted, and how it is read: Ray gathers the metrics of all replicas, and `/metrics` hands on those of the endpoint."""
+"""The metrics that the endpoint counts. Ray gathers the metrics of all replicas, and `/metrics` returns those of the endpoint."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MOST_BYTES = 64 * 2**20
 
 
 class RequestMetrics:
-    """Of an ingress replica. Ray adds application, deployment and replica as labels."""
+    """The metrics of an ingress replica. Ray adds application, deployment and replica as labels."""
 
     def __init__(self) -> None:
         from ray.serve.metrics import Counter, Gauge, Histogram
@@ -30,20 +30,20 @@ class RequestMetrics:
         self._bytes = Gauge("raycluster_waiting_bytes", "Bytes of request bodies held.")
 
     def observe(self, route: str, status: int, seconds: float, results: Iterable[str]) -> None:
-        """Count one answered request; `results`: of each item the error's code or `ok`."""
+        """Count one answered request; `results` holds `ok` or the error's code for each item."""
         self._requests.inc(tags={"route": route, "status": str(status)})
         self._seconds.observe(seconds, tags={"route": route})
         for result in results:
             self._items.inc(tags={"result": result})
 
     def hold(self, items: int, size: int) -> None:
-        """Note what is held at present."""
+        """Set the number of items and bytes that the replica holds now."""
         self._waiting.set(items)
         self._bytes.set(size)
 
 
 class ModelMetrics:
-    """Of a model replica."""
+    """The metrics of a model replica."""
 
     def __init__(self) -> None:
         from ray.serve.metrics import Counter, Gauge, Histogram
@@ -60,7 +60,7 @@ class ModelMetrics:
         self._seconds.observe(seconds)
 
     def use(self, version: str) -> None:
-        """Note the model in use."""
+        """Set the version of the model in use."""
         if self._version not in ("", version):
             self._model.set(0, tags={"version": self._version})
         self._version = version
@@ -72,7 +72,7 @@ class ModelMetrics:
 
 
 def gather(nodes: Iterable[str]) -> str:
-    """The endpoint's metrics from the agents of the nodes (`host:port`). A node that does not answer is left out."""
+    """Return the endpoint's metrics from the metrics agents of the nodes (`host:port`). A node that does not answer is left out."""
     with ThreadPoolExecutor(8) as pool:
         texts = list(pool.map(_read, nodes))
     return "".join(_merged(texts))
@@ -87,7 +87,7 @@ def _read(node: str) -> str:
 
 
 def _merged(texts: Iterable[str]) -> Iterator[str]:
-    """The lines of interest, each metric's description once and its samples behind it, as the format demands."""
+    """Yield the lines of the endpoint's metrics. As the format demands, each description comes once, with its samples after it."""
     heads: dict[str, list[str]] = {}
     samples: dict[str, list[str]] = {}
     for text in texts:

@@ -1,4 +1,4 @@
-"""The OpenAPI description, completed by what FastAPI cannot know: bodies read by hand, limits, refusals, tokens."""
+"""The OpenAPI description, with what FastAPI cannot know: bodies that this package parses itself, limits, refusals, tokens."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from fastapi import FastAPI
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
+from raycluster.serving.schemas import DEFAULT_TOP_K, AssignRequest, EmbeddingsRequest, ErrorReply
 from raycluster.serving.settings import Limits
-from raycluster.serving.wire import DEFAULT_TOP_K, AssignRequest, EmbeddingsRequest, ErrorReply
 
 _REFUSALS = {
     401: "No token, or not one of this endpoint's.",
@@ -36,7 +36,7 @@ _OPEN = ("healthz", "readyz")
 
 
 def describe(app: FastAPI, limits: Limits, tokens: bool) -> None:
-    """Let the app describe itself truly. `tokens`: whether it asks for bearer tokens."""
+    """Complete the OpenAPI description of the app. `tokens`: whether the app asks for bearer tokens."""
     made = app.openapi()
     bodies: list[type[BaseModel]] = [AssignRequest, EmbeddingsRequest, ErrorReply]
     _, definitions = models_json_schema(
@@ -48,7 +48,7 @@ def describe(app: FastAPI, limits: Limits, tokens: bool) -> None:
         schemas.pop(name, None)
     _bound(schemas["AssignRequest"], limits.max_items, limits.max_top_k)
     _bound(schemas["EmbeddingsRequest"], limits.max_embeddings, limits.max_top_k)
-    # Exactly one of the two, which Pydantic checks but cannot describe.
+    # A picture has exactly one of the two fields. Pydantic checks this, but cannot describe it.
     schemas["PictureItem"]["oneOf"] = [{"required": ["image_base64"]}, {"required": ["uri"]}]
     operations = {operation["operationId"]: operation for path in made["paths"].values() for operation in path.values()}
     operations["assign"]["requestBody"] = _body({"multipart/form-data": _form(limits), **_json("AssignRequest")})

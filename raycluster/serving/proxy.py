@@ -1,8 +1,9 @@
-"""What Serve's own HTTP proxy must be kept from: it believes some request headers more than strangers deserve.
+"""Middleware for Serve's own HTTP proxy, which trusts some request headers too much.
 
-The proxy answers 500 to an `x-request-id` that is not UTF-8, writes it to its log as it is, and lets headers switch off its timeout and its
-notice of clients that hang up. `$RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH` = `raycluster.serving.proxy:middlewares` in the
-environment of the Ray nodes puts this before it; `raycluster serve` does so by itself.
+The proxy answers 500 to an `x-request-id` that is not UTF-8, and writes the id to its log unchanged. It also lets headers switch off its
+timeout and its detection of clients that hang up. To put this middleware before the proxy, set
+`$RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH` to `raycluster.serving.proxy:middlewares` in the environment of the Ray nodes.
+`raycluster serve` sets it by itself.
 """
 
 from __future__ import annotations
@@ -22,13 +23,13 @@ _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 
 
 class TrustNoHeaders:
-    """Takes headers away that steer the proxy, and request ids that are more than an id."""
+    """ASGI middleware that removes the headers that control the proxy, and request ids with unexpected characters or length."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on without them."""
+        """Pass the request on without these headers."""
         if scope["type"] == "http":
             scope["headers"] = [(key, value) for key, value in scope["headers"] if _harmless(key, value)]
         await self._app(scope, receive, send)
@@ -42,5 +43,5 @@ def _harmless(key: bytes, value: bytes) -> bool:
 
 
 def middlewares() -> list[Middleware]:
-    """What Serve asks for."""
+    """Return the middlewares that Serve puts before its proxy; Serve calls this function."""
     return [Middleware(TrustNoHeaders)]

@@ -1,6 +1,6 @@
-"""What the endpoint does, without HTTP and without Ray: pictures or embeddings in, assignments out.
+"""The work of the endpoint, without HTTP and without Ray: assign pictures or embeddings to clusters.
 
-Pictures are fetched and decoded here, by the same functions as in the batch stages, and go to the model as uint8 arrays.
+Pictures are fetched and decoded here by the same functions as in the batch stages. The model gets them as uint8 arrays.
 """
 
 from __future__ import annotations
@@ -17,131 +17,135 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 
 from raycluster.encoder.clip import pil_transform
-from raycluster.images.credentials import CredentialsError
 from raycluster.images.decode import decode_batch
 from raycluster.images.fetch import Fetched, StorageError, fetch
 from raycluster.serving.access import allowed_locations, permitted, read_tokens
 from raycluster.serving.gallery import picture
-from raycluster.serving.intake import Gate, Picture, Refused, overloaded
-from raycluster.serving.live import Answer, Card, Stale
+from raycluster.serving.live_model import Answer, ModelInfo, Stale
+from raycluster.serving.requests import Gate, Picture, Refused, overloaded
+from raycluster.serving.schemas import Assignment, Candidate, EmbeddingItem, Exemplar, ItemError
 from raycluster.serving.settings import ServeSettings
-from raycluster.serving.wire import Assignment, Candidate, EmbeddingItem, Exemplar, ItemError
+from raycluster.storage.credentials import CredentialsError
 
-CARD_SECONDS = 2.0
-"""How long the model's card is believed before it is asked for again; answers always carry their own version."""
+INFO_SECONDS = 2.0
+"""Seconds that the model's info is reused before the model is asked for it again. Answers always carry their own version."""
 SWAPS = 4
-"""How often a request is preprocessed anew because the model changed under it."""
+"""Maximum number of times that one request is preprocessed. It is preprocessed again when the model has changed meanwhile."""
 MAX_SCANS = 100
-"""A progressive JPEG has about ten scans. Each is a pass over the whole picture, so thousands of them in a small file take minutes."""
+"""Maximum number of scans of a JPEG. A progressive JPEG has about ten. Each scan is a pass over the whole picture, so thousands in a small
+file take minutes."""
 FETCH_THREADS = 8
 SHOWN_CLUSTERS = 256
-"""Clusters whose thumbnails are kept."""
+"""Maximum number of clusters for which thumbnails are cached."""
 SHOWN_RETRY_S = 10.0
-"""How long a cluster is shown without the thumbnails that the storage did not give; then they are asked for again."""
+"""Seconds until thumbnails that the storage did not give are asked for again; until then the cluster is shown without them."""
 UNANSWERED = (StorageError, CredentialsError, TimeoutError)
-"""What says nothing of a picture, only that the storage does not give it at present."""
+"""Errors that say nothing about a picture, only that the storage does not give it at present."""
 
 T = TypeVar("T")
 
 
 class ModelClient(Protocol):
-    """The model, wherever it runs."""
+    """Access to the model, wherever it runs."""
 
-    async def card(self) -> Card:
-        """Of the model in use."""
+    async def model_info(self) -> ModelInfo:
+        """Return the info of the model in use."""
 
     async def assign(self, rows: np.ndarray, pixels: str | None, top_k: int) -> Answer | Stale:
         """Assign pictures (uint8 [n, height, width, 3], preprocessed as `pixels`) or embeddings [n, d] (`pixels` None)."""
 
     async def clusters(self, start: int, stop: int) -> tuple[str, list[dict[str, Any]], int]:
-        """Version, some clusters as plain data, and how many there are."""
+        """Return the model's version, the clusters from `start` to `stop` as plain data, and the number of all clusters."""
 
 
 class Service:
-    """One replica's work on requests. Belongs to one event loop."""
+    """The work of one ingress replica on its requests. A service belongs to one event loop."""
 
     def __init__(self, settings: ServeSettings, model: ModelClient, threads: int) -> None:
-        """`threads`: pictures decoded at a time. Raises :class:`ConfigError` for tokens or prefixes that cannot be used."""
+        """Create the service; `threads`: pictures decoded at a time. Raises :class:`ConfigError` if tokens or prefixes cannot be used."""
         self.settings, self.limits, self.model = settings, settings.limits, model
         self.tokens, self.gate = read_tokens(settings.tokens_file), Gate(settings.limits)
         self._allowed = allowed_locations(settings.allowed_prefixes, settings.storage)
         self._decoders = ThreadPoolExecutor(threads, thread_name_prefix="decode")
         self._fetchers = ThreadPoolExecutor(FETCH_THREADS, thread_name_prefix="fetch")
-        self._card: Card | None = None
+        self._info: ModelInfo | None = None
         self._asked = 0.0
         self._shown: OrderedDict[tuple[str, int], tuple[list[Exemplar], float]] = OrderedDict()
-        # Several threads decode at once, so decode_batch's own filter may be gone too early.
+        # Several threads decode at once: when one ends `decode_batch`, its warning filter ends for the others too. So filter for good.
         warnings.filterwarnings("ignore", module="PIL")
 
     @property
     def version(self) -> str | None:
-        """Of the model that was last heard of."""
-        return self._card.version if self._card else None
+        """The last known version of the model."""
+        return self._info.version if self._info else None
 
-    async def card(self, fresh: bool = False) -> Card:
-        """The card of the model in use, at most `CARD_SECONDS` old. Raises :class:`Refused` (503) if no model answers in time."""
-        if fresh or self._card is None or time.monotonic() - self._asked > CARD_SECONDS:
+    async def model_info(self, fresh: bool = False) -> ModelInfo:
+        """Return the info of the model in use, at most `INFO_SECONDS` old; with `fresh`, ask the model now.
+
+        Raises :class:`Refused` (503) if no model answers in time.
+        """
+        if fresh or self._info is None or time.monotonic() - self._asked > INFO_SECONDS:
             async with self._in_time(min(5.0, self.limits.request_seconds)):
-                self._card, self._asked = await self.model.card(), time.monotonic()
-        assert self._card is not None
-        return self._card
+                self._info, self._asked = await self.model.model_info(), time.monotonic()
+        assert self._info is not None
+        return self._info
 
     async def assign_pictures(self, pictures: Sequence[Picture], top_k: int) -> tuple[str, list[Assignment]]:
-        """Version of the model, and what became of each picture."""
+        """Return the version of the model and the assignment of each picture."""
         async with self._in_time(self.limits.request_seconds):
-            card = await self.card()
-            if card.spec is None:
+            info = await self.model_info()
+            if info.spec is None:
                 raise Refused(
                     422, "no_pictures", "this model was trained on ready-made embeddings: use /v1/assign/embeddings"
                 )
             with self.gate.admit_items(len(pictures)):
-                fetched = await asyncio.gather(*(self._fetch(each, card) for each in pictures))
-                return await self._assign_fetched(pictures, fetched, card, top_k)
+                fetched = await asyncio.gather(*(self._fetch(each, info) for each in pictures))
+                return await self._assign_fetched(pictures, fetched, info, top_k)
 
     async def _assign_fetched(
-        self, pictures: Sequence[Picture], fetched: Sequence[Fetched | ItemError], card: Card, top_k: int
+        self, pictures: Sequence[Picture], fetched: Sequence[Fetched | ItemError], info: ModelInfo, top_k: int
     ) -> tuple[str, list[Assignment]]:
         for _ in range(SWAPS):
-            decoded = await asyncio.gather(*(self._decode(each, card) for each in fetched))
+            decoded = await asyncio.gather(*(self._decode(each, info) for each in fetched))
             pixels = [each for each in decoded if isinstance(each, np.ndarray)]
             faults = [each if isinstance(each, ItemError) else None for each in decoded]
             ids = [each.id for each in pictures]
             if not pixels:
-                return card.version, list(_assignments(ids, faults, None))
-            answer = await self.model.assign(np.stack(pixels), card.pixels, top_k)
+                return info.version, list(_assignments(ids, faults, None))
+            answer = await self.model.assign(np.stack(pixels), info.pixels, top_k)
             if isinstance(answer, Answer):
                 return answer.version, list(_assignments(ids, faults, answer))
-            card = self._card = answer.card
+            info = self._info = answer.info
         raise overloaded("the model is being replaced")
 
     async def assign_embeddings(self, items: Sequence[EmbeddingItem], top_k: int) -> tuple[str, list[Assignment]]:
-        """Version of the model, and what became of each embedding."""
+        """Return the version of the model and the assignment of each embedding."""
         async with self._in_time(self.limits.request_seconds):
-            card = await self.card()
-            faults = [_embedding_fault(item.embedding, card.dim) for item in items]
+            info = await self.model_info()
+            faults = [_embedding_fault(item.embedding, info.dim) for item in items]
             ids = [item.id if item.id is not None else str(index) for index, item in enumerate(items)]
             rows = [item.embedding for item, fault in zip(items, faults, strict=True) if fault is None]
             if not rows:
-                return card.version, list(_assignments(ids, faults, None))
+                return info.version, list(_assignments(ids, faults, None))
             answer = await self.model.assign(np.array(rows, np.float16), None, top_k)
             if isinstance(answer, Stale):
                 raise overloaded("the model is being replaced")
             return answer.version, list(_assignments(ids, faults, answer))
 
     async def clusters(self, start: int, stop: int) -> tuple[str, list[dict[str, Any]], int]:
-        """Version, some clusters as plain data, and how many there are."""
+        """Return the model's version, the clusters from `start` to `stop` as plain data, and the number of all clusters."""
         async with self._in_time(self.limits.request_seconds):
             return await self.model.clusters(start, stop)
 
     async def exemplars(self, version: str, cluster: dict[str, Any]) -> list[Exemplar]:
-        """The typical images of a cluster, with thumbnails where there are pictures."""
+        """Return the typical images of a cluster, with thumbnails if the pictures can be read."""
         key = (version, cluster["cluster"])
         shown, until = self._shown.get(key, ([], 0.0))
         if cluster["exemplars"] and time.monotonic() >= until:
-            card = await self.card()
+            info = await self.model_info()
             images = cluster["exemplars"]
             async with self._in_time(self.limits.request_seconds):
-                small = await asyncio.gather(*(self._thumbnail(image["uri"], card) for image in images))
+                small = await asyncio.gather(*(self._thumbnail(image["uri"], info) for image in images))
             shown = [
                 Exemplar(image_id=image["image_id"], confidence=image["confidence"], thumbnail=jpeg)
                 for image, (jpeg, _) in zip(images, small, strict=True)
@@ -152,21 +156,21 @@ class Service:
                 self._shown.popitem(last=False)
         return shown
 
-    async def _thumbnail(self, uri: str, card: Card) -> tuple[str | None, bool]:
-        """A small picture, None if there is none (any more), and whether that is the storage's answer."""
-        if card.spec is None:
+    async def _thumbnail(self, uri: str, info: ModelInfo) -> tuple[str | None, bool]:
+        """Return a thumbnail, or None if there is no picture (any more), and whether this is final: False if the storage did not answer."""
+        if info.spec is None:
             return None, True
-        # These places stand in the run's own table; no request can name one.
-        work = (uri, self.settings.storage, card.max_bytes, card.max_pixels)
+        # These URIs come from the run's own table. No request can choose them, so they need no check against the allowed places.
+        work = (uri, self.settings.storage, info.max_bytes, info.max_pixels)
         try:
             async with asyncio.timeout(self.limits.fetch_seconds):
                 return await self._run(self._fetchers, picture, *work), True
         except UNANSWERED:
             return None, False
 
-    async def _fetch(self, item: Picture, card: Card) -> Fetched | ItemError:
-        """The bytes of a picture, or why there are none."""
-        most = min(self.limits.max_image_bytes, card.max_bytes)
+    async def _fetch(self, item: Picture, info: ModelInfo) -> Fetched | ItemError:
+        """Return the bytes of a picture, or the error that explains why there are none."""
+        most = min(self.limits.max_image_bytes, info.max_bytes)
         if item.fault is not None:
             return ItemError(code=item.fault[0], message=item.fault[1])
         if item.uri is None:
@@ -182,17 +186,17 @@ class Service:
         if place is None:
             return ItemError(code="forbidden", message="not below a place that this server allows")
         try:
-            # The thread goes on until the storage's client gives up.
+            # After the timeout, the thread still runs until the storage's client gives up.
             async with asyncio.timeout(self.limits.fetch_seconds):
                 return await self._run(self._fetchers, lambda: fetch(place, storage, most, sleep=_short_sleep))
         except UNANSWERED:
             return ItemError(code="unavailable", message="the storage did not answer; try again later")
 
-    async def _decode(self, fetched: Fetched | ItemError, card: Card) -> np.ndarray | ItemError:
-        """Pixels uint8 [height, width, 3] at the model's size, or why there are none."""
+    async def _decode(self, fetched: Fetched | ItemError, info: ModelInfo) -> np.ndarray | ItemError:
+        """Return the pixels, uint8 [height, width, 3] at the model's size, or the error that explains why there are none."""
         if isinstance(fetched, ItemError):
             return fetched
-        return await self._run(self._decoders, decode_picture, fetched, card, self.limits.max_image_pixels)
+        return await self._run(self._decoders, decode_picture, fetched, info, self.limits.max_image_pixels)
 
     async def _run(self, pool: ThreadPoolExecutor, function: Callable[..., T], *arguments: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(pool, function, *arguments)
@@ -202,7 +206,7 @@ class Service:
 
 
 class _InTime:
-    """`asyncio.timeout` whose error is a 503."""
+    """Like `asyncio.timeout`, but raises :class:`Refused` with 503."""
 
     def __init__(self, seconds: float) -> None:
         self._timeout = asyncio.timeout(seconds)
@@ -217,13 +221,13 @@ class _InTime:
             raise overloaded("no answer from the model in time") from None
 
 
-def decode_picture(fetched: Fetched, card: Card, max_pixels: int) -> np.ndarray | ItemError:
-    """Decode and preprocess one picture as the batch stages do: uint8 [height, width, 3], or why not."""
-    spec = card.spec
+def decode_picture(fetched: Fetched, info: ModelInfo, max_pixels: int) -> np.ndarray | ItemError:
+    """Decode and preprocess one picture as the batch stages do. Return uint8 [height, width, 3], or the error."""
+    spec = info.spec
     assert spec is not None
     if fetched.data is not None and fetched.data[:2] == b"\xff\xd8" and fetched.data.count(b"\xff\xda") > MAX_SCANS:
         return ItemError(code="too_large", message=f"a JPEG with more than {MAX_SCANS} scans")
-    most = min(max_pixels, card.max_pixels)
+    most = min(max_pixels, info.max_pixels)
     decoded = decode_batch([fetched], pil_transform(spec), most, min_side=min(spec.image_size))
     status, pixels = decoded.status[0], decoded.pixels[0]
     if status == "ok" and pixels is not None:
@@ -233,7 +237,7 @@ def decode_picture(fetched: Fetched, card: Card, max_pixels: int) -> np.ndarray 
 
 
 def _short_sleep(seconds: float) -> None:
-    """Between tries to read a picture: somebody is waiting."""
+    """Sleep between two tries to read a picture, but at most half a second, because a client is waiting."""
     time.sleep(min(seconds, 0.5))
 
 
@@ -241,14 +245,14 @@ def _embedding_fault(embedding: list[float], dim: int) -> ItemError | None:
     if len(embedding) != dim:
         return ItemError(code="wrong_dimension", message=f"{len(embedding)} numbers, this model takes {dim}")
     with np.errstate(over="ignore"):
-        # The batch tables hold float16, and so does the model's input.
+        # The batch tables hold float16, and the model's input is float16 too.
         if not np.isfinite(np.array(embedding, np.float16)).all():
             return ItemError(code="out_of_range", message="a number is beyond ±65504, the range of float16")
     return None
 
 
 def _assignments(ids: Sequence[str], faults: Sequence[ItemError | None], answer: Answer | None) -> Iterator[Assignment]:
-    """One for each id, in order; the rows of `answer` are those without a fault."""
+    """Yield one assignment for each id, in order. `answer` has rows only for the items without a fault."""
     row = 0
     for name, fault in zip(ids, faults, strict=True):
         if fault is not None or answer is None:

@@ -1,4 +1,4 @@
-"""What the endpoint is told: the one argument of its application builder. Fast to import: no torch, no Ray."""
+"""The settings of the endpoint: the one argument of its application builder. Fast to import: no torch, no Ray."""
 
 from __future__ import annotations
 
@@ -10,39 +10,39 @@ from raycluster.config import Section, StorageConfig
 
 
 class Limits(Section):
-    """What one request, and one ingress replica, may ask for. Whatever is more is refused before it costs anything."""
+    """Limits of one request and of one ingress replica. Whatever exceeds them is refused before it costs anything."""
 
     max_items: int = Field(default=64, ge=1, le=1024)
-    """Pictures a request."""
+    """Maximum number of pictures in one request."""
     max_embeddings: int = Field(default=1024, ge=1, le=65_536)
-    """Embeddings a request."""
+    """Maximum number of embeddings in one request."""
     max_top_k: int = Field(default=100, ge=1)
-    """Clusters that a request may ask for with each picture."""
+    """Maximum number of clusters that a request may ask for with each item (`top_k`)."""
     max_body_bytes: int = Field(default=64 * 2**20, ge=1024)
-    """Bytes of a request's body."""
+    """Maximum number of bytes of a request's body."""
     max_image_bytes: int = Field(default=16 * 2**20, ge=1024)
-    """Bytes of one encoded picture; the model's own `max_bytes` counts too."""
+    """Maximum number of bytes of one encoded picture; the model's own `max_bytes` counts too."""
     max_image_pixels: int = Field(default=50_000_000, ge=1)
-    """Pixels that a picture's header may announce; the model's own `max_pixels` counts too."""
+    """Maximum number of pixels that a picture's header may announce; the model's own `max_pixels` counts too."""
     body_seconds: float = Field(default=20.0, gt=0)
-    """Time in which the whole body must have arrived."""
+    """Seconds in which the whole body must arrive."""
     fetch_seconds: float = Field(default=15.0, gt=0)
-    """Time in which a picture named by URI must have been read; else the item says so, and its neighbors are answered."""
+    """Seconds in which a picture named by URI must be read. After them its item gets an error; the other items are still answered."""
     request_seconds: float = Field(default=60.0, gt=0)
-    """Time from the arrived body to the reply; then 503."""
+    """Seconds from the arrival of the body to the reply; after them the reply is 503."""
     max_waiting_bytes: int = Field(default=512 * 2**20, ge=1024)
-    """Bytes of bodies that one ingress replica holds at once; beyond it 503."""
+    """Maximum number of bytes of bodies that one ingress replica holds at once; beyond them the reply is 503."""
     max_waiting_items: int = Field(default=512, ge=1)
-    """Pictures that one ingress replica has at work at once; beyond it 503."""
+    """Maximum number of pictures that one ingress replica works on at once; beyond them the reply is 503."""
 
 
 class Replicas(Section):
-    """How many processes, and what each reserves."""
+    """Number of processes, and what each reserves."""
 
     min_replicas: int = Field(default=1, ge=1)
     max_replicas: int = Field(default=1, ge=1)
     num_cpus: float = Field(default=1.0, gt=0)
-    """CPUs each reserves; a model on CPUs computes with as many threads."""
+    """CPUs that each process reserves. A model on CPUs computes with as many threads."""
 
     @field_validator("num_cpus")
     @classmethod
@@ -56,9 +56,9 @@ class ModelReplicas(Replicas):
     """The processes that hold the model."""
 
     num_gpus: float | None = Field(default=None, ge=0, le=1)
-    """GPUs each reserves, at most one: a fraction lets several share one. Default: one if the cluster has any."""
+    """GPUs that each process reserves, at most one. A fraction lets several processes share a GPU. Default: one if the cluster has any."""
     max_batch: int = Field(default=32, ge=1, le=4096)
-    """Most pictures of one forward pass."""
+    """Maximum number of pictures in one forward pass."""
 
 
 class ServeSettings(Section):
@@ -67,15 +67,15 @@ class ServeSettings(Section):
     run: str
     """A run's output folder (its current model), or a model folder; local or `s3://`."""
     storage: StorageConfig = StorageConfig()
-    """How the run folder, and pictures named by URI, are reached."""
+    """How the run folder and pictures named by URI are reached."""
     tokens_file: str | None = None
-    """File of bearer tokens, one a line, on every node; with neither it nor `$RAYCLUSTER_TOKENS` (separated by blanks) none is asked for."""
+    """File with bearer tokens, one a line, on every node. Default: `$RAYCLUSTER_TOKENS` (separated by blanks), else no token is needed."""
     allowed_prefixes: tuple[str, ...] = ()
     """Folders and `s3://` prefixes below which a request may name pictures by URI; none by default."""
     allowed_hosts: tuple[str, ...] = ()
-    """Host names under which the endpoint may be addressed, without port; none: any. `raycluster serve` on loopback sets it."""
+    """Host names, without port, under which the endpoint may be addressed. Default: any; `raycluster serve` on loopback sets it."""
     watch_seconds: float | None = Field(default=None, gt=0)
-    """How often to look whether the run has a new model, which then replaces the old one. Default: never; `raycluster serve`: 10."""
+    """Seconds between two looks for a new model of the run, which then replaces the old one. Default: never; `raycluster serve`: 10."""
     limits: Limits = Limits()
     ingress: Replicas = Replicas(max_replicas=4)
     model: ModelReplicas = ModelReplicas()

@@ -1,4 +1,4 @@
-"""The process group of a training follows from the devices that its workers have, not from the GPUs that Ray counts."""
+"""Choose the process group's backend by the devices that the workers really have, not by the GPUs that Ray counts."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ import torch
 from ray.train._internal.base_worker_group import BaseWorkerGroup
 from ray.train.torch.config import TorchConfig, _TorchBackend
 
-from raycluster.resources import own_device
+from raycluster.compute.resources import own_device
 
 
 @dataclass
 class DeviceConfig(TorchConfig):
-    """NCCL where every worker computes on a GPU, else Gloo."""
+    """Use NCCL if every worker computes on a GPU, else Gloo."""
 
     @property
     def backend_cls(self) -> type[_TorchBackend]:
-        """Ray Train asks for it when it starts the workers."""
+        """The backend class, which Ray Train reads when it starts the workers."""
         return _DeviceBackend
 
 
@@ -31,5 +31,5 @@ class _DeviceBackend(_TorchBackend):
 
 
 def worker_device() -> torch.device:
-    """The device of this Train worker: its own one of the GPUs of its node, which Ray Train lets every worker see, or the CPU."""
+    """Return the device of this Train worker: its own GPU, or the CPU. Ray Train lets every worker see the GPUs of its whole node."""
     return ray.train.torch.get_device() if own_device() == "cuda" else torch.device("cpu")

@@ -1,4 +1,7 @@
-"""A checkpoint of a training: weights and optimizer as safetensors, the rest as JSON. Randomness is counted and needs no state."""
+"""A checkpoint of a training: weights and optimizer as safetensors, the rest as JSON.
+
+A checkpoint holds no random state, because every draw follows from seed, epoch and row id (:mod:`raycluster.randomness`).
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,7 @@ def save(folder: Path, state: Mapping[str, Tensor], optimizer: torch.optim.Optim
 
 
 def restore(folder: Path, optimizer: torch.optim.Optimizer | None = None) -> tuple[dict[str, Tensor], Any]:
-    """State and record of a checkpoint; the optimizer, if given, is restored in place."""
+    """Return state and record of a checkpoint. The optimizer, if given, is restored in place."""
     tensors = load_file(folder / STATE)
     if optimizer is not None:
         slots: dict[int, dict[str, Tensor]] = {}

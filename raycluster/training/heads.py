@@ -1,4 +1,7 @@
-"""Train a method's heads with Ray Train: any number of workers, the same result as one, resumed after a kill; or fit them in one task."""
+"""Train a method's heads with Ray Train, or fit them in one task.
+
+Any number of workers gives the same result as one worker. A training that was killed resumes at its last checkpoint.
+"""
 
 from __future__ import annotations
 
@@ -12,20 +15,23 @@ import ray.train
 import torch
 from torch import Tensor
 
+from raycluster.compute.resources import Resources, own_device
+from raycluster.compute.tasks import one_task
 from raycluster.config import MethodConfig
-from raycluster.distributed import one_task
 from raycluster.methods import registry
 from raycluster.methods.base import FittedMethod, Method, TrainedMethod
 from raycluster.methods.consensus import consensus_clusters
-from raycluster.resources import Resources, own_device
-from raycluster.storage import Location
+from raycluster.storage.location import Location
 from raycluster.training import trainer
 from raycluster.training.backend import worker_device
 from raycluster.training.loop import History, train
 from raycluster.training.neighbors import as_tensor, find_graphs, spread_search, training_data
 
 CHECKPOINT_STEPS = 500
-"""A checkpoint is a barrier that takes Ray Train seconds: a training of a few hundred steps needs none but the last."""
+"""Optimizer steps between two checkpoints, rounded down to whole epochs, but at least one epoch.
+
+A checkpoint is a barrier that takes Ray Train seconds, so a training of a few hundred steps writes only the last one.
+"""
 
 
 @dataclass(frozen=True)
@@ -38,10 +44,10 @@ class HeadsJob:
     n_rows: int
     seed: int
     checkpoint_steps: int = CHECKPOINT_STEPS
-    """Optimizer steps between checkpoints, at least."""
+    """Optimizer steps between two checkpoints, rounded down to whole epochs, but at least one epoch."""
 
     def build(self) -> Method:
-        """The method with fresh heads, the same on every worker."""
+        """Return the method with fresh heads, the same on every worker."""
         return registry.build(self.config, self.dim, self.n_clusters, self.n_rows, self.seed)
 
 
@@ -50,9 +56,9 @@ def train_heads(
 ) -> tuple[Method, History]:
     """Train (or fit) the heads of one method.
 
-    `data`: the fields of :class:`TrainingData` as arrays, embeddings in float16 as stored; it lies once in each node's shared memory.
-    `folder`: Ray Train's folder; its name must hold the fingerprint, for Ray returns the old result of a finished run.
-    Returns the trained method on the CPU and the means of each epoch; of a fitted method, one entry.
+    `data`: the fields of :class:`TrainingData` as arrays, embeddings in float16 as stored. Each node keeps one copy in shared memory.
+    `folder`: Ray Train's folder. Its name must hold the fingerprint, because Ray returns the old result of a finished run of that name.
+    Returns the trained method on the CPU and the means of each epoch. The history of a fitted method is one entry, its facts.
     """
     method, shared = job.build(), ray.put(dict(data))
     if isinstance(method, TrainedMethod):
@@ -65,7 +71,10 @@ def train_heads(
 
 
 def _fit(job: HeadsJob, data: ray.ObjectRef, resources: Resources) -> tuple[dict[str, Tensor], History]:
-    """In a task: Ray Train would only add its own start, ten seconds, to what has no steps to go on from."""
+    """Fit the method in one task.
+
+    Ray Train would add ten seconds for its own start, and a fit has no steps from which a training could resume.
+    """
 
     def fit(arrays: Mapping[str, np.ndarray]) -> tuple[dict[str, Tensor], dict[str, float]]:
         resources.use_heavy_threads()
@@ -90,7 +99,7 @@ def _train(
     cpus = resources.head_worker_cpus
     config = {
         "job": job,
-        # References inside a list reach the workers as references: one copy of the data a node, not one a worker.
+        # References inside a list reach the workers as references. So each node, not each worker, holds one copy of the data.
         "data": [shared],
         "neighbors": [ray.put(neighbors)],
         "consensus": [ray.put(clusters)],
@@ -100,7 +109,7 @@ def _train(
 
 
 def _find_consensus(job: HeadsJob, data: ray.ObjectRef, resources: Resources) -> np.ndarray:
-    """The house method's clusters, int64 [N], in one task."""
+    """Return the clusters of the method `consensus`, int64 [N], computed in one task."""
 
     def find(arrays: Mapping[str, np.ndarray]) -> np.ndarray:
         resources.use_heavy_threads()
@@ -111,7 +120,7 @@ def _find_consensus(job: HeadsJob, data: ray.ObjectRef, resources: Resources) ->
 
 
 def _worker(config: dict[str, Any]) -> None:
-    """Runs on every worker."""
+    """Train the heads. Ray Train calls this function on every worker."""
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
     device = worker_device()

@@ -1,4 +1,4 @@
-"""The training loop of the heads: the same steps on any number of workers. Knows nothing of Ray."""
+"""The training loop of the heads: the same steps on any number of workers. This module does not use Ray."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from torch import Tensor
 from raycluster.clustering.neighbors import nearest_neighbors
 from raycluster.errors import RayclusterError
 from raycluster.methods.base import TrainedMethod, TrainingData
-from raycluster.training.collectives import gather_rows, share_state, sum_gradients
-from raycluster.training.counted import epoch_order
+from raycluster.methods.collectives import gather_rows, share_state, sum_gradients
+from raycluster.randomness import epoch_order
 
 History = list[dict[str, float]]
-"""For each finished epoch the mean of the loss and of its terms over the epoch's steps."""
+"""One entry for each finished epoch: the means of the loss and of its terms over the epoch's steps."""
 
 
 def find_neighbors(method: TrainedMethod, data: TrainingData, rows: range | None = None) -> dict[str, Tensor]:
-    """For each of the method's graphs int32 [n, k]: the neighbors of the rows at these positions (all), best first."""
+    """Return int32 [n, k] for each of the method's graphs: the neighbors of the rows at these positions (default: all), best first."""
     return {
         name: nearest_neighbors(
             getattr(data, graph.space), graph.k, metric=graph.metric, include_self=graph.include_self, rows=rows
@@ -38,10 +38,10 @@ def train(
     world: int = 1,
     after_epoch: Callable[[torch.optim.Optimizer, History], None] | None = None,
 ) -> History:
-    """Train to the end of the method's schedule; returns the history of all epochs.
+    """Train to the end of the method's schedule, and return the history of all epochs.
 
-    `neighbors`: int32 [N, k] positions for each of the method's graphs. To resume give the restored `optimizer` and `history`.
-    `after_epoch` is called on every worker. Raises :class:`RayclusterError` on every worker for a loss that is not finite.
+    `neighbors`: int32 [N, k] positions for each of the method's graphs. To resume, pass the restored `optimizer` and `history`.
+    `after_epoch` is called on every worker. If a loss is not finite, every worker raises :class:`RayclusterError`.
     """
     schedule, history = method.schedule(), list(history or [])
     optimizer = optimizer or method.optimizer()
@@ -68,7 +68,7 @@ def train(
 
 
 def _on_first(method: TrainedMethod, rank: int, change: Callable[[], None]) -> None:
-    """Change the method on the first worker and give the others its result: recomputed, it might differ in the last bit."""
+    """Change the method on the first worker and copy the result to the others: recomputed there, it might differ in the last bit."""
     if rank == 0:
         change()
     share_state(method)
@@ -89,7 +89,7 @@ def _step(
     share = method.forward_batch(data, neighbors, rows, epoch)
     if data.consensus is not None:
         share["consensus"] = data.consensus[rows]
-    # The losses are statistics of the global batch: gather first, then every worker computes the same loss.
+    # The losses are statistics of the global batch: after the outputs are gathered, every worker computes the same loss.
     outputs = {name: gather_rows(value, len(batch)) for name, value in share.items()}
     loss, terms = method.guided_loss(outputs)
     loss.backward()

@@ -1,4 +1,4 @@
-"""Neighbor searches spread over Ray tasks: a block of rows for each node, or for each GPU."""
+"""Neighbor searches that are spread over Ray tasks: one block of rows for each node, or for each GPU."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from torch import Tensor
 
 from raycluster.clustering.neighbors import nearest_neighbors
 from raycluster.clustering.whitening import NeighborSearch
-from raycluster.distributed import map_tasks
+from raycluster.compute.resources import Resources, own_device
+from raycluster.compute.tasks import map_tasks
 from raycluster.methods.base import Method, TrainedMethod, TrainingData
-from raycluster.resources import Resources, own_device
 from raycluster.training.loop import find_neighbors
 
 Blocks = Callable[..., dict[str, Tensor]]
-"""(rows, *shared arrays) → for each name int32 [len(rows), k]."""
+"""A search over one block: (rows, *shared arrays) → int32 [len(rows), k] for each name."""
 
 
 def training_data(arrays: Mapping[str, np.ndarray], device: str | torch.device) -> TrainingData:
-    """The arrays as tensors: on the CPU views of Ray's shared memory, elsewhere copies."""
+    """Return the arrays as tensors. On the CPU these are views of Ray's shared memory, on a GPU copies."""
     return TrainingData(**{name: as_tensor(array, device) for name, array in arrays.items()})
 
 
 def as_tensor(array: np.ndarray, device: str | torch.device) -> Tensor:
-    """The array as a tensor, on the CPU without a copy."""
+    """Return the array as a tensor; on the CPU without a copy."""
     with warnings.catch_warnings():
-        # Shared memory is read-only, and nothing here writes to it.
+        # Shared memory is read-only; that is safe, because nothing writes to these tensors.
         warnings.filterwarnings("ignore", "The given NumPy array is not writable")
         return torch.from_numpy(array).to(device)
 
@@ -38,7 +38,10 @@ def as_tensor(array: np.ndarray, device: str | torch.device) -> Tensor:
 def find_graphs(
     build: Callable[[], Method], n_rows: int, data: ray.ObjectRef, resources: Resources
 ) -> dict[str, np.ndarray]:
-    """For each graph of the method that `build` makes int32 [N, k]. `data`: fields of :class:`TrainingData` as arrays."""
+    """Return int32 [N, k] for each graph of the method that `build` makes.
+
+    `data`: the fields of :class:`TrainingData` as arrays.
+    """
 
     def find(rows: range, arrays: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
         method = build()
@@ -49,14 +52,18 @@ def find_graphs(
 
 
 def spread_search(resources: Resources) -> NeighborSearch:
-    """Search by cosine for a process that itself takes one of the places: on the others, where there are enough of them."""
+    """Return a neighbor search by cosine, for use in a heavy task.
+
+    That task occupies one of the places of `resources.heavy_tasks`. The search runs on the other places if there are more than two of
+    them, else in the calling process.
+    """
     places = resources.heavy_tasks - 1
 
     def find(rows: range, x: np.ndarray, k: int) -> dict[str, Tensor]:
         return {"": nearest_neighbors(as_tensor(x, own_device()), k, rows=rows)}
 
     def search(x: Tensor, k: int) -> Tensor:
-        # Alone, a score serves both of its rows: two others would only be as fast.
+        # One process alone computes each score once for both of its rows, so two other tasks would be no faster.
         if places <= 2:
             return nearest_neighbors(x, k)
         found = _in_blocks(find, len(x), places, resources, ray.put(x.cpu().numpy()), ray.put(k))
@@ -68,7 +75,7 @@ def spread_search(resources: Resources) -> NeighborSearch:
 def _in_blocks(
     find: Blocks, n_rows: int, count: int, resources: Resources, *shared: ray.ObjectRef
 ) -> dict[str, np.ndarray]:
-    """Results of `find` for `count` blocks of rows, put together."""
+    """Run `find` on `count` blocks of rows, and return the joined results."""
     bounds = np.linspace(0, n_rows, count + 1).astype(int).tolist()
 
     def task(block: tuple[int, int], *arrays: object) -> tuple[int, dict[str, np.ndarray]]:

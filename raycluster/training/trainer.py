@@ -1,4 +1,4 @@
-"""Ray Train at its plainest: run a loop on elastic workers, checkpoint it, resume it."""
+"""A thin layer over Ray Train: run a loop on elastic workers, write checkpoints, and resume."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, Sc
 from ray.train.torch import TorchTrainer
 from torch import Tensor
 
-from raycluster import work
+from raycluster.compute import work
+from raycluster.compute.node_checks import checked
+from raycluster.compute.resources import Resources
 from raycluster.errors import RayclusterError
-from raycluster.node_checks import checked
-from raycluster.resources import Resources
-from raycluster.storage import Location
+from raycluster.storage.location import Location
 from raycluster.training import checkpoint
 from raycluster.training.backend import DeviceConfig
 from raycluster.training.loop import History
@@ -31,12 +31,12 @@ log = logging.getLogger(__name__)
 RAY_TRAIN_SETTINGS = {
     # Ray Train gives workers a minute to start. They load torch first, which takes longer on a busy machine or from a network disk.
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "600",
-    # Ray Train sees a checkpoint, and the end of a training, when it next looks at the workers, by default every two seconds.
+    # Ray Train notices a checkpoint or the end of a training only when it next polls the workers, by default every two seconds.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
 }
-"""Environment variables that Ray Train passes on from this process to its controller and workers; given ones stay."""
+"""Environment variables that Ray Train passes on from this process to its controller and workers. Variables that are already set stay."""
 TERMINAL_EPOCHS = 5
-"""Epochs of a training that a terminal shows; a log file has all."""
+"""Number of epochs that a terminal shows; a log file shows all."""
 
 ABORT_S = 30.0
 """Longest wait for Ray Train to end its workers, in seconds."""
@@ -51,12 +51,13 @@ def fit(
     resources: Resources,
     keep: int | None = None,
 ) -> tuple[dict[str, Tensor], Any]:
-    """Run `loop(config)` on so many workers with so many CPUs each; returns state and record of the last checkpoint.
+    """Run `loop(config)` on `workers` workers with `cpus` CPUs each; return state and record of the last checkpoint.
 
-    `keep`: checkpoints that are kept, the last ones; all by default.
+    `keep`: how many of the last checkpoints are kept; by default all.
 
-    `config`: references from :func:`ray.put` inside a list reach the workers as references. `folder`: Ray Train's; its name must hold
-    the fingerprint, for Ray returns the old result of a finished run, and resumes an unfinished one at its last checkpoint.
+    `config`: references from :func:`ray.put` inside a list reach the workers as references. `folder`: Ray Train's folder. Its name must
+    hold the fingerprint, because under an old name Ray returns the result of a finished run, and resumes an unfinished run at its last
+    checkpoint.
     """
     for name, value in RAY_TRAIN_SETTINGS.items():
         os.environ.setdefault(name, value)
@@ -64,7 +65,7 @@ def fit(
         checked(loop, resources.common),
         train_loop_config=config,
         scaling_config=ScalingConfig(
-            # Elastic: with fewer nodes left the training goes on with fewer workers, and the result is the same.
+            # Elastic: if nodes are lost, the training goes on with fewer workers, and the result is the same.
             num_workers=1 if workers == 1 else (1, workers),
             use_gpu=resources.use_gpu,
             resources_per_worker={**({"CPU": cpus} if cpus else {}), **({"GPU": 1} if resources.use_gpu else {})},
@@ -88,7 +89,7 @@ def fit(
 
 
 class _Trainer(TorchTrainer):
-    """Ray's trainer without its SIGINT handler, which would stay after the training and swallow what comes then."""
+    """Ray's trainer without its SIGINT handler, which would stay installed after the training and swallow later interrupts."""
 
     _controller: Any = None
 
@@ -96,20 +97,23 @@ class _Trainer(TorchTrainer):
         self._controller = controller
 
     def abort(self) -> None:
-        """End the training and its workers; one that has ended is left alone."""
+        """End the training and its workers. Does nothing if the training has ended already."""
         controller, self._controller = self._controller, None
         if controller is None or not ray.is_initialized():
             return
         try:
             ray.get(controller.abort.remote(), timeout=ABORT_S)
         except ray.exceptions.RayActorError:
-            return  # so it ends
+            return  # expected: the controller exits when it aborts
         except ray.exceptions.GetTimeoutError:
-            ray.kill(controller)  # its workers die with it
+            ray.kill(controller)  # its workers end with it
 
 
 def resumed(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], Any] | None:
-    """On a worker: state and record of the checkpoint to go on from, the optimizer restored in place; None at the start."""
+    """Return state and record of the checkpoint to resume from, and restore the optimizer in place; None at the start of a training.
+
+    Workers call this function.
+    """
     if (last := ray.train.get_checkpoint()) is None:
         return None
     with last.as_directory() as path:
@@ -119,9 +123,9 @@ def resumed(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], Any] |
 def report(
     metrics: Mapping[str, float], state: Mapping[str, Tensor], optimizer: torch.optim.Optimizer | None, record: Any
 ) -> None:
-    """On a worker: report to Ray Train (a barrier: every worker calls it); the first one brings the checkpoint.
+    """Report to Ray Train. The report is a barrier, so every worker must call this function; the first worker writes the checkpoint.
 
-    Raises as :func:`check_finite`, on every worker.
+    Raises on every worker what :func:`check_finite` raises.
     """
     check_finite(state, metrics)
     if ray.train.get_context().get_world_rank() != 0:
@@ -133,8 +137,9 @@ def report(
 
 
 def check_finite(state: Mapping[str, Tensor], metrics: Mapping[str, float]) -> None:
-    """Raises :class:`RayclusterError` for weights that are not finite: a step whose loss is finite may leave such, and every retry
-    would start from them.
+    """Raise :class:`RayclusterError` if weights are not finite.
+
+    A step with a finite loss may still make such weights, and every retry would start from them.
     """
     if broken := [name for name, value in state.items() if value.is_floating_point() and not value.isfinite().all()]:
         raise RayclusterError(
@@ -144,7 +149,7 @@ def check_finite(state: Mapping[str, Tensor], metrics: Mapping[str, float]) -> N
 
 
 def log_history(stage: str, history: History) -> None:
-    """A line for each epoch; in a terminal for a few of them."""
+    """Log a line for each epoch; in a terminal, for a few epochs only."""
     shown = min(TERMINAL_EPOCHS, len(history)) if sys.stderr.isatty() else len(history)
     for epoch in sorted({round(i) for i in np.linspace(0, len(history) - 1, shown)}):
         terms = "  ".join(f"{name} {value:.4f}" for name, value in history[epoch].items())

@@ -30,7 +30,7 @@ from raycluster.config import MethodConfig
 from raycluster.methods import registry
 from raycluster.methods.base import TrainedMethod, TrainingData
 from raycluster.methods.consensus import consensus_clusters
-from raycluster.prediction import probabilities
+from raycluster.model.prediction import probabilities
 from raycluster.training.loop import find_neighbors, train
 
 SPECTRAL_ROWS = 10_000

@@ -58,7 +58,7 @@ def task(folder: Path) -> None:
     from raycluster.config import EncoderConfig, StorageConfig
     from raycluster.encoder.clip import resolve_encoder
     from raycluster.encoder.embed import EmbedJob, decode_rows
-    from raycluster.storage import locate
+    from raycluster.storage.location import locate
 
     limits = EncoderConfig(model="builtin")
     job = EmbedJob(resolve_encoder(limits, use_gpu=False), limits, StorageConfig(), locate(str(folder)))

@@ -30,17 +30,17 @@ import torch
 from safetensors.torch import save_file
 
 import raycluster
-from raycluster import distributed
+from raycluster.compute.connect import connect
+from raycluster.compute.resources import resolve
 from raycluster.config import EncoderConfig, FinetuneConfig, MethodConfig, ResourcesConfig, StorageConfig
 from raycluster.demo.drawing import draw_dataset
 from raycluster.demo.kinds import SHOWN_KINDS
 from raycluster.demo.main import demo
 from raycluster.encoder.clip import resolve_encoder
+from raycluster.finetuning.finetune import FinetuneJob
+from raycluster.finetuning.pixels import PixelJob, batches
+from raycluster.finetuning.self_enhancement import Progress, SelfEnhancement, Views, train
 from raycluster.methods import registry
-from raycluster.resources import resolve
-from raycluster.training.finetune import FinetuneJob
-from raycluster.training.pixels import PixelJob, batches
-from raycluster.training.self_enhancement import Progress, SelfEnhancement, Views, train
 
 WARM_UP = 8
 
@@ -102,7 +102,7 @@ def speed(options: argparse.Namespace) -> None:
             draw_dataset(folder, 480, SHOWN_KINDS, seed=900)
         files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg", ".png"))
         encoder = _encoder(options.model, Path(scratch))
-        distributed.connect()
+        connect()
         resources = resolve(ResourcesConfig())
         spec = resolve_encoder(encoder, resources.use_gpu)
         pixels = PixelJob(spec, encoder, StorageConfig(), 0, len(files), options.batch)

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from clustering import features
 from memory import run_measured
 
-from raycluster.rows import vector_column
+from raycluster.tables.rows import vector_column
 
 PART = 100_000
 

@@ -22,12 +22,12 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from raycluster.clustering.novelty import FALSE_RATE, fit_novelty
 from raycluster.clustering.whitening import class_means
 from raycluster.config import MethodConfig
 from raycluster.methods import registry
 from raycluster.methods.base import FittedMethod, TrainingData
-from raycluster.rows import vectors
+from raycluster.model.novelty import FALSE_RATE, fit_novelty
+from raycluster.tables.rows import vectors
 
 SETS = {"caltech101": 100, "oxford_pets": 37}
 

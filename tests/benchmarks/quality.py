@@ -31,8 +31,8 @@ from raycluster.config import MethodConfig
 from raycluster.methods import registry
 from raycluster.methods.base import FittedMethod, TrainedMethod, TrainingData
 from raycluster.methods.consensus import consensus_clusters
-from raycluster.prediction import probabilities, top_two
-from raycluster.rows import unit, vectors
+from raycluster.model.prediction import probabilities, top_two
+from raycluster.tables.rows import unit, vectors
 from raycluster.training.loop import History, find_neighbors, train
 
 SETS = {"caltech101": 100, "oxford_pets": 37}

@@ -34,7 +34,7 @@ from embed import command as embedding
 from embed import linked, stage, steady_rate
 
 from raycluster.config import StorageConfig
-from raycluster.storage import locate
+from raycluster.storage.location import locate
 
 
 def driven(command: list[str], **environment: str) -> tuple[dict[str, Any], float, tuple[float, float]]:

@@ -46,9 +46,9 @@ def make_model(files: Sequence[Path], encoder: str, folder: Path) -> None:
     from raycluster.images.fetch import Fetched
     from raycluster.methods import registry
     from raycluster.methods.base import FittedMethod, TrainingData
-    from raycluster.model import remember
-    from raycluster.model_files import save_model
-    from raycluster.storage import locate
+    from raycluster.model.files import save_model
+    from raycluster.model.model import make_memory
+    from raycluster.storage.location import locate
 
     config = EncoderConfig(model=encoder, precision="fp32")
     spec = resolve_encoder(config, use_gpu=False)
@@ -61,7 +61,7 @@ def make_model(files: Sequence[Path], encoder: str, folder: Path) -> None:
     method.fit(TrainingData(torch.arange(len(images)), torch.from_numpy(images)))
     record = {"config": config.model_dump(mode="json"), "precision": "fp32", "fingerprint": spec.fingerprint}
     names = [{"name": f"cluster {index}", "nouns": []} for index in range(20)]
-    save_model(locate(str(folder)), method, remember(method, images)[0], record, names, {"seed": 0, "training": {}})
+    save_model(locate(str(folder)), method, make_memory(method, images)[0], record, names, {"seed": 0, "training": {}})
 
 
 def limit(files: list[Path], folder: str, seconds: float, cores: int) -> tuple[float, float]:
@@ -73,8 +73,8 @@ def limit(files: list[Path], folder: str, seconds: float, cores: int) -> tuple[f
     from raycluster.encoder.clip import pil_transform
     from raycluster.images.decode import decode_batch
     from raycluster.images.fetch import Fetched
-    from raycluster.model_files import load_model
-    from raycluster.prediction import outliers, probabilities
+    from raycluster.model.files import load_model
+    from raycluster.model.prediction import outliers, probabilities
 
     torch.set_num_threads(cores)
     model = load_model(folder)
@@ -114,8 +114,8 @@ def plain(folder: str, port: int, cores: int) -> None:
 
     from raycluster.encoder.clip import pil_transform
     from raycluster.images.decode import decode
-    from raycluster.model_files import load_model
-    from raycluster.prediction import probabilities, top_two
+    from raycluster.model.files import load_model
+    from raycluster.model.prediction import probabilities, top_two
 
     torch.set_num_threads(cores)
     model, one_at_a_time, app = load_model(folder), threading.Lock(), FastAPI()

@@ -27,20 +27,20 @@ import ray.data
 from PIL import Image
 from pyarrow import fs
 
-from raycluster import distributed
+from raycluster.compute.node_checks import ALONE
+from raycluster.compute.resources import Resources, resolve
+from raycluster.compute.streaming import streaming
 from raycluster.config import EncoderConfig, ResourcesConfig, StorageConfig
 from raycluster.encoder.clip import ClipEncoder, EncoderSpec, pil_transform, resolve_encoder
 from raycluster.encoder.embed import BLOCK_ROWS, SMALLEST_BLOCK, BlockRows, EmbedJob, decode_rows
 from raycluster.images.decode import decode
-from raycluster.images.manifest import list_images, number_rows
-from raycluster.images.shard_rows import stored
-from raycluster.node_checks import ALONE
-from raycluster.prepare import SHARD_SIDE
-from raycluster.resources import Resources, resolve
-from raycluster.row_blocks import find_blocks
-from raycluster.run_folder import parts
-from raycluster.shards import ShardJob, shard
-from raycluster.storage import Location, locate
+from raycluster.images.listing.manifest import list_images, number_rows
+from raycluster.images.shard_pictures import stored
+from raycluster.images.shards import ShardJob, shard
+from raycluster.pipeline.prepare import SHARD_SIDE
+from raycluster.storage.location import Location, locate
+from raycluster.tables.blocks import find_blocks
+from raycluster.tables.files import part_files
 
 
 def copied(files: list[Path], count: int, enlarge: float, folder: Location) -> None:
@@ -67,7 +67,7 @@ def one_pass(job: EmbedJob, files: list[Location], wanted: np.ndarray, resources
     """Seconds in which every picture is read and decoded."""
     blocks = find_blocks(files, wanted, BLOCK_ROWS, fair=4 * max(1, int(resources.cpus)), multiple=SMALLEST_BLOCK)
     started, seen = time.perf_counter(), 0
-    with distributed.streaming(2**29):
+    with streaming(2**29):
         stream = ray.data.read_datasource(BlockRows(blocks, ALONE), override_num_blocks=len(blocks), num_cpus=1)
         stream = stream.map_batches(
             decode_rows, fn_kwargs={"job": job}, batch_size=None, batch_format="pyarrow", num_cpus=1
@@ -142,7 +142,7 @@ def main() -> None:
         resources = resolve(ResourcesConfig(use_gpu=False))
         listing = number_rows(list_images(((root / "photos").uri,), storage, None).table, None, 0)
         (root / "manifest" / "part-000000000000.parquet").write_table(listing, 4096)
-        manifest, wanted = parts(root / "manifest"), np.arange(len(listing))
+        manifest, wanted = part_files(root / "manifest"), np.arange(len(listing))
         size = options.size or round(SHARD_SIDE * max(spec.image_size))
         job = EmbedJob(spec, encoder, storage, root / "embeddings")
         one_pass(job, manifest, wanted, resources)  # starts the worker processes, fills the page cache
@@ -152,7 +152,7 @@ def main() -> None:
         )
         writing = time.perf_counter() - started
         assert counts == len(wanted)
-        shards = parts(root / "shards")
+        shards = part_files(root / "shards")
         # In turn, so that what else the machine does befalls both.
         both = [
             [one_pass(job, files, wanted, resources) for files in (manifest, shards)] for _ in range(options.passes)

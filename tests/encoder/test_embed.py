@@ -13,17 +13,17 @@ import pytest
 import torch
 from ray_workers import wait_for_free_cores
 
+from raycluster.compute.errors import with_plain_errors
+from raycluster.compute.node_checks import Common, Place
+from raycluster.compute.resources import resolve
 from raycluster.config import EncoderConfig, ResourcesConfig, StorageConfig
 from raycluster.demo.drawing import draw_dataset
-from raycluster.distributed import plainly
 from raycluster.encoder.clip import resolve_encoder
 from raycluster.encoder.embed import EmbedJob, EncodeRows, decode_rows, embed, embedding
 from raycluster.errors import ConfigError
-from raycluster.node_checks import Common, Place
-from raycluster.resources import resolve
-from raycluster.row_blocks import find_blocks
-from raycluster.rows import vectors
-from raycluster.storage import Location, locate, read_table
+from raycluster.storage.location import Location, locate, read_table
+from raycluster.tables.blocks import find_blocks
+from raycluster.tables.rows import vectors
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(120), pytest.mark.usefixtures("local_ray")]
 
@@ -78,7 +78,7 @@ def test_a_node_that_has_not_what_it_must_have_does_nothing(
     here = resolve(ResourcesConfig(encoder_actors=1))
     driven_elsewhere = replace(here, common=Common("another node", **differs))
     with pytest.raises(ConfigError, match=means) as kept:
-        plainly(lambda: list(embed(job, [listed], np.arange(N), driven_elsewhere)))
+        with_plain_errors(lambda: list(embed(job, [listed], np.arange(N), driven_elsewhere)))
     assert not job.folder.list()
     # Who keeps the error, as a notebook does, keeps no actor with it, whose cores the next run would wait for.
     wait_for_free_cores()

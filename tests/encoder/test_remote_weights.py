@@ -14,7 +14,7 @@ from raycluster.config import EncoderConfig, StorageConfig
 from raycluster.encoder.clip import ClipEncoder, resolve_encoder
 from raycluster.encoder.weights import CONFIG_FILE, find_weights
 from raycluster.errors import ConfigError
-from raycluster.storage import Location, locate
+from raycluster.storage.location import Location, locate
 
 HERE = Path(str(files("raycluster.demo") / "clip"))
 CHECKPOINT = "open_clip_model.safetensors"

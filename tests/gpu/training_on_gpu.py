@@ -14,12 +14,12 @@ from torch.nn.functional import cosine_similarity, normalize
 
 from raycluster.config import EncoderConfig, MethodConfig
 from raycluster.encoder.clip import ClipEncoder, resolve_encoder
+from raycluster.finetuning.self_enhancement import Progress, SelfEnhancement, Views, on_device
+from raycluster.finetuning.self_enhancement import train as finetune
 from raycluster.methods import registry
 from raycluster.methods.base import TrainedMethod, TrainingData
 from raycluster.semantics.pairing import text_counterparts
 from raycluster.training.loop import find_neighbors, train
-from raycluster.training.self_enhancement import Progress, SelfEnhancement, Views, on_device
-from raycluster.training.self_enhancement import train as finetune
 
 RANK = 128
 

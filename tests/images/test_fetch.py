@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from raycluster import s3 as clients
 from raycluster.config import StorageConfig
-from raycluster.images import credentials
 from raycluster.images import fetch as module
-from raycluster.images.credentials import CredentialsError
 from raycluster.images.fetch import Fetched, StorageError, fetch, fetch_batch, retry
-from raycluster.storage import locate
+from raycluster.storage import credentials
+from raycluster.storage import s3 as clients
+from raycluster.storage.credentials import CredentialsError
+from raycluster.storage.location import locate
 
 LOCAL = StorageConfig()
 
@@ -222,7 +222,7 @@ def test_s3_many_threads(storage: StorageConfig) -> None:
 
 
 def test_s3_listing(storage: StorageConfig) -> None:
-    from raycluster.images.manifest import list_images
+    from raycluster.images.listing.manifest import list_images
 
     listing = list_images(("s3://raycluster-test/fetch/",), storage, "folder")
     rows = listing.table.to_pylist()

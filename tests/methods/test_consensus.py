@@ -26,7 +26,7 @@ from raycluster.methods.consensus import (
     consensus_clusters,
     neighbor_count,
 )
-from raycluster.rows import unit, vectors
+from raycluster.tables.rows import unit, vectors
 from raycluster.training.loop import find_neighbors, train
 
 GROUPS, DIM = 12, 32

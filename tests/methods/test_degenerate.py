@@ -15,7 +15,7 @@ from raycluster.config import MethodConfig
 from raycluster.errors import ConfigError
 from raycluster.methods import registry
 from raycluster.methods.base import FittedMethod, TrainedMethod, TrainingData
-from raycluster.prediction import probabilities, top_two
+from raycluster.model.prediction import probabilities, top_two
 from raycluster.training.loop import find_neighbors, train
 
 METHODS: list[dict[str, Any]] = [

@@ -12,7 +12,7 @@ import pytest
 from raycluster.config import StorageConfig, VocabularyConfig
 from raycluster.errors import ArtifactError, ConfigError
 from raycluster.semantics import vocabulary
-from raycluster.storage import locate
+from raycluster.storage.location import locate
 
 HERE = StorageConfig()
 

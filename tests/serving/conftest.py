@@ -9,8 +9,8 @@ import pytest
 from serving_kit import LocalEndpoint, ServeEndpoint
 
 from raycluster.config import StorageConfig
-from raycluster.pipeline import RunResult
-from raycluster.serving.live import LiveModel
+from raycluster.pipeline.run import RunResult
+from raycluster.serving.live_model import LiveModel
 
 
 @pytest.fixture(scope="session")

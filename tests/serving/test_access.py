@@ -11,10 +11,10 @@ import pytest
 
 from raycluster.config import StorageConfig
 from raycluster.errors import ConfigError
-from raycluster.images.containers import Part
+from raycluster.images.addresses import Entry
 from raycluster.images.fetch import fetch
 from raycluster.serving.access import Tokens, allowed_locations, permitted, read_tokens
-from raycluster.storage import Location, locate
+from raycluster.storage.location import Location, locate
 
 LONG = "0123456789abcdef0123"
 
@@ -172,7 +172,7 @@ def test_pictures_inside_local_files(containers: Path, scheme: str, path: str, f
         assert place is None
         return
     assert place is not None
-    file = place.file if isinstance(place, Part) else place.path
+    file = place.file if isinstance(place, Entry) else place.path
     assert file == os.path.realpath(file)
     assert fetch(place, StorageConfig(), SIZE).data == found
 

@@ -24,12 +24,12 @@ from serving_kit import LocalEndpoint, LocalModel, post, wait_until
 
 import raycluster
 from raycluster.config import StorageConfig
-from raycluster.pipeline import RunResult
+from raycluster.pipeline.run import RunResult
 from raycluster.serving import service
-from raycluster.serving.live import LiveModel
+from raycluster.serving.live_model import LiveModel
 from raycluster.serving.service import Service
 from raycluster.serving.settings import ServeSettings
-from raycluster.storage import locate
+from raycluster.storage.location import locate
 
 TOKEN = "a-token-of-some-length"
 
@@ -76,11 +76,11 @@ def test_form_and_json_say_what_predict_says(
 
 def test_embeddings(local: LocalEndpoint, run: RunResult, files: list[Path], live: LiveModel) -> None:
     rng = np.random.default_rng(0)
-    rows = rng.normal(size=(3, live.card.dim)).astype(np.float16)
+    rows = rng.normal(size=(3, live.info.dim)).astype(np.float16)
     items: list[dict[str, Any]] = [{"embedding": row} for row in rows.astype(float).tolist()]
     items[1]["embedding"] = items[1]["embedding"][:-1]
-    items.append({"embedding": [1e6] + [0.0] * (live.card.dim - 1), "id": "far"})
-    items.append({"embedding": [0.0] * live.card.dim})
+    items.append({"embedding": [1e6] + [0.0] * (live.info.dim - 1), "id": "far"})
+    items.append({"embedding": [0.0] * live.info.dim})
     reply = post_json(local.url, {"items": items, "top_k": 50}, "/v1/assign/embeddings")
     assert reply.status_code == 200, reply.text
     found = reply.json()["items"]
@@ -314,7 +314,7 @@ def test_clusters(local: LocalEndpoint, run: RunResult) -> None:
     page = requests.get(f"{local.url}/v1/clusters?offset=1&limit=2", timeout=20).json()
     assert (page["total"], page["offset"], page["limit"]) == (4, 1, 2)
     assert [row["cluster"] for row in page["clusters"]] == [1, 2]
-    assert page["model"]["version"] == local.model.live.card.version
+    assert page["model"]["version"] == local.model.live.info.version
     assert requests.get(f"{local.url}/v1/clusters?offset=9", timeout=20).json()["clusters"] == []
     everything = requests.get(f"{local.url}/v1/clusters", timeout=20).json()["clusters"]
     assert sum(row["size"] for row in everything) == READABLE
@@ -341,7 +341,7 @@ def test_thumbnails_that_the_storage_did_not_give_are_asked_for_again(
     with FlakyServer(str(s3.endpoint_url)) as flaky:
         storage = {"endpoint_url": flaky.url, "region": "us-east-1"}
         limits = {"fetch_seconds": 1.0}
-        settings = ServeSettings.model_validate({"run": live.card.folder, "storage": storage, "limits": limits})
+        settings = ServeSettings.model_validate({"run": live.info.folder, "storage": storage, "limits": limits})
 
         served = Service(settings, LocalModel(live), threads=1)
 
@@ -383,7 +383,7 @@ def test_state(local: LocalEndpoint, run: RunResult, live: LiveModel) -> None:
     assert model["refused"] is None
     for path in ("/healthz", "/readyz"):
         reply = requests.get(local.url + path, timeout=20)
-        assert reply.json() == {"status": "ok", "model": {"version": live.card.version}}
+        assert reply.json() == {"status": "ok", "model": {"version": live.info.version}}
     assert "nothing 1" in requests.get(f"{local.url}/metrics", timeout=20).text
     check_error(requests.get(f"{local.url}/nowhere", timeout=20), 404, "not_found")
     check_error(requests.delete(f"{local.url}/v1/assign", timeout=20), 405, "method_not_allowed")
@@ -459,8 +459,8 @@ def test_no_answer_in_time(live: LiveModel, files: list[Path]) -> None:
 
         endpoint.model.assign = never  # type: ignore[method-assign]
         check_error(post(endpoint.url, files[:1]), 503, "overloaded")
-        endpoint.model.card = never  # type: ignore[method-assign]
-        endpoint.service._card = None
+        endpoint.model.model_info = never  # type: ignore[method-assign]
+        endpoint.service._info = None
         check_error(requests.get(f"{endpoint.url}/readyz", timeout=20), 503, "overloaded")
         assert requests.get(f"{endpoint.url}/healthz", timeout=20).json() == {
             "status": "ok",
@@ -483,11 +483,11 @@ def test_odd_file_names_come_back_whole(local: LocalEndpoint, files: list[Path])
 def test_the_model_changes_under_a_request(local: LocalEndpoint, live: LiveModel, files: list[Path]) -> None:
     from dataclasses import replace
 
-    from raycluster.serving.live import Stale
+    from raycluster.serving.live_model import Stale
 
     first = post(local.url, files[:2]).json()
     local.model.calls.clear()
-    local.service._card = replace(live.card, pixels="another preprocessing")
+    local.service._info = replace(live.info, pixels="another preprocessing")
     assert post(local.url, files[:2]).json() == first
-    assert [job.pixels for job in local.model.calls] == ["another preprocessing", live.card.pixels]
+    assert [job.pixels for job in local.model.calls] == ["another preprocessing", live.info.pixels]
     assert isinstance(live.answer([local.model.calls[0]])[0], Stale)

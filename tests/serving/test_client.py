@@ -14,7 +14,7 @@ from serving_kit import LocalEndpoint, free_port
 
 from raycluster.serving import client as module
 from raycluster.serving.client import Client, EndpointError
-from raycluster.serving.live import LiveModel
+from raycluster.serving.live_model import LiveModel
 
 TOKEN = "a-token-of-some-length"
 
@@ -78,7 +78,7 @@ def test_the_rest_of_the_api(live: LiveModel, files: list[Path], photos: Path, t
         by_uri = list(client.assign_uris(map(str, files[:5])))
         sent = list(client.assign(files[:5]))
         assert [(item["id"], item["cluster"]) for item in by_uri] == [(item["id"], item["cluster"]) for item in sent]
-        rows = np.eye(20, live.card.dim, dtype=np.float32)
+        rows = np.eye(20, live.info.dim, dtype=np.float32)
         assert [item["id"] for item in client.assign_embeddings(rows)] == [str(index) for index in range(20)]
         with pytest.raises(EndpointError, match="401") as caught:
             Client(endpoint.url, token="").model()

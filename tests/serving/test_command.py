@@ -18,7 +18,7 @@ import requests
 from serving_kit import free_port, make_model, post, wait_until
 
 from raycluster.cli import main
-from raycluster.pipeline import RunResult
+from raycluster.pipeline.run import RunResult
 
 
 @pytest.mark.parametrize(

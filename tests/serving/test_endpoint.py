@@ -13,7 +13,7 @@ import pytest
 import requests
 from serving_kit import Load, ServeEndpoint, make_model, post, wait_until
 
-from raycluster.pipeline import RunResult
+from raycluster.pipeline.run import RunResult
 from raycluster.serving.client import Client
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray"), pytest.mark.timeout(300)]

@@ -18,17 +18,17 @@ from safetensors.torch import save
 from serving_kit import LocalEndpoint, ServeEndpoint, make_model, post
 
 import raycluster
-from raycluster.assignments import assign_rows
 from raycluster.config import EncoderConfig, StorageConfig
 from raycluster.encoder.embed import EmbedJob, EncodeRows, decode_rows
 from raycluster.methods import registry
 from raycluster.methods.base import TrainedMethod
-from raycluster.model import ENCODER_FILE, Model
-from raycluster.model_files import load_model
-from raycluster.pipeline import RunResult
+from raycluster.model.files import load_model
+from raycluster.model.model import ENCODER_FILE, Model
+from raycluster.pipeline.run import RunResult
+from raycluster.results.assign import assign_rows
 from raycluster.serving.client import Client
-from raycluster.serving.live import LiveModel
-from raycluster.storage import locate
+from raycluster.serving.live_model import LiveModel
+from raycluster.storage.location import locate
 
 METHODS: dict[str, dict[str, Any]] = {
     **{name: {"name": name} for name in registry.method_names()},

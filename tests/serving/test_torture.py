@@ -16,7 +16,7 @@ import pytest
 import requests
 from serving_kit import Load, ServeEndpoint, make_model, multipart, post, wait_until
 
-from raycluster.pipeline import RunResult
+from raycluster.pipeline.run import RunResult
 from raycluster.serving.client import Client
 
 pytestmark = [pytest.mark.torture, pytest.mark.ray, pytest.mark.usefixtures("local_ray")]

@@ -25,7 +25,7 @@ from run_commands import compare, finish, start, tables
 
 from raycluster.config import StorageConfig
 from raycluster.demo.drawing import draw_dataset
-from raycluster.storage import Location, locate
+from raycluster.storage.location import Location, locate
 
 pytestmark = [pytest.mark.torture, pytest.mark.timeout(900)]
 

@@ -19,10 +19,10 @@ import torch
 from ray_workers import checkpoints, worker_killed_after_a_checkpoint
 
 import raycluster
+from raycluster.compute.resources import Resources
 from raycluster.config import MethodConfig
 from raycluster.methods.base import Method
-from raycluster.resources import Resources
-from raycluster.storage import locate
+from raycluster.storage.location import locate
 from raycluster.training.heads import HeadsJob, train_heads
 from raycluster.training.loop import History
 from raycluster.training.neighbors import training_data

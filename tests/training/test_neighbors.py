@@ -8,9 +8,9 @@ import ray
 import torch
 
 from raycluster.clustering.neighbors import nearest_neighbors
+from raycluster.compute.resources import Resources
 from raycluster.config import MethodConfig
 from raycluster.methods import registry
-from raycluster.resources import Resources
 from raycluster.training import neighbors as module
 from raycluster.training.neighbors import find_graphs, spread_search
 

@@ -1,1 +1,1 @@
-"""Losses shared by several methods, one file a loss."""
+"""Losses that several methods share, one file for each loss."""

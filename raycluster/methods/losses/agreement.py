@@ -7,9 +7,10 @@ from torch import Tensor
 
 
 def disagreement(p: Tensor, q: Tensor) -> Tensor:
-    """−mean log⟨p_i, q_i⟩ of assignments [B, C], rows summing to 1: 0 when both put each image wholly into one cluster, the same.
+    """Return −mean log⟨p_i, q_i⟩ of two assignments [B, C] with rows that sum to 1.
 
-    SIC's neighbor consistency (arXiv 2208.09849) and TAC's consistency of image and text (arXiv 2310.11989).
+    It is 0 when both assignments put each image wholly into the same single cluster. SIC uses it as neighbor consistency
+    (arXiv 2208.09849), TAC as consistency of image and text (arXiv 2310.11989).
     """
-    # Single precision reaches an exact 0 for confident opposites, whose logarithm would be infinite.
+    # For two confident, different assignments the product can be exactly 0 in single precision; its logarithm would be infinite.
     return -(p * q).sum(dim=1).clamp_min(torch.finfo(p.dtype).tiny).log().mean()

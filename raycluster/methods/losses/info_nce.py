@@ -1,4 +1,4 @@
-"""Symmetric InfoNCE between two modalities, as CLIP has it (arXiv 2103.00020)."""
+"""Symmetric InfoNCE between two modalities, as in CLIP (arXiv 2103.00020)."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from torch.nn.functional import cross_entropy, normalize
 
 
 def info_nce(a: Tensor, b: Tensor, temperature: float | Tensor) -> Tensor:
-    """½ [CE(Â B̂ᵀ / τ, I) + CE(B̂ Âᵀ / τ, I)] of rows [n, D], normalized here; row i of one is the partner of row i of the other.
+    """Return ½ [CE(Â B̂ᵀ / τ, I) + CE(B̂ Âᵀ / τ, I)] of rows [n, D], which are normalized here; 0 without rows.
 
-    Negatives come from the other modality only, unlike :func:`~raycluster.methods.losses.nt_xent.nt_xent`. A statistic of the
-    whole batch: gather the rows of all workers first. No rows: 0.
+    Row i of `a` is the partner of row i of `b`. Negatives come from the other modality only, unlike in
+    :func:`~raycluster.methods.losses.nt_xent.nt_xent`. The loss is a statistic of the whole batch: gather the rows of all workers first.
     """
     if not len(a):
         return (a.sum() + b.sum()) * 0.0

@@ -1,4 +1,4 @@
-"""NT-Xent, the contrast of each vector with its partner against all others (SimCLR, arXiv 2002.05709), and its form for clusters."""
+"""NT-Xent, which contrasts each vector's partner with all other vectors (SimCLR, arXiv 2002.05709), and its form for clusters."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from torch.nn.functional import cross_entropy, normalize
 
 
 def nt_xent(a: Tensor, b: Tensor, temperature: float) -> Tensor:
-    """Mean over the 2n stacked rows of −log softmax of the partner's score, a scalar.
+    """Return the mean over the 2n stacked rows of −log softmax of the partner's score, a scalar.
 
-    `a`, `b` [n, D]: row i of one is the partner of row i of the other; the 2n − 2 other rows are negatives, the row itself is
-    left out. Scores are raw inner products / temperature: normalize first where cosines are meant. DXMC's instance-level loss
-    (arXiv 2409.04561, eq. 6) uses raw ones.
+    `a`, `b` [n, D]: row i of one is the partner of row i of the other. The 2n − 2 other rows are negatives; the row itself is
+    left out. Scores are raw inner products / temperature: normalize the rows first if scores should be cosines. DXMC's instance-level
+    loss (arXiv 2409.04561, eq. 6) uses raw inner products.
     """
     rows = torch.cat([a, b])
     scores = rows @ rows.T / temperature
-    # On the diagonal instead of boolean indexing, which costs many times as much.
+    # Fill the diagonal: removing it by boolean indexing costs many times as much.
     scores = scores.masked_fill(torch.eye(len(rows), dtype=torch.bool, device=rows.device), -torch.inf)
     n = len(a)
     partner = torch.arange(2 * n, device=rows.device).roll(n)
@@ -24,8 +24,9 @@ def nt_xent(a: Tensor, b: Tensor, temperature: float) -> Tensor:
 
 
 def cluster_contrast(p: Tensor, q: Tensor, temperature: float) -> Tensor:
-    """ℓ(P, Q; τ): NT-Xent of the 2C unit columns of two assignment matrices [B, C], a scalar (TAC, arXiv 2310.11989).
+    """Return ℓ(P, Q; τ): NT-Xent of the 2C normalized columns of two assignment matrices [B, C], a scalar (TAC, arXiv 2310.11989).
 
-    A statistic of the whole batch: gather the rows of all workers first. The column of an empty cluster is zero and stays so.
+    The loss is a statistic of the whole batch: gather the rows of all workers first. The column of an empty cluster is zero and is
+    still zero after normalization.
     """
     return nt_xent(normalize(p.T, dim=1), normalize(q.T, dim=1), temperature)

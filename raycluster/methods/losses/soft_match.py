@@ -1,4 +1,4 @@
-"""SoftMatch's weights of pseudo-labels (ICLR 2023, arXiv 2301.10921), as SEIC's second stage uses them."""
+"""SoftMatch's weights of pseudo-labels (ICLR 2023, arXiv 2301.10921), which SEIC's second stage uses."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ SMALLEST_VARIANCE = 1e-6
 
 
 class SoftMatch(nn.Module):
-    """Running mean μ and variance σ² of the confidence of pseudo-labels; statistics of the global batch."""
+    """Running mean μ and variance σ² of the confidence of pseudo-labels in the global batches, and the weights that follow."""
 
     mean: Tensor
     variance: Tensor
     started: Tensor
 
     def __init__(self, momentum: float) -> None:
-        """`momentum`: what a step keeps of both; the first batch sets them."""
+        """`momentum`: share of mean and variance that a step keeps. The first batch sets both."""
         super().__init__()
         self.momentum = momentum
         self.register_buffer("mean", torch.zeros((), dtype=torch.float64))
@@ -25,7 +25,7 @@ class SoftMatch(nn.Module):
 
     @torch.no_grad()
     def update(self, confidence: Tensor) -> None:
-        """Take in the confidences [B] of the global batch."""
+        """Update mean and variance with the confidences [B] of the global batch."""
         c = confidence.double()
         keep = self.momentum * self.started.double()
         self.mean.copy_(keep * self.mean + (1 - keep) * c.mean())
@@ -33,5 +33,5 @@ class SoftMatch(nn.Module):
         self.started.fill_(True)
 
     def weights(self, confidence: Tensor) -> Tensor:
-        """Weights [b] float64 of pseudo-labels of these confidences: 1 from μ on, exp(−(c − μ)² / 2σ²) below."""
+        """Return weights [b] float64 of pseudo-labels with these confidences c: 1 for c ≥ μ, exp(−(c − μ)² / 2σ²) below."""
         return torch.exp(-(confidence.double() - self.mean).clamp_max(0).square() / (2 * self.variance))

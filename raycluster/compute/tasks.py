@@ -1,0 +1,61 @@
+"""Map a function over items as Ray tasks, or call one in a task."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import islice
+from typing import Any
+
+import ray
+
+from raycluster.compute import work
+from raycluster.compute.node_checks import Common, checked
+from raycluster.compute.resources import Resources
+from raycluster.storage.location import Location
+
+FILES_A_TASK = 16
+"""Number of part files that one task reads, which is enough work to be worth starting a task."""
+
+
+def file_groups(files: list[Location]) -> list[list[Location]]:
+    """Return the files in lists, each of them the work of one task."""
+    return [files[start : start + FILES_A_TASK] for start in range(0, len(files), FILES_A_TASK)]
+
+
+def one_task(function: Callable[..., Any], resources: Resources, *shared: ray.ObjectRef) -> Any:
+    """Return the result of `function(*shared)`, called in a task that computes alone on its node (:attr:`Resources.heavy_task`)."""
+    task = ray.remote(**resources.heavy_task)(checked(function, resources.common))
+    return work.get(task.remote(*shared))
+
+
+def map_tasks(
+    function: Callable[..., Any],
+    items: Iterable[Any],
+    *shared: ray.ObjectRef,
+    common: Common,
+    demand: Mapping[str, float] | None = None,
+    in_flight: int | None = None,
+) -> Iterator[Any]:
+    """Call `function(item, *shared)` in one Ray task per item, and yield the results as they come.
+
+    `demand`: Ray resources of a task, one core by default. `shared` are references from :func:`ray.put`: one read-only copy per node.
+    `common`: what the nodes must have; a task on a node that lacks it raises :class:`ConfigError`.
+
+    At most `in_flight` tasks (default: twice the cores) exist at a time, so that memory does not grow with the items. If the iterator is
+    closed or a task fails, the other tasks are ended.
+    """
+    task = ray.remote(**(demand or {"num_cpus": 1}))(checked(function, common))
+    rest = iter(items)
+    limit = in_flight or 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))
+    tasks = work.Tasks()
+    with work.ending(tasks.end):
+        while True:
+            for item in islice(rest, limit - len(tasks.pending)):
+                tasks.pending.add(task.remote(item, *shared))
+            if not tasks.pending:
+                return
+            done, _ = ray.wait(list(tasks.pending), timeout=work.POLL_S)
+            work.check()
+            for reference in done:
+                tasks.pending.remove(reference)
+                yield ray.get(reference)

@@ -1,0 +1,171 @@
+"""Use ready-made embeddings in place of an encoder: list them as a manifest, and import them as the embeddings table."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from raycluster.config import StorageConfig
+from raycluster.errors import ConfigError
+from raycluster.images.listing.run_folders import without_runs
+from raycluster.storage.location import Location, locate
+from raycluster.tables.files import part_name
+from raycluster.tables.schemas import MANIFEST, embeddings_schema
+
+BATCH = 4096
+
+
+def find_files(sources: tuple[str, ...], storage: StorageConfig, output: Location) -> list[Location]:
+    """Return the Parquet files of all sources, without those in run folders such as `output`.
+
+    Raises :class:`ConfigError` for a source without any Parquet file.
+    """
+    files: list[Location] = []
+    for source in sources:
+        place = locate(source, storage)
+        if place.path == output.path:
+            raise ConfigError(
+                f"output: {source} is the folder of the embeddings; give one of its own, which may lie in it"
+            )
+        found = [place] if place.is_file() else without_runs(place, place.list(recursive=True), output)
+        found = [file for file in found if file == place or file.name.endswith(".parquet")]
+        if not found:
+            raise ConfigError(f"embeddings: {source}: no Parquet file is there; give a file or a folder of them")
+        files += found
+    return files
+
+
+def list_provided(files: list[Location]) -> pa.Table:
+    """Return the manifest (schema MANIFEST without row_id) of Parquet files with `image_id`, `embedding`, optional `label`, `uri`.
+
+    `etag` is a hash of the vector, so that a changed embedding counts as a changed image. Raises :class:`ConfigError` if no row has
+    an embedding, or an `image_id` is missing or occurs twice.
+    """
+    tables = []
+    for file in files:
+        for batch in _batches(file):
+            ids = batch.column("image_id").cast(pa.string())
+            etags = [
+                None if value is None else hashlib.sha256(value.tobytes()).hexdigest()[:16] for value in _rows(batch)
+            ]
+            columns = {
+                "image_id": ids,
+                "uri": _optional(batch, "uri") if "uri" in batch.schema.names else ids,
+                "size": pa.nulls(len(batch), pa.int64()),
+                "etag": pa.array(etags, pa.string()),
+                "modified": pa.nulls(len(batch), pa.timestamp("us", tz="UTC")),
+                "label": _optional(batch, "label"),
+            }
+            tables.append(pa.table(columns))
+    if not tables or not dimension(files):
+        raise ConfigError(f"embeddings: not one row of {files[0].uri} and the other files has an embedding")
+    table = pa.concat_tables(tables).sort_by("image_id")
+    if table.column("image_id").null_count:
+        raise ConfigError("embeddings: some rows have no image_id; give each row a unique one")
+    counts = table.column("image_id").value_counts()
+    doubled = counts.filter(pc.greater(counts.field("counts"), 1)).field("values").to_pylist()
+    if doubled:
+        raise ConfigError(
+            f"embeddings: {len(doubled)} image_ids occur twice ({', '.join(doubled[:3])}); make them unique"
+        )
+    return table.cast(pa.schema([field for field in MANIFEST if field.name != "row_id"]))
+
+
+def dimension(files: list[Location]) -> int | None:
+    """Return the length of the first embedding that is not null; None if all are null."""
+    rows = (row for file in files for batch in _batches(file, ["embedding"]) for row in _rows(batch))
+    return next((len(row) for row in rows if row is not None), None)
+
+
+def import_provided(files: list[Location], manifest: pa.Table, done: np.ndarray, folder: Location) -> Iterator[int]:
+    """Write the embeddings of the manifest's rows that are not in `done`; yield the number of rows of each part file."""
+    row_ids = _row_ids(files, manifest)
+    # Find the dimension first: the files may begin with rows that have a null embedding, and writing these rows needs it.
+    dim, start, finished = dimension(files), 0, np.sort(done)
+    assert dim  # list_provided has found an embedding
+    for file in files:
+        for batch in _batches(file):
+            ids = row_ids[start : start + len(batch)]
+            start += len(batch)
+            vectors = _rows(batch)
+            found = {len(vector) for vector in vectors if vector is not None} | {dim}
+            if len(found) > 1:
+                raise ConfigError(
+                    f"{file.uri}: embeddings of different lengths ({sorted(found)}); use one encoder for all"
+                )
+            new = np.flatnonzero(~np.isin(ids, finished))
+            if len(new):
+                image_ids = batch.column("image_id").cast(pa.string()).take(pa.array(new))
+                part = _part(ids[new], image_ids, [vectors[i] for i in new], dim)
+                (folder / part_name(part.column("row_id"))).write_table(part)
+                yield len(part)
+
+
+def _row_ids(files: list[Location], manifest: pa.Table) -> np.ndarray:
+    """Return the manifest's row_id of every row of the sources, in their order, int64 [n]."""
+    columns = [batch.column("image_id").cast(pa.string()) for file in files for batch in _batches(file, ["image_id"])]
+    # Look up all rows in one call, because each call builds a hash table of every id of the manifest.
+    place = pc.index_in(pa.chunked_array(columns, pa.string()), value_set=manifest.column("image_id").combine_chunks())
+    return manifest.column("row_id").take(place).to_numpy()
+
+
+def _part(ids: np.ndarray, image_ids: pa.Array, given: list[np.ndarray | None], dim: int) -> pa.Table:
+    with np.errstate(over="ignore"):
+        vectors = [None if vector is None else vector.astype(np.float16) for vector in given]
+    reasons = [_fault(vector) for vector in vectors]
+    good = [vector if reason is None else None for vector, reason in zip(vectors, reasons, strict=True)]
+    return pa.table(
+        [
+            pa.array(ids, pa.int64()),
+            image_ids,
+            pa.array(["ok" if reason is None else "failed" for reason in reasons]),
+            pa.array(reasons, pa.string()),
+            pa.nulls(len(ids), pa.int32()),
+            pa.nulls(len(ids), pa.int32()),
+            pa.array(good, pa.list_(pa.float16(), dim)),
+        ],
+        schema=embeddings_schema(dim),
+    )
+
+
+def _fault(vector: np.ndarray | None) -> str | None:
+    if vector is None:
+        return "the embedding is null"
+    if not np.isfinite(vector).all():
+        return "the embedding holds NaN, infinite values or values beyond float16"
+    return None if vector.any() else "the embedding is zero"
+
+
+def _batches(file: Location, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
+    try:
+        parquet = pq.ParquetFile(file.path, filesystem=file.filesystem)
+    except pa.ArrowInvalid as error:
+        raise ConfigError(f"embeddings: {file.uri} is not a Parquet file ({error})") from None
+    schema = parquet.schema_arrow
+    missing = {"image_id", "embedding"} - set(schema.names)
+    if missing:
+        raise ConfigError(
+            f"embeddings: {file.uri} lacks the column {' and '.join(sorted(missing))}; it has {', '.join(schema.names)}"
+        )
+    kind = schema.field("embedding").type
+    listed = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    # A column that holds only nulls has the type null, unless its writer gave it another.
+    if not pa.types.is_null(kind) and not (listed and pa.types.is_floating(kind.value_type)):
+        raise ConfigError(f"embeddings: {file.uri}: `embedding` is {kind}; it must be a list of floats")
+    wanted = [name for name in ("image_id", "embedding", "label", "uri") if name in schema.names]
+    yield from parquet.iter_batches(BATCH, columns=columns or wanted)
+
+
+def _rows(batch: pa.RecordBatch) -> list[np.ndarray | None]:
+    return [
+        value.values.to_numpy(zero_copy_only=False) if value.is_valid else None for value in batch.column("embedding")
+    ]
+
+
+def _optional(batch: pa.RecordBatch, name: str) -> pa.Array:
+    return batch.column(name).cast(pa.string()) if name in batch.schema.names else pa.nulls(len(batch), pa.string())

@@ -1,0 +1,1 @@
+"""List pictures into a manifest: folders, buckets, tars, tables, lists of URIs."""

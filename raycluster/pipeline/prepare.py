@@ -1,0 +1,183 @@
+"""The checks of a run: they find everything that can be wrong before any costly work, and the cheapest come first."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import replace
+
+import numpy as np
+
+from raycluster.compute.connect import connect
+from raycluster.compute.resources import resolve
+from raycluster.config import MethodConfig, RunConfig, fingerprint
+from raycluster.encoder import ready_made
+from raycluster.encoder.clip import EncoderSpec, resolve_encoder
+from raycluster.errors import ConfigError
+from raycluster.images.listing.manifest import content_digest, grown_only, list_images, number_rows
+from raycluster.images.listing.progress import image_progress
+from raycluster.methods import registry
+from raycluster.pipeline.cluster_checks import find_common
+from raycluster.pipeline.context import Manifest, RunContext, Vocabulary
+from raycluster.pipeline.stages.manifest import ManifestFacts, source
+from raycluster.semantics import vocabulary
+from raycluster.storage.location import Location, read_table
+from raycluster.tables import rows
+from raycluster.tables.markers import RunFolder
+
+SHARD_SIDE = 1.75
+"""Default of `shards.size`, as a multiple of the encoder's input side.
+
+`tests/benchmarks/shards.py --nearness` compares embeddings of original photographs with embeddings of their copies in shards, for encoders
+at 64 to 129 pixels. Their mean cosine is 0.997 to 0.998 at 1.15, 0.9986 to 0.9996 at 1.5, and 0.9993 or more at 1.75. With 1.75 the
+smallest crop of fine-tuning, half the area, also still has more pixels than the encoder takes.
+"""
+
+
+def prepare(config: RunConfig, folder: RunFolder, retrain: bool, retry_failed: bool) -> RunContext:
+    """Check everything that can be wrong, cheapest first, and return the context of the run. Raises :class:`ConfigError`.
+
+    `retry_failed`: treat images that could not be read in an earlier run as new ones.
+    """
+    method = registry.configure(config.method)
+    if method.train_sample < config.clusters:
+        raise ConfigError(
+            f"method.train_sample: {method.train_sample} images cannot train {config.clusters} clusters; raise it, or lower `clusters`"
+        )
+    if config.finetune.enabled:
+        _check_finetune(config, method)
+    nouns, noun_embeddings = _load_nouns(config, method)
+    connect()
+    resources = resolve(config.resources)
+    spec = resolve_encoder(config.encoder, resources.use_gpu, config.storage) if config.images else None
+    shard_size = _shard_size(config, spec)
+    encoder = spec.fingerprint if spec else "provided"
+    if noun_embeddings is not None:
+        _check_dimensions(config, folder, spec, noun_embeddings.shape[1])
+    manifest, samples = list_inputs(config, folder, retry_failed)
+    resources = replace(resources, common=find_common(config, folder.root, samples, spec))
+    if len(manifest.table) < config.clusters:
+        raise ConfigError(
+            f"clusters: {config.clusters} clusters, but only {len(manifest.table)} images were found; lower `clusters`"
+        )
+    return RunContext(
+        config=config,
+        folder=folder,
+        method=method,
+        resources=resources,
+        encoder=encoder,
+        spec=spec,
+        shard_size=shard_size,
+        vocabulary=None if nouns is None else _vocabulary(config, nouns, noun_embeddings, encoder),
+        manifest=manifest,
+        retrain=retrain,
+    )
+
+
+def _shard_size(config: RunConfig, spec: EncoderSpec | None) -> int | None:
+    if not config.shards.enabled:
+        return None
+    if spec is None:
+        raise ConfigError("shards.enabled: shards hold pictures; give `images` instead of `embeddings`, or remove it")
+    needed = max(spec.image_size)
+    if config.shards.size is None:
+        return round(SHARD_SIDE * needed)
+    if config.shards.size < needed:
+        raise ConfigError(
+            f"shards.size: {config.shards.size} pixels, but the encoder takes {needed}; give {needed} or more, or remove it"
+        )
+    return config.shards.size
+
+
+def _check_finetune(config: RunConfig, method: MethodConfig) -> None:
+    if config.images is None:
+        raise ConfigError(
+            "finetune.enabled: an encoder is tuned on pictures; give `images` instead of `embeddings`, or remove it"
+        )
+    if not registry.method_class(method.name).variant(method).image_head:
+        untrained = " with `trained: false`" if method.name == "tac" else ""
+        raise ConfigError(
+            f"finetune.enabled: method {method.name}{untrained} has no image head that could be trained along; "
+            "choose consensus, or a trained method"
+        )
+
+
+def _load_nouns(config: RunConfig, method: MethodConfig) -> tuple[list[str] | None, np.ndarray | None]:
+    """Return the nouns, and their embeddings if those are given. A run on ready-made image embeddings may have no nouns."""
+    if config.vocabulary.embeddings is not None:
+        return vocabulary.load_noun_embeddings(config.vocabulary.embeddings, config.storage)
+    if config.images is not None:
+        return vocabulary.load_nouns(config.vocabulary, config.storage), None
+    if registry.method_class(method.name).text == "required":
+        raise ConfigError(
+            f"vocabulary.embeddings: method {method.name} needs nouns, and ready-made image embeddings come without a text encoder; "
+            "give noun embeddings of the same model, or choose a method that does without: consensus or kmeans"
+        )
+    return None, None
+
+
+def _vocabulary(config: RunConfig, nouns: list[str], embeddings: np.ndarray | None, encoder: str) -> Vocabulary:
+    if embeddings is None:
+        key = vocabulary.vocabulary_key(nouns, config.vocabulary.prompts, encoder)
+    else:
+        key = fingerprint(nouns, _digest(embeddings))
+    return Vocabulary(nouns=nouns, embeddings=embeddings, fingerprint=key)
+
+
+def _check_dimensions(config: RunConfig, folder: RunFolder, spec: EncoderSpec | None, nouns: int) -> None:
+    images = spec.dim if spec else ready_made.dimension(embedding_files(config, folder))
+    if images not in (None, nouns):
+        raise ConfigError(
+            f"vocabulary.embeddings: nouns have {nouns} dimensions, images {images}; make both with the same encoder"
+        )
+
+
+def embedding_files(config: RunConfig, folder: RunFolder) -> list[Location]:
+    """Return the files of ready-made image embeddings."""
+    return ready_made.find_files(config.embedding_sources, config.storage, folder.root)
+
+
+def _digest(array: np.ndarray) -> str:
+    return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
+
+
+def list_inputs(
+    config: RunConfig, folder: RunFolder, retry_failed: bool
+) -> tuple[Manifest, tuple[tuple[str, ...], ...]]:
+    """Return the manifest as it would be written now, and the URIs of some images of each source.
+
+    Ready-made embeddings give no such URIs: only this process reads the embeddings, and no process reads the pictures behind them.
+    """
+    if config.images is not None:
+        with image_progress("manifest") as progress:
+            listing = list_images(config.image_sources, config.storage, config.labels, progress, folder.root)
+        found, others, samples = listing.table, listing.other_files, listing.samples
+    else:
+        found, others, samples = ready_made.list_provided(embedding_files(config, folder)), 0, ()
+    earlier = folder.latest_with("manifest", source(config))
+    previous = read_table(folder.part_files(earlier)) if earlier else None
+    current = folder.marker("manifest")
+    next_row_id = current.typed(ManifestFacts).next_row_id if current else 0
+    again = _failed(folder) if retry_failed else np.empty(0, np.int64)
+    table = number_rows(found, previous, next_row_id, again)
+    digest = content_digest(table)[:16]
+    if earlier is None or previous is None:
+        lineage = digest
+    elif grown_only(previous, table):
+        lineage = earlier.typed(ManifestFacts).lineage
+    else:
+        lineage = fingerprint(digest, earlier.fingerprint)
+    highest = int(table.column("row_id").to_numpy().max()) + 1
+    manifest = Manifest(
+        table=table,
+        fingerprint=digest,
+        lineage=lineage,
+        next_row_id=max(highest, next_row_id),
+        other_files=others,
+    )
+    return manifest, samples
+
+
+def _failed(folder: RunFolder) -> np.ndarray:
+    """Return the ids of the rows that have a status other than `ok` in the current embeddings."""
+    marker = folder.marker("embed")
+    return rows.failed(folder.part_files(marker)) if marker else np.empty(0, np.int64)

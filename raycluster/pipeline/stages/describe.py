@@ -1,0 +1,42 @@
+"""Sum up each cluster: name, size, typical images."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from raycluster.pipeline.context import RunContext
+from raycluster.pipeline.stage import Keeps, Outcome, Recipe, Stage
+from raycluster.pipeline.step import Step
+
+
+def assignments_recipe(ctx: RunContext) -> dict[str, Any]:
+    """Fingerprints of the images and of their assignments, with a fine-tuned encoder also of those before."""
+    stages = ("manifest", "baseline", "assign") if ctx.is_tuned else ("manifest", "assign")
+    return {stage: ctx.fingerprint(stage) for stage in stages}
+
+
+def recipe(ctx: RunContext) -> Recipe:
+    """The assignments, and how many images of each cluster are shown."""
+    shown = ctx.config.report
+    numbers = {"most_typical": shown.most_typical, "least_typical": shown.least_typical}
+    return Recipe({**assignments_recipe(ctx), **numbers})
+
+
+def run(ctx: RunContext, step: Step) -> Outcome:
+    """Write the table of clusters."""
+    from raycluster.results.describe import summarize
+
+    table = summarize(ctx.assignments(), ctx.model.clusters, ctx.config.report)
+    (ctx.place(step) / "part-000000000000.parquet").write_table(table)
+    return Outcome(len(table))
+
+
+STAGE = Stage(
+    name="describe",
+    folder="clusters",
+    keeps=Keeps.FIXED,
+    recipe=recipe,
+    run=run,
+    help="sum up each cluster: name, size, typical images",
+    table="clusters",
+)

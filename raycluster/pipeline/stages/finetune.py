@@ -1,0 +1,174 @@
+"""Fine-tune the encoder on its own confident clusters, and see whether the result can be trusted."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+from pydantic import Field
+
+from raycluster.errors import DataQualityError
+from raycluster.pipeline.context import RunContext, log
+from raycluster.pipeline.stage import Keeps, Outcome, Recipe, Stage
+from raycluster.pipeline.stages.embed import stream
+from raycluster.pipeline.stages.manifest import source
+from raycluster.pipeline.step import Step
+from raycluster.tables import rows
+from raycluster.tables.files import part_files
+from raycluster.tables.markers import MODEL_FOLDER, Facts, Marker
+
+if TYPE_CHECKING:
+    from raycluster.finetuning.finetune import Tuned
+    from raycluster.model.model import Model
+
+GUARDED = 10_000
+"""Images by which a collapse is noticed, and by which the sizes of clusters are known."""
+
+
+class FinetuneFacts(Facts):
+    """What fine-tuning leaves."""
+
+    guard: dict[str, float]
+    """Measures of a sample, by which a collapse is noticed (:mod:`raycluster.finetuning.collapse`)."""
+    refused: str = ""
+    """Why the tuned encoder is refused, in words; empty if it is not."""
+    kind: str = ""
+    """`lora` or `last stage`."""
+    history: list[dict[str, float]] = Field(default_factory=list)
+    """Figures of each epoch."""
+
+
+def recipe(ctx: RunContext) -> Recipe | None:
+    """The heads to begin with, the images, and the settings that the weights depend on."""
+    if not ctx.config.finetune.enabled:
+        return None
+    given = {"source": source(ctx.config), "embed": ctx.fingerprint("embed"), "seed": ctx.config.seed}
+    return Recipe({**given, "train": ctx.fingerprint("train"), "finetune": ctx.config.finetune.training})
+
+
+def run(ctx: RunContext, step: Step) -> Outcome:
+    """Fine-tune, write the model, and look at a sample through both encoders."""
+    from raycluster.finetuning.finetune import finetune
+    from raycluster.finetuning.pixels import PixelJob
+    from raycluster.model.files import load_model
+    from raycluster.model.prediction import probabilities
+    from raycluster.randomness import sampled
+
+    config, seed = ctx.config.finetune, ctx.config.seed
+    assert ctx.spec is not None
+    sample = sampled(ctx.statuses("embed")[0], config.train_sample, seed)
+    images = _images(ctx, sample)
+    batch = min(config.batch_size, len(images))
+    job = PixelJob(ctx.spec, ctx.config.encoder, ctx.config.storage, seed, len(images), batch)
+    before = load_model(ctx.place(ctx.plan["train"]), ctx.config.storage)
+    guarded = sampled(sample, GUARDED, seed)
+    sizes = probabilities(before.method, rows.gather(ctx.part_files("embed"), guarded)).mean(dim=0)
+    training = ctx.folder.root / "training" / step.fingerprint
+    tuned = finetune(config, job, before.method, sizes, images, training, ctx.resources)
+    readable = _embed_sample(ctx, step, tuned, guarded)
+    _save(ctx, step, before, tuned, rows.gather(ctx.part_files("reembed"), readable))
+    measures = _measure(ctx, step, before, readable)
+    facts = FinetuneFacts(guard=measures, kind=tuned.kind, history=tuned.history)
+    return Outcome(len(images), facts=facts, note=f"{tuned.kind}, {measures['agreement']:.1%} keep their cluster")
+
+
+def _images(ctx: RunContext, wanted: np.ndarray) -> pa.Table:
+    """Where the pictures of these rows lie, ascending: row_id, and uri and size, or their place in shards."""
+    if "shard" in ctx.plan:
+        from raycluster.images.shards import find_rows
+
+        return find_rows(ctx.picture_files, wanted)
+    listing = ctx.manifest.table
+    at = np.isin(listing.column("row_id").to_numpy(), wanted)
+    return listing.filter(at).select(["row_id", "uri", "size"]).sort_by("row_id")
+
+
+def _embed_sample(ctx: RunContext, step: Step, tuned: Tuned, chosen: np.ndarray) -> np.ndarray:
+    """Embed some of the images with the tuned encoder: the first rows of the table that `reembed` goes on with. Returns those readable."""
+    from safetensors.torch import save
+
+    from raycluster.encoder.clip import TunedTower
+    from raycluster.model.record import ENCODER_FILE
+
+    assert ctx.spec is not None
+    file, content = ctx.place(step) / ENCODER_FILE, save(tuned.tower)
+    file.write_bytes(content)
+    again = ctx.plan["reembed"]
+    stream(ctx, again, ctx.spec.tuned(TunedTower(file, hashlib.sha256(content).hexdigest())), chosen)
+    readable = rows.statuses(part_files(ctx.place(again)), chosen)[0]
+    if not len(readable):
+        raise DataQualityError(
+            "finetune: none of the images could be read again for a look at the result; mend the storage and run again"
+        )
+    return readable
+
+
+def _save(ctx: RunContext, step: Step, before: Model, tuned: Tuned, embeddings: np.ndarray) -> None:
+    """Write the model. `embeddings` [n, d]: of training images, by the tuned encoder."""
+    from safetensors.torch import save
+
+    from raycluster.model.files import save_model
+    from raycluster.model.model import make_memory
+    from raycluster.model.record import ENCODER_FILE
+
+    record = {
+        **{key: before.record[key] for key in ("seed", "training")},
+        "finetune": {**ctx.config.finetune.training, "kind": tuned.kind, "history": tuned.history},
+    }
+    files = {ENCODER_FILE: save(tuned.tower), "adapter.safetensors": save(tuned.adapter)}
+    memory = make_memory(tuned.method, embeddings)[0]
+    save_model(ctx.place(step), tuned.method, memory, before.record["encoder"], before.clusters, record, files)
+
+
+def _measure(ctx: RunContext, step: Step, before: Model, sample: np.ndarray) -> dict[str, float]:
+    """Compare the clusters of a sample before and after."""
+    from raycluster.finetuning import collapse
+    from raycluster.model.files import load_model
+    from raycluster.model.prediction import probabilities
+
+    after = load_model(ctx.place(step), ctx.config.storage)
+    images = rows.gather(ctx.part_files("embed"), sample)
+    own = probabilities(before.method, images).argmax(dim=1).numpy()
+    tuned = probabilities(after.method, rows.gather(ctx.part_files("reembed"), sample)).argmax(dim=1).numpy()
+    return collapse.measure(images, own, tuned, ctx.config.clusters)
+
+
+def refused(ctx: RunContext) -> str:
+    """Why the tuned encoder is refused under today's bounds; empty if it is not, or not known yet."""
+    from raycluster.finetuning.collapse import refusal
+
+    marker = ctx.plan["finetune"].marker
+    return refusal(marker.typed(FinetuneFacts).guard, ctx.config.finetune) if marker else ""
+
+
+def judged(ctx: RunContext, marker: Marker) -> Marker:
+    """The marker under today's bounds. If the result is refused, it names the model before."""
+    from raycluster.finetuning.collapse import refusal
+
+    reason = refusal(marker.typed(FinetuneFacts).guard, ctx.config.finetune)
+    path = ctx.plan["train"].path if reason else f"{MODEL_FOLDER}/{marker.fingerprint}"
+    return marker.model_copy(update={"path": path, "facts": {**marker.facts, "refused": reason}})
+
+
+def warn_if_refused(ctx: RunContext) -> None:
+    """Tell the user why the run goes on without the tuned encoder."""
+    facts = ctx.facts("finetune", FinetuneFacts)
+    if facts and facts.refused:
+        log.warning("finetune  %s", facts.refused)
+        ctx.warn(facts.refused)
+
+
+STAGE = Stage(
+    name="finetune",
+    folder=MODEL_FOLDER,
+    keeps=Keeps.TRAINED,
+    recipe=recipe,
+    run=run,
+    help="fine-tune the encoder on its own confident clusters (with `finetune.enabled`)",
+    facts=FinetuneFacts,
+    switch="finetune.enabled",
+    judged=judged,
+    after=warn_if_refused,
+)

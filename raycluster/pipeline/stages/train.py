@@ -1,0 +1,109 @@
+"""Train the cluster heads and name the clusters."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from raycluster.pipeline.context import RunContext
+from raycluster.pipeline.stage import Keeps, Outcome, Recipe, Stage
+from raycluster.pipeline.stages.semantics import kept_nouns, noun_embeddings, training_recipe
+from raycluster.pipeline.step import Step
+from raycluster.tables import rows
+from raycluster.tables.markers import MODEL_FOLDER, Facts
+
+
+class TrainFacts(Facts):
+    """What training leaves."""
+
+    seed: int = 0
+    training: dict[str, Any]
+    """Schedule and history."""
+    constants: dict[str, Any]
+    """The method's constants, including those that follow from the data."""
+    used_clusters: int = 0
+
+
+def recipe(ctx: RunContext) -> Recipe:
+    """The method, and what it is trained on."""
+    from raycluster.model.files import FORMAT
+
+    nouns, method = ctx.fingerprint("semantics"), ctx.method.model_dump(mode="json")
+    # A model of an earlier format is trained again: this version could not read it.
+    return Recipe({**training_recipe(ctx), "semantics": nouns, "method": method, "format": FORMAT})
+
+
+def run(ctx: RunContext, step: Step) -> Outcome:
+    """Train the heads, name the clusters, write the model."""
+    from raycluster.methods.base import TrainedMethod
+    from raycluster.model.files import save_model
+    from raycluster.model.model import make_memory
+    from raycluster.training.heads import HeadsJob, train_heads
+
+    ctx.warn_of_missing_cuda()
+    config, data = ctx.config, _training_data(ctx)
+    n, dim = data["images"].shape
+    job = HeadsJob(ctx.method, dim, config.clusters, n, config.seed)
+    method, history = train_heads(job, data, ctx.folder.root / "training" / step.fingerprint, ctx.resources)
+    memory, assigned = make_memory(method, data["images"])
+    schedule = asdict(method.schedule()) if isinstance(method, TrainedMethod) else {}
+    training = {**schedule, "history": history}
+    record = {"seed": config.seed, "training": training}
+    save_model(ctx.place(step), method, memory, _encoder_record(ctx), _names(ctx, data["images"], assigned), record)
+    used = _count_used(ctx, assigned)
+    facts = TrainFacts(seed=config.seed, training=training, constants=method.constants, used_clusters=used)
+    return Outcome(n, facts=facts, note=f"{ctx.method.name}, {used} clusters used")
+
+
+def _training_data(ctx: RunContext) -> dict[str, np.ndarray]:
+    """What the method's training takes: `row_ids` and `images`, and what it needs of the nouns."""
+    from raycluster.methods import registry
+
+    sample, method = ctx.training_rows(), registry.method_class(ctx.method.name)
+    data = {"row_ids": sample, "images": rows.gather(ctx.part_files("embed"), sample)}
+    if method.text == "required":
+        data["counterparts"] = rows.gather(ctx.part_files("semantics"), sample, "counterpart")
+        data["nouns"] = kept_nouns(ctx)[1]
+    if ctx.uses_text and method.wants_vocabulary(ctx.method):
+        data["vocabulary"] = noun_embeddings(ctx)
+    return data
+
+
+def _encoder_record(ctx: RunContext) -> dict[str, Any]:
+    """The encoder as the model folder describes it."""
+    return {
+        "config": None if ctx.spec is None else ctx.config.encoder.model_dump(mode="json"),
+        "precision": None if ctx.spec is None else ctx.spec.precision,
+        "fingerprint": ctx.encoder,
+    }
+
+
+def _names(ctx: RunContext, images: np.ndarray, assigned: np.ndarray) -> list[dict[str, Any]]:
+    """A name for each cluster, from the nouns nearest to it."""
+    from raycluster.results.describe import name_clusters, noun_affinity
+
+    if "semantics" not in ctx.plan:
+        return name_clusters(np.empty((ctx.config.clusters, 0)), [])
+    nouns, embeddings = kept_nouns(ctx)
+    return name_clusters(noun_affinity(rows.unit(images), assigned, embeddings, ctx.config.clusters), nouns)
+
+
+def _count_used(ctx: RunContext, assigned: np.ndarray) -> int:
+    used = len(np.unique(assigned))
+    if used < ctx.config.clusters:
+        empty = ctx.config.clusters - used
+        ctx.warn(f"{empty} of {ctx.config.clusters} clusters are empty; fewer `clusters` may fit better")
+    return used
+
+
+STAGE = Stage(
+    name="train",
+    folder=MODEL_FOLDER,
+    keeps=Keeps.TRAINED,
+    recipe=recipe,
+    run=run,
+    help="train the cluster heads and name the clusters",
+    facts=TrainFacts,
+)

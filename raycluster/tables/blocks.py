@@ -1,0 +1,95 @@
+"""Blocks of rows of Parquet tables: some rows of some files, found by their row ids and read by their positions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from raycluster.errors import ArtifactError
+from raycluster.storage import credentials
+from raycluster.storage.location import Location, read_table
+from raycluster.tables.rows import among
+
+THREADS = 16
+"""Number of files that are searched at a time. On object storage each search waits for several answers."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """Some rows of some files, the work of one task. It holds positions, no data."""
+
+    pieces: tuple[tuple[Location, np.ndarray], ...]
+    """The files, each with the ascending positions of the rows in it."""
+
+    def __len__(self) -> int:
+        return sum(len(positions) for _, positions in self.pieces)
+
+    def read(self, columns: Sequence[str]) -> pa.Table:
+        """Return the rows, with those of `columns` that the files have. Beside the rows, one row group is in memory at a time."""
+        found = pa.concat_tables(
+            part for file, positions in self.pieces for part in _read_positions(file, positions, columns)
+        )
+        credentials.note_readable(self.pieces[0][0])
+        return found
+
+
+def find_blocks(
+    files: Sequence[Location], wanted: np.ndarray, largest: int, fair: int, multiple: int = 1
+) -> list[Block]:
+    """Return the rows with an id in `wanted` (int64, ascending) in blocks, in the order of the files.
+
+    A block has `largest` rows, or fewer if there would otherwise be less than `fair` blocks. The number is always a multiple of `multiple`.
+    The last block has the rest.
+    """
+    with ThreadPoolExecutor(THREADS) as pool:
+        found = list(zip(files, pool.map(lambda file: _positions(file, wanted), files), strict=True))
+    total = sum(len(positions) for _, positions in found)
+    check_found(files, total, len(wanted))
+    size = min(largest, -(-total // fair))
+    return list(_cut(found, max(multiple, -(-size // multiple) * multiple)))
+
+
+def check_found(files: Sequence[Location], found: int, wanted: int) -> None:
+    """Raise :class:`ArtifactError` if rows of a finished table are not in its files."""
+    if found < wanted:
+        place = files[0].parent.uri if files else "the folder"
+        raise ArtifactError(
+            f"{place}: {wanted - found} of {wanted} rows are no longer there; restore the files, or delete the folder _stages of "
+            "this run and run again: what is still there is not done again"
+        )
+
+
+def _cut(found: list[tuple[Location, np.ndarray]], size: int) -> Iterator[Block]:
+    pieces: list[tuple[Location, np.ndarray]] = []
+    room = size
+    for file, positions in found:
+        while len(positions):
+            pieces.append((file, positions[:room]))
+            positions, room = positions[room:], room - len(pieces[-1][1])
+            if not room:
+                yield Block(tuple(pieces))
+                pieces, room = [], size
+    if pieces:
+        yield Block(tuple(pieces))
+
+
+def _positions(file: Location, wanted: np.ndarray) -> np.ndarray:
+    ids = read_table([file], ["row_id"]).column("row_id").to_numpy()
+    return np.flatnonzero(among(ids, wanted)[0]).astype(np.int32)
+
+
+def _read_positions(file: Location, positions: np.ndarray, columns: Sequence[str]) -> Iterator[pa.Table]:
+    with pq.ParquetFile(file.path, filesystem=file.filesystem, pre_buffer=True) as parquet:
+        present = [name for name in columns if name in parquet.schema_arrow.names]
+        start = 0
+        for group in range(parquet.num_row_groups):
+            end = start + parquet.metadata.row_group(group).num_rows
+            inside = positions[np.searchsorted(positions, start) : np.searchsorted(positions, end)]
+            if len(inside):
+                yield parquet.read_row_group(group, columns=present).take(inside - start)
+            start = end

@@ -1,0 +1,167 @@
+"""The run folder: which stages are finished, for which recipe, and where their tables lie.
+
+A stage's folder counts only when a marker names it. `_stages/<stage>.json` is the current marker; every marker is also
+kept under `_stages/history/`, so that going back to an earlier configuration finds its results again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, TypeVar
+
+from pydantic import ConfigDict, Field
+
+from raycluster.config import Section, validate
+from raycluster.errors import ArtifactError, ConfigError
+from raycluster.storage.location import DRAFT, Location
+from raycluster.tables.files import part_files
+
+FactsOf = TypeVar("FactsOf", bound="Facts")
+
+MODEL_FOLDER = "model"
+"""Folder below the output that holds the models."""
+PLAN = "_stages/plan.json"
+
+
+class Marker(Section):
+    """Record of a finished stage, written after everything it describes."""
+
+    stage: str
+    fingerprint: str
+    """Name of the folder; a hash of the recipe and of the upstream fingerprints."""
+    path: str
+    """Folder of the table, relative to the run folder."""
+    recipe: dict[str, Any]
+    """The part of the configuration (and upstream fingerprints) that the stage depends on, without the row set."""
+    rows: int
+    statuses: dict[str, int] = Field(default_factory=dict)
+    """Histogram of image statuses."""
+    seconds: float
+    """Wall time of the stage; for a stage that continues with added rows, summed over its calls."""
+    finished: str
+    """UTC time, ISO 8601."""
+    facts: dict[str, Any] = Field(default_factory=dict)
+    """What only this stage knows.
+
+    A stage that continues with added rows also records `manifest`, the fingerprint of the manifest that it covers.
+    """
+
+    def typed(self, kind: type[FactsOf]) -> FactsOf:
+        """Return the facts as `kind`, the class of their stage. Raises :class:`ArtifactError` if one is missing or invalid."""
+        try:
+            found: FactsOf = validate(self.facts, kind, "its facts")
+        except ConfigError as error:
+            raise ArtifactError(
+                f"_stages/{self.stage}.json is damaged ({error}); restore it, or delete it and run again"
+            ) from None
+        return found
+
+
+class Facts(Section):
+    """Facts that only one stage records about its result. Each stage has its own class; keys that the class does not name are kept."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+
+class Plan(Section):
+    """The stages that a run consists of."""
+
+    stages: list[str]
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Everything that a run wrote, found through its markers."""
+
+    root: Location
+
+    def marker(self, stage: str) -> Marker | None:
+        """Return the current marker of `stage`; None if it never finished."""
+        return self._read(self.root / "_stages" / f"{stage}.json")
+
+    def find(self, stage: str, fingerprint: str) -> Marker | None:
+        """Return the marker of `stage` with this fingerprint, the current one or one of an earlier configuration."""
+        return self._read(self.root / "_stages" / "history" / f"{stage}-{fingerprint}.json")
+
+    def latest_with(self, stage: str, recipe: Mapping[str, Any]) -> Marker | None:
+        """Return the newest marker of `stage` with the same recipe, whatever rows it saw. The current marker is preferred."""
+        current = self.marker(stage)
+        if current and current.recipe == recipe:
+            return current
+        files = (self.root / "_stages" / "history").list(suffix=".json")
+        markers = [self._read(file) for file in files if file.name.startswith(f"{stage}-")]
+        same = [marker for marker in markers if marker and marker.recipe == recipe]
+        return max(same, key=lambda marker: marker.finished, default=None)
+
+    def model(self) -> Marker | None:
+        """Return the marker of the current model, which is the fine-tuned one if there is one."""
+        trained, tuned = self.marker("train"), self.marker("finetune")
+        return tuned if trained and tuned and tuned.recipe.get("train") == trained.fingerprint else trained
+
+    def set_plan(self, stages: Iterable[str]) -> None:
+        """Record which stages the run consists of. Stages of an earlier configuration that it leaves out are no longer current."""
+        planned = list(stages)
+        (self.root / PLAN).write_json({"stages": planned})
+        for file in (self.root / "_stages").list(suffix=".json"):
+            if file.name.removesuffix(".json") not in (*planned, "plan"):
+                file.delete()
+
+    def plan(self) -> list[str]:
+        """Return the stages of the run, in order; empty if no run was planned here."""
+        file = self.root / PLAN
+        if not file.exists():
+            return []
+        plan: Plan = _checked(file, file.read_json(), Plan)
+        return plan.stages
+
+    def located(self, marker: Marker) -> Location:
+        """Return the folder that a marker names."""
+        return self.root / marker.path
+
+    def part_files(self, marker: Marker) -> list[Location]:
+        """Return the Parquet files of a finished table."""
+        files = part_files(self.located(marker))
+        if not files and marker.rows:
+            raise ArtifactError(
+                f"{self.located(marker).uri}: the {marker.stage} marker promises {marker.rows} rows, but no file is there; "
+                f"restore the folder, or delete {self.root.uri}/_stages to run everything again"
+            )
+        return files
+
+    def finish(self, marker: Marker) -> None:
+        """Publish a stage's result. The history is written first, because readers follow the current marker."""
+        record = marker.model_dump(mode="json")
+        (self.root / "_stages" / "history" / f"{marker.stage}-{marker.fingerprint}.json").write_json(record)
+        (self.root / "_stages" / f"{marker.stage}.json").write_json(record)
+
+    def remove_drafts(self, folders: Iterable[str]) -> None:
+        """Delete files that a killed or ended process has left half-written in these folders. Call it while no other process writes here.
+
+        In a bucket this does nothing, because no file there is ever half-written.
+        """
+        if self.root.scheme != "file":
+            return
+        for name in ("_stages", *folders):
+            for file in (self.root / name).list(suffix=DRAFT, recursive=True):
+                file.delete()
+
+    def _read(self, file: Location) -> Marker | None:
+        if not file.exists():
+            return None
+        marker: Marker = _checked(file, file.read_json(), Marker)
+        return marker
+
+
+def _checked(file: Location, data: Any, kind: type[Section]) -> Any:
+    """Return the content of a file of `_stages`. Raises :class:`ArtifactError` if it is not what this version writes."""
+    try:
+        return validate(data, kind, "its keys")
+    except ConfigError as error:
+        raise ArtifactError(f"{file.uri} is damaged ({error}); restore it, or delete it and run again") from None
+
+
+def now() -> str:
+    """Return the UTC time as ISO 8601, to the microsecond so that markers sort by it."""
+    return datetime.now(UTC).isoformat()

@@ -1,0 +1,117 @@
+"""Rows of Parquet tables as arrays: their ids, vectors and statuses."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from raycluster.storage.location import Location, iter_tables
+
+
+def row_ids(files: Iterable[Location]) -> np.ndarray:
+    """Return all row ids of a table, int64 [n], in file order."""
+    columns = [table.column("row_id").to_numpy() for table in iter_tables(list(files), ["row_id"])]
+    return np.concatenate(columns) if columns else np.empty(0, np.int64)
+
+
+def vectors(table: pa.Table, column: str = "embedding") -> np.ndarray:
+    """Return a fixed-size-list column without nulls as an array [n, d]. If the column is one chunk, no copy is made."""
+    values = table.column(column)
+    width = values.type.list_size
+    chunks = [chunk.flatten().to_numpy().reshape(-1, width) for chunk in values.chunks]
+    if len(chunks) == 1:
+        return chunks[0]
+    return np.concatenate(chunks) if chunks else np.empty((0, width), values.type.value_type.to_pandas_dtype())
+
+
+def vector_column(values: np.ndarray) -> pa.FixedSizeListArray:
+    """Return an array [n, d] as a fixed-size-list column: the inverse of :func:`vectors`."""
+    return pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), values.shape[1])
+
+
+def binary_rows(column: pa.ChunkedArray, shape: tuple[int, ...]) -> np.ndarray:
+    """Return a fixed-size binary column as a read-only array, uint8 [n, *shape].
+
+    If the column is one chunk, no copy is made. The rows of nulls hold arbitrary bytes.
+    """
+    values = column.combine_chunks()
+    width = int(np.prod(shape))
+    if not len(values):
+        return np.empty((0, *shape), np.uint8)
+    flat = np.frombuffer(values.buffers()[1], np.uint8, count=len(values) * width, offset=values.offset * width)
+    return flat.reshape(-1, *shape)
+
+
+def unit(values: np.ndarray) -> np.ndarray:
+    """Return rows [..., d] scaled to length 1, float32; zero rows stay zero."""
+    values = values.astype(np.float32)
+    return values / np.maximum(np.linalg.norm(values, axis=-1, keepdims=True), 1e-12)
+
+
+def among(ids: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return which of the `ids` are in `wanted` (ascending), bool [len(ids)], and the positions of those in `wanted`."""
+    place = np.searchsorted(wanted, ids)
+    keep = place < len(wanted)
+    keep[keep] = wanted[place[keep]] == ids[keep]
+    return keep, place[keep]
+
+
+def gather(files: Iterable[Location], wanted: np.ndarray, column: str = "embedding") -> np.ndarray:
+    """Return the vectors of the rows `wanted` (int64 [n], ascending) as one array [n, d] in that order.
+
+    It reads file by file, so that memory holds the result and one file. Raises :class:`KeyError` for a row that is not there.
+    """
+    result: np.ndarray | None = None
+    found = np.zeros(len(wanted), bool)
+    for table in iter_tables(list(files), ["row_id", column]):
+        keep, place = among(table.column("row_id").to_numpy(), wanted)
+        if not len(place):
+            continue
+        part = vectors(table.filter(pa.array(keep)), column)
+        if result is None:
+            result = np.empty((len(wanted), part.shape[1]), part.dtype)
+        result[place] = part
+        found[place] = True
+    if result is None or not found.all():
+        raise KeyError(f"{int((~found).sum())} of {len(wanted)} rows have no {column}")
+    return result
+
+
+def statuses(files: Iterable[Location], wanted: np.ndarray) -> tuple[np.ndarray, dict[str, int]]:
+    """Return which rows `wanted` of an embeddings table are `ok`, as ascending ids, and the status histogram of all rows `wanted`."""
+    ok: list[np.ndarray] = []
+    counts: dict[str, int] = {}
+    for table in iter_tables(list(files), ["row_id", "status"]):
+        table = table.filter(pa.array(np.isin(table.column("row_id").to_numpy(), wanted)))
+        for item in table.column("status").value_counts().to_pylist():
+            counts[item["values"]] = counts.get(item["values"], 0) + item["counts"]
+        ok.append(table.filter(pc.equal(table.column("status"), "ok")).column("row_id").to_numpy())
+    return np.sort(np.concatenate(ok)) if ok else np.empty(0, np.int64), counts
+
+
+def failed(files: Iterable[Location]) -> np.ndarray:
+    """Return the ids of the rows of an embeddings table with another status than `ok`, int64 [n]."""
+    columns = [
+        table.filter(pc.not_equal(table.column("status"), "ok")).column("row_id").to_numpy()
+        for table in iter_tables(list(files), ["row_id", "status"])
+    ]
+    return np.concatenate(columns) if columns else np.empty(0, np.int64)
+
+
+def failures(files: Iterable[Location], manifest: pa.Table, examples: int = 3) -> dict[str, list[tuple[str, str]]]:
+    """Return for each status but `ok` the first `examples` failed rows as (uri, reason); `manifest` has row_id and uri."""
+    order = np.argsort(manifest.column("row_id").to_numpy())
+    known = manifest.column("row_id").to_numpy()[order]
+    found: dict[str, list[tuple[str, str]]] = {}
+    for table in iter_tables(list(files), ["row_id", "status", "error"]):
+        keep, place = among(table.column("row_id").to_numpy(), known)
+        table = table.filter(pa.array(keep)).append_column("place", pa.array(order[place]))
+        for status in pc.unique(table.column("status")).to_pylist():
+            reasons = found.setdefault(status, []) if status != "ok" else []
+            some = table.filter(pc.equal(table.column("status"), status)) if status != "ok" else table.slice(0, 0)
+            for row in some.slice(0, examples - len(reasons)).to_pylist():
+                reasons.append((manifest.column("uri")[row["place"]].as_py(), row["error"] or ""))
+    return found
