@@ -136,26 +136,27 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     A test whose fixtures start Ray bears the mark `ray`, whichever fixture asks for it: `.ci/lowest.py` runs the others.
 
     The order of files: first those that share a run; then those that fork workers, because torch refuses to compute gradients in a fork of
-    a process whose threads have computed some; then those with Ray, and of these first the whole runs on a Ray of their own, which take
-    longest; then the others, whose short tests keep both processes busy until the end.
+    a process whose threads have computed some; then those with Ray; then the others, whose short tests keep both processes busy until the
+    end. Of each kind those with the longest time limits come first, because they take longest.
     """
-    with_shared_run, with_ray, with_own_ray, with_forks = set(), set(), set(), set()
+    with_shared_run, with_ray, with_forks = set(), set(), set()
+    limits: dict[Path, float] = {}
     for item in items:
         fixtures = set(getattr(item, "fixturenames", ()))
         if {"local_ray", "own_ray"} & fixtures:
             item.add_marker(pytest.mark.ray)
         if item.get_closest_marker("ray"):
             with_ray.add(item.path)
-        if "own_ray" in fixtures:
-            with_own_ray.add(item.path)
+        limit = item.get_closest_marker("timeout")
+        limits[item.path] = max(limits.get(item.path, 0), limit.args[0] if limit else 0)
         if SHARED_RUN in fixtures:
             assert item.nodeid.startswith(USERS_OF_IT), f"add {item.nodeid} to USERS_OF_IT"
         if item.nodeid.startswith(USERS_OF_IT):
             with_shared_run.add(item.path)
         if hasattr(getattr(item, "module", None), "on_workers"):
             with_forks.add(item.path)
-    orders = (with_shared_run, with_forks, with_own_ray, with_ray)
-    items.sort(key=lambda item: tuple(item.path not in files for files in orders))
+    orders = (with_shared_run, with_forks, with_ray)
+    items.sort(key=lambda item: (*(item.path not in files for files in orders), -limits[item.path]))
 
 
 @pytest.hookimpl(optionalhook=True)

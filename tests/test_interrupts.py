@@ -41,7 +41,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         "clusters": 4,
         "encoder": {"model": "builtin"},
         "vocabulary": {"source": str(folder / "nouns.txt"), "cache": str(folder / "cache")},
-        "method": {"name": "dxmc", "epochs": 200, "batch_size": 64},
+        "method": {"name": "dxmc", "epochs": 100, "batch_size": 64},
     }
 
 
@@ -226,8 +226,13 @@ def test_a_run_whose_lock_is_taken_stops_and_writes_no_more(
             continue
 
     thread = threading.Thread(target=take_it)
+    # So many that the rest of them is not embedded before the loss is noticed, however busy the machine is.
+    many = tmp_path / "many"
+    many.mkdir()
+    for number, picture in enumerate(sorted(Path(config["images"]).rglob("*.jpg")) * 10):
+        (many / f"{number:05d}.jpg").symlink_to(picture)
+    given = {**config, "images": str(many), "output": str(output), "resources": {"encoder_actors": 1}}
     thread.start()
-    given = {**config, "output": str(output), "resources": {"encoder_actors": 1}}
     with pytest.raises(lock.LockLostError, match="was taken by another run"):
         raycluster.run(given)
     thread.join()

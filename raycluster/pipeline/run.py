@@ -139,8 +139,7 @@ def _carry_out(
             elif step is not None:
                 _run_or_skip(ctx, stage, step, result)
                 if step.runs:
-                    make_plan(ctx, stages)
-                    folder.set_plan(ctx.plan)
+                    _plan_again(ctx, stages)
             if stage.name == until:
                 break
         if result.metrics.get("drifted"):
@@ -149,6 +148,14 @@ def _carry_out(
         if not dry_run:
             _record(settings, folder, result, stages)
     return result
+
+
+def _plan_again(ctx: RunContext, stages: Sequence[Stage]) -> None:
+    """Plan the rest of the run: what a stage has found may change what comes after it."""
+    before = list(ctx.plan)
+    make_plan(ctx, stages)
+    if list(ctx.plan) != before:
+        ctx.folder.set_plan(ctx.plan)
 
 
 @contextmanager

@@ -136,7 +136,7 @@ def test_local_paths_of_addresses() -> None:
 # Two nodes that differ: one with other code, one that does not see a folder of the driver's.
 
 
-@pytest.mark.slow
+@pytest.mark.torture
 @pytest.mark.timeout(400)
 def test_a_node_with_other_code_is_refused(tmp_path: Path) -> None:
     draw_dataset(tmp_path / "photos", 12, ("fish", "car"), seed=3)

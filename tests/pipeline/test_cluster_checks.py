@@ -82,6 +82,7 @@ def test_every_kind_of_source_is_compared(tmp_path: Path) -> None:
         f"images: {seen}/a.parquet": words(f"{seen}/a.parquet", model=seen / "model"),
     }
     taken = [words(photos, model=seen / "model"), words(str(hidden / "vectors.parquet"), embeddings=True)]
+    taken = [(*command_words, "--dry-run") for command_words in taken]
     changes = [f"mount -t tmpfs none {hidden}"]
     changes += [f"mount --bind {other}/{name} {seen}/{name}" for name in ("a.tar", "a.parquet")]
     with cluster_of(1) as (cluster, _), cluster.add_apart(" && ".join(changes)):

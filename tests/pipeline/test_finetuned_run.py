@@ -169,6 +169,7 @@ def forked(finished: tuple[dict[str, Any], RunResult], output: Path, **tuning: A
     return {**config, "output": str(output), "finetune": {**TUNING, **tuning}}
 
 
+@pytest.mark.torture
 def test_a_collapse_keeps_the_model_before_and_says_so(
     finished: tuple[dict[str, Any], RunResult], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
