@@ -42,7 +42,7 @@ class EncoderConfig(Section):
     model: str = "ViT-B-32-quickgelu"
     """An open_clip architecture, a folder in open_clip's format (`local-dir:<folder>`, `s3://…`), or `builtin` (the tiny demo model)."""
     pretrained: str | None = None
-    """An open_clip weight tag (`openai`, …) or a checkpoint file (`s3://` allowed). Leave it out if `model` is a folder or `builtin`."""
+    """An open_clip weight tag (`openai`, …) or a checkpoint file; not for folders and `builtin`."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Arithmetic of the forward pass: `auto` is bf16 on a GPU and fp32 on a CPU."""
     max_bytes: int = Field(default=64 * 2**20, gt=0)
@@ -123,15 +123,15 @@ class FinetuneConfig(Section):
     train_sample: int = Field(default=1_000_000, ge=2)
     """With more images than this, the encoder is tuned on a seeded sample of this size; all images are assigned."""
     gradient_checkpointing: bool = False
-    """Compute activations twice instead of keeping them. This takes less memory and more time, and the result is the same."""
+    """Compute activations twice instead of keeping them: less memory, more time, the same result."""
     checkpoint_seconds: float = Field(default=120.0, ge=0)
     """Seconds between two checkpoints. A kill loses at most the work since the last one. Writing one takes seconds."""
     max_lost_clusters: float = Field(default=0.1, ge=0, le=1)
     """The tuned encoder is refused if a larger share of the clusters in use has vanished."""
     max_lost_consistency: float = Field(default=0.05, ge=0, le=1)
-    """The tuned encoder is refused if the share of neighbors (before tuning) in an image's own cluster has fallen by more than this."""
+    """It is refused if the share of neighbors (before tuning) in an image's own cluster has fallen by more than this."""
     max_added_imbalance: float = Field(default=0.1, ge=0, le=1)
-    """The tuned encoder is refused if the imbalance of cluster sizes (0: all equal, 1: one has everything) has grown by more than this."""
+    """It is refused if the imbalance of cluster sizes (0: all equal, 1: one has everything) has grown by more than this."""
 
     @property
     def training(self) -> dict[str, Any]:
@@ -147,10 +147,7 @@ class ShardsConfig(Section):
     enabled: bool = False
     """Write shards before embedding, and read them instead of the originals from then on."""
     size: int | None = Field(default=None, ge=16, le=8192)
-    """Shortest side of a stored picture in pixels. The default is 1.75 times the encoder's side.
-
-    With the default, embeddings have a mean cosine above 0.999 to those of the originals.
-    """
+    """Shortest side of a stored picture in pixels. Default: 1.75 times the encoder's, where the mean cosine to the originals is above 0.999."""
 
 
 class StorageConfig(Section):
