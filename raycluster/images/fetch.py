@@ -24,7 +24,7 @@ from raycluster.images.addresses import Entry, Unit, entry_of, units
 from raycluster.images.containers import Fetched as Fetched
 from raycluster.storage import credentials
 from raycluster.storage.location import Location, locate
-from raycluster.storage.s3_errors import REFUSED, Cause, cause_of, is_s3_error
+from raycluster.storage.s3_errors import Cause, cause_of, is_refusal, is_s3_error
 
 TRIES = 5
 PATIENCE_S = 30.0
@@ -157,7 +157,7 @@ def retry(operation: Callable[[], T], what: str, sleep: Callable[[float], None] 
         try:
             return operation()
         except OSError as error:
-            if cause_of(error) in REFUSED:
+            if is_refusal(error):
                 raise StorageError(
                     f"{what}: the storage refuses it ({error}); mend the credentials or their permissions and run the command again, "
                     "finished work is kept"

@@ -18,7 +18,7 @@ from raycluster.pipeline.step import Step
 from raycluster.storage.location import Location, read_table
 from raycluster.tables import rows
 from raycluster.tables.files import part_files
-from raycluster.tables.markers import FactsOf, Marker, RunFolder
+from raycluster.tables.markers import FactsOf, RunFolder
 
 if TYPE_CHECKING:
     from raycluster.compute.resources import Resources
@@ -79,7 +79,7 @@ class RunContext:
     """The steps of this run by the names of their stages, in order."""
     warnings: list[str] = field(default_factory=list)
     """What the user should know, for result and report."""
-    _statuses: dict[str, tuple[np.ndarray, dict[str, int]]] = field(default_factory=dict)
+    _statuses: dict[str, tuple[np.ndarray, dict[str, int]]] = field(default_factory=dict, init=False)
 
     def fingerprint(self, stage: str) -> str | None:
         """Fingerprint of a stage in the plan; None if the run does without it."""
@@ -93,13 +93,9 @@ class RunContext:
         """The part files of a stage's table."""
         return part_files(self.place(self.plan[stage]))
 
-    def marker(self, stage: str) -> Marker | None:
-        """The current marker of a stage."""
-        return self.folder.marker(stage)
-
     def facts(self, stage: str, kind: type[FactsOf]) -> FactsOf | None:
         """What a finished stage has left for later ones; None if it is not finished."""
-        marker = self.marker(stage)
+        marker = self.folder.marker(stage)
         return None if marker is None else marker.typed(kind)
 
     @cached_property

@@ -14,7 +14,7 @@ from raycluster.tables.markers import Marker
 def make_plan(ctx: RunContext, stages: Sequence[Stage]) -> None:
     """Put the steps of these stages into the context's plan. Stages that the run has no use for are left out.
 
-    It is made anew after every stage, because a later stage may depend on what came of an earlier one.
+    The plan is made anew after every stage that ran, because a later stage may depend on what came of it.
     """
     ctx.plan = {}
     for stage in stages:
@@ -26,8 +26,6 @@ def make_plan(ctx: RunContext, stages: Sequence[Stage]) -> None:
 def _step(ctx: RunContext, stage: Stage, recipe: Recipe) -> Step:
     name = _fingerprint(ctx, stage, recipe)
     marker = ctx.folder.find(stage.name, name)
-    if marker is not None:
-        marker.typed(stage.facts)
     action, reason = _action(ctx, stage, recipe, marker)
     return Step(stage.name, name, f"{stage.folder}/{name}", recipe.values, action, reason, marker)
 

@@ -21,7 +21,7 @@ from raycluster.pipeline.context import RunContext
 from raycluster.pipeline.plan import make_plan
 from raycluster.pipeline.prepare import prepare
 from raycluster.pipeline.stage import Outcome, Stage
-from raycluster.pipeline.stages import NEW_PICTURES, RUN
+from raycluster.pipeline.stages import FACTS, NEW_PICTURES, RUN
 from raycluster.pipeline.stages.train import TrainFacts
 from raycluster.pipeline.step import Step
 from raycluster.storage import lock
@@ -73,7 +73,7 @@ def run(
     if until not in names:
         raise ConfigError(f"stage {until!r} is unknown; stages are {', '.join(names)}")
     _check_switch(RUN[names.index(until)], settings)
-    folder = RunFolder(locate(settings.output, settings.storage))
+    folder = RunFolder(locate(settings.output, settings.storage), FACTS)
     result = RunResult(command, "unfinished", folder.root.uri)
 
     def begin() -> RunContext:
@@ -92,7 +92,7 @@ def assign(*, retry_failed: bool = False, dry_run: bool = False, **given: Any) -
     settings: AssignConfig = validate(given, AssignConfig, "options")
     settings = settings.model_copy(update={"storage": from_environment(settings.storage)})
     model = load_model(settings.model, settings.storage)
-    folder = RunFolder(locate(settings.output, settings.storage))
+    folder = RunFolder(locate(settings.output, settings.storage), FACTS)
     new_pictures.check_output(folder, model)
     result = RunResult("assign", "unfinished", folder.root.uri, model=model.folder.uri)
 

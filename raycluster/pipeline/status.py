@@ -8,7 +8,7 @@ from typing import Any
 from raycluster.config import StorageConfig
 from raycluster.errors import ConfigError
 from raycluster.pipeline.stage import Covers
-from raycluster.pipeline.stages import NEW_PICTURES, RUN
+from raycluster.pipeline.stages import FACTS, NEW_PICTURES, RUN
 from raycluster.pipeline.stages.finetune import FinetuneFacts
 from raycluster.storage.location import locate
 from raycluster.tables.files import part_files
@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 def status(output: str, storage: StorageConfig) -> dict[str, Any]:
     """Return what the markers of a run folder say. Reads no table and starts nothing. Raises :class:`ConfigError` if there is no marker."""
-    folder = RunFolder(locate(output, storage))
+    folder = RunFolder(locate(output, storage), FACTS)
     known = {stage.name: stage for stage in (*NEW_PICTURES, *RUN)}
     markers = {name: folder.marker(name) for name in folder.plan() or known}
     if not any(markers.values()):

@@ -37,22 +37,24 @@ _TEXTS = {
     Cause.NO_BUCKET: ("NO_SUCH_BUCKET", "NoSuchBucket"),
     Cause.WRONG_REGION: ("HTTP status 301", "PermanentRedirect", "PERMANENT_REDIRECT", "AuthorizationHeaderMalformed"),
     Cause.ARCHIVED: ("INVALID_OBJECT_STATE", "InvalidObjectState"),
-    Cause.DENIED: ("ACCESS_DENIED", "AccessDenied", "AllAccessDisabled"),
-    Cause.FORBIDDEN: ("HTTP status 403", "Forbidden", "(403)"),
+    Cause.DENIED: ("ACCESS_DENIED", "AccessDenied"),
+    Cause.FORBIDDEN: ("HTTP status 403", "403: ", "occurred (403)"),
     Cause.UNWANTED_CHECKSUM: ("HTTP status 411", "MissingContentLength"),
     Cause.SILENT: ("NETWORK_CONNECTION", "curlCode", "REQUEST_TIMEOUT", "Connection refused", "resolve"),
 }
 """Parts of the error texts, searched in this order. Names come before status codes, because a refusal with a name also has a status."""
 
-REFUSED = frozenset({Cause.WRONG_KEYS, Cause.EXPIRED, Cause.DENIED, Cause.FORBIDDEN})
-"""Causes with which the server answers and refuses. Waiting does not help."""
-MENDABLE = REFUSED | {Cause.NO_KEYS, Cause.NO_BUCKET, Cause.WRONG_REGION}
+MENDABLE = frozenset(
+    {Cause.WRONG_KEYS, Cause.EXPIRED, Cause.DENIED, Cause.NO_KEYS, Cause.NO_BUCKET, Cause.WRONG_REGION}
+)
 """Causes that the user has to mend."""
 
 
 def cause_of(error: BaseException | str) -> Cause:
     """Return the cause of an error of an S3 client, or of an error code that the server gave."""
-    text = str(error)
+    # Arrow names the key before these words, and a key may be called `AccessDenied.jpg`.
+    before, words, after = str(error).partition("AWS Error")
+    text = after if words else before
     for cause, parts in _TEXTS.items():
         if any(part in text for part in parts):
             return cause
@@ -62,6 +64,12 @@ def cause_of(error: BaseException | str) -> Cause:
 def is_s3_error(error: BaseException) -> bool:
     """Return whether an error came from an S3 client, and not from a file that it read."""
     return isinstance(error, OSError) and "AWS Error" in str(error)
+
+
+def is_refusal(error: BaseException) -> bool:
+    """Return whether the server refused a request, so that trying again does not help. Expired keys are none: a role renews them."""
+    after = str(error).partition("AWS Error")[2]
+    return "ACCESS_DENIED" in after or "HTTP status 403" in after
 
 
 def refusal_name(error: OSError) -> str | None:

@@ -42,7 +42,7 @@ def _plain_errors() -> Iterator[None]:
         cause = error.__cause__
         code = cause.response["Error"].get("Code", "") if isinstance(cause, ClientError) else ""
         # One private object is no reason to doubt the credentials.
-        if cause_of(code) in MENDABLE - {Cause.DENIED, Cause.FORBIDDEN}:
+        if cause_of(code) in MENDABLE - {Cause.DENIED}:
             raise OSError(errno.EIO, f"AWS Error {code}: {error}") from error
         raise PermissionError(errno.EACCES, f"{code}: {error}") from error
 

@@ -7,7 +7,7 @@ kept under `_stages/history/`, so that going back to an earlier configuration fi
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
@@ -76,6 +76,8 @@ class RunFolder:
     """Everything that a run wrote, found through its markers."""
 
     root: Location
+    facts: Mapping[str, type[Facts]] = field(default_factory=dict)
+    """Class of the facts of each stage; the markers of other stages may hold anything there."""
 
     def marker(self, stage: str) -> Marker | None:
         """Return the current marker of `stage`; None if it never finished."""
@@ -151,6 +153,7 @@ class RunFolder:
         if not file.exists():
             return None
         marker: Marker = _checked(file, file.read_json(), Marker)
+        _checked(file, marker.facts, self.facts.get(marker.stage, Facts))
         return marker
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from raycluster.cli import main
 from raycluster.errors import ArtifactError
-from raycluster.pipeline.stages import RUN
+from raycluster.pipeline.stages import FACTS as FACTS_OF
 from raycluster.storage.location import locate
 from raycluster.tables.markers import Marker, RunFolder, now
 
@@ -86,15 +86,9 @@ def broken(record: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
         yield f"odd {key}", {**record, key: None}
 
 
-def read(folder: RunFolder, stage: str) -> None:
-    """Read a marker and its facts, as the plan does."""
-    (kind,) = [each.facts for each in RUN if each.name == stage]
-    (folder.marker(stage) or marker(stage)).typed(kind)
-
-
 @pytest.mark.parametrize("stage", list(FACTS))
 def test_a_marker_that_lacks_something_is_an_error_in_words(tmp_path: Path, stage: str) -> None:
-    folder, file = RunFolder(locate(str(tmp_path))), tmp_path / "_stages" / f"{stage}.json"
+    folder, file = RunFolder(locate(str(tmp_path)), FACTS_OF), tmp_path / "_stages" / f"{stage}.json"
     folder.finish(marker(stage))
     good = json.loads(file.read_text())
     cases = [*broken(good), *((what, {**good, "facts": changed}) for what, changed in broken(FACTS[stage]))]
@@ -103,7 +97,7 @@ def test_a_marker_that_lacks_something_is_an_error_in_words(tmp_path: Path, stag
             continue
         file.write_text(json.dumps(record))
         with pytest.raises(ArtifactError, match=rf"_stages/{stage}\.json is damaged .*; restore it, or delete it"):
-            read(folder, stage)
+            folder.marker(stage)
 
 
 @pytest.mark.parametrize("content", ["{", "[]", "{}", '{"stages": "train"}', '{"stages": [1]}', "null", '"\ud800'])

@@ -38,3 +38,6 @@ RUN: tuple[Stage, ...] = (
 
 NEW_PICTURES: tuple[Stage, ...] = (manifest.STAGE, embed.STAGE, assign_new.STAGE, drift.STAGE)
 """The stages of assigning new pictures to the clusters of a finished model."""
+
+FACTS = {stage.name: stage.facts for stage in (*NEW_PICTURES, *RUN)}
+"""What the markers of each stage hold besides."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,7 +11,7 @@ import pyarrow as pa
 from pydantic import Field
 
 from raycluster.errors import DataQualityError
-from raycluster.pipeline.context import RunContext, log
+from raycluster.pipeline.context import RunContext
 from raycluster.pipeline.stage import Keeps, Outcome, Recipe, Stage
 from raycluster.pipeline.stages.embed import stream
 from raycluster.pipeline.stages.manifest import source
@@ -22,6 +23,8 @@ from raycluster.tables.markers import MODEL_FOLDER, Facts, Marker
 if TYPE_CHECKING:
     from raycluster.finetuning.finetune import Tuned
     from raycluster.model.model import Model
+
+log = logging.getLogger(__name__)
 
 GUARDED = 10_000
 """Images by which a collapse is noticed, and by which the sizes of clusters are known."""

@@ -36,7 +36,7 @@ def run(ctx: RunContext, step: Step) -> Outcome:
 
     config, model = ctx.config, ctx.model
     history = model.record["training"]["history"]
-    markers = {name: marker for name in ctx.plan if (marker := ctx.marker(name)) is not None}
+    markers = {name: marker for name in ctx.plan if (marker := ctx.folder.marker(name)) is not None}
     scored, tuned = ctx.facts("evaluate", evaluate.EvaluateFacts), ctx.facts("finetune", finetune.FinetuneFacts)
     assert scored is not None
     clusters = read_table(ctx.part_files("describe"))
