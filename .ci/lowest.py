@@ -3,9 +3,9 @@
 
     .venv/bin/python .ci/lowest.py [pytest arguments]
 
-The Python that runs this script needs raycluster and its `dev` extra. Its torch, torchvision and Ray are large and are used as they are: a
-second, temporary environment sees all packages of the first one, and gets on top of them the lower bounds of all other dependencies and what
-these need. A lower bound is installed exactly as it is written, so it must name a version that exists.
+The Python that runs this script needs raycluster and its `dev` extra. Its torch, torchvision and Ray are large and are used as they are. The
+script makes a second, temporary environment that sees all packages of the first one, and installs there all other dependencies at their
+lower bounds, with what they need. A lower bound is installed exactly as it is written, so it must name a version that exists.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parents[1]
 EXCLUDED = ("torch", "torchvision")
-"""Never resolved: what they need differs between their builds for CPUs and for GPUs."""
+"""These are never resolved, because what they need differs between their builds for CPUs and for GPUs."""
 TESTS = "not ray and not slow and not torture"
 """Marks of the tests that are run."""
 
 
 def lowest_requirements() -> list[str]:
-    """The dependencies of pyproject.toml at their lower bounds; Ray as it is installed, so that its own demands count."""
+    """The dependencies of pyproject.toml at their lower bounds, but Ray at its installed version, so that its own requirements count."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     pins = []
     for line in project["dependencies"] + project["optional-dependencies"]["wn"]:
@@ -72,7 +72,7 @@ def install_lowest(environment: Path) -> Path:
     run(python, "-m", "pip", "install", "--quiet", "uv")
     (environment / "lowest.in").write_text("\n".join(lowest_requirements()))
     (environment / "excluded").write_text("\n".join(EXCLUDED))
-    # The cache lies beside it, and goes with it.
+    # The cache lies inside the environment and is deleted with it.
     variables = {**os.environ, "UV_CACHE_DIR": str(environment / "cache")}
     options = ["--quiet", "--python", python]
     resolve = [*options, "--no-header", "--no-annotate", "--excludes", environment / "excluded"]
@@ -83,7 +83,7 @@ def install_lowest(environment: Path) -> Path:
     install = [*options, "--no-deps", "--requirements", environment / "missing", "--editable", ROOT]
     run(uv, "pip", "install", *install, env=variables)
     site = Path(run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip())
-    # Paths of .pth files come after the environment's own packages.
+    # Paths in .pth files come after the environment's own packages, which therefore win.
     (site / "first_environment.pth").write_text(sysconfig.get_path("purelib"))
     return python
 
@@ -92,7 +92,7 @@ def main() -> int:
     """Install and test; returns pytest's exit code."""
     with tempfile.TemporaryDirectory(prefix="raycluster-lowest-") as folder:
         python = install_lowest(Path(folder))
-        # moto's server has demands of its own on botocore: the first environment runs it.
+        # moto's server has its own requirements on botocore, so the first environment runs it.
         variables = {**os.environ, "RAYCLUSTER_S3_PYTHON": sys.executable}
         # Plugins of pytest in the first environment may need newer packages than the second one has.
         variables["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"

@@ -24,18 +24,22 @@ from typing import Any, TextIO
 import yaml
 from pydantic import BaseModel
 
-from raycluster import interrupts
-from raycluster.config import AssignConfig, RunConfig, StorageConfig, validate
+from raycluster.compute import interrupts
+from raycluster.config import AssignConfig, RunConfig, StorageConfig
 from raycluster.errors import ConfigError, RayclusterError
 from raycluster.pipeline.stages import RUN
+from raycluster.pipeline.status import status
+from raycluster.section import validate
+from raycluster.serving.settings import ServeSettings
+from raycluster.storage.location import locate
 
 COMMANDS = {
     "run": "do every stage that is not done yet, up to the report",
     **{stage.name: stage.help for stage in RUN if stage.help is not None},
     "status": "say what is done, what is left and how many images failed and why",
-    "doctor": "try storage, credentials, Ray and its nodes, and say how to mend what is wrong",
+    "doctor": "check storage, credentials, Ray and its nodes, and say how to repair what is wrong",
     "serve": "answer over HTTP which cluster a picture belongs to, until stopped",
-    "demo": "draw a few hundred pictures and cluster them, without network",
+    "demo": "draw a few hundred pictures and cluster them, without a network",
 }
 
 WITHOUT_STAGES = ("status", "doctor", "serve")
@@ -68,8 +72,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _execute(options: argparse.Namespace, overrides: dict[str, Any]) -> dict[str, Any]:
     if options.command == "status":
-        from raycluster.pipeline.status import status
-
         return status(options.output, validate(overrides.get("storage", {}), StorageConfig, "storage"))
     if options.command == "doctor":
         from raycluster.pipeline.doctor import doctor
@@ -77,10 +79,9 @@ def _execute(options: argparse.Namespace, overrides: dict[str, Any]) -> dict[str
         return doctor(load_config(options.config, overrides) if options.config or overrides else None)
     if options.command == "serve":
         from raycluster.serving.command import serve_forever
-        from raycluster.serving.settings import ServeSettings
 
-        settings = validate({"watch_seconds": WATCH_SECONDS, **overrides}, ServeSettings, "serve")
-        return serve_forever(settings, options.host, options.port)
+        served = validate({"watch_seconds": WATCH_SECONDS, **overrides}, ServeSettings, "serve")
+        return serve_forever(served, options.host, options.port)
     if options.command == "demo":
         from raycluster.demo.main import demo
 
@@ -90,7 +91,7 @@ def _execute(options: argparse.Namespace, overrides: dict[str, Any]) -> dict[str
     settings = read_settings(options.config, overrides)
     if options.command == "assign" and "model" in settings:
         if options.retrain:
-            raise ConfigError("--retrain: with --model nothing is trained; leave one of them out")
+            raise ConfigError("--retrain: `assign --model` trains nothing; leave out --retrain or --model")
         return assign(retry_failed=options.retry_failed, dry_run=options.dry_run, **settings).as_json()
     config = load_config(options.config, overrides)
     until = "report" if options.command == "run" else options.command
@@ -102,7 +103,7 @@ def _execute(options: argparse.Namespace, overrides: dict[str, Any]) -> dict[str
 def _interrupted(command: str, stopped: BaseException) -> tuple[dict[str, Any], int]:
     # While Ray starts, SIGTERM has a handler of Ray's, which exits.
     number = stopped.number if isinstance(stopped, interrupts.Interrupted) else signal.SIGTERM
-    said = "interrupted" if command in WITHOUT_STAGES else "interrupted; call again, finished work is kept"
+    said = "interrupted" if command in WITHOUT_STAGES else "interrupted; run the command again: finished work is kept"
     print(f"raycluster {command}: {said}", file=sys.stderr)
     return {"command": command, "status": "interrupted", "error": said}, 128 + number
 
@@ -122,15 +123,13 @@ def _failure(command: str, error: Exception) -> tuple[dict[str, Any], int]:
 
 def load_config(path: str | None, overrides: Mapping[str, Any]) -> RunConfig:
     """The configuration of a run, from :func:`read_settings`; raises :class:`ConfigError`."""
-    return validate(read_settings(path, overrides), where=path or "options")
+    return validate(read_settings(path, overrides), RunConfig, path or "options")
 
 
 def read_settings(path: str | None, overrides: Mapping[str, Any]) -> dict[str, Any]:
     """What a YAML file (local or `s3://`; None: empty) says, with nested `overrides` on top; not checked yet."""
     data: Any = {}
     if path is not None:
-        from raycluster.storage.location import locate
-
         # What the file says of storage applies to everything but itself.
         file = locate(path, validate(overrides.get("storage", {}), StorageConfig, "storage"))
         try:
@@ -138,9 +137,13 @@ def read_settings(path: str | None, overrides: Mapping[str, Any]) -> dict[str, A
         except FileNotFoundError:
             raise ConfigError(f"--config: {path} does not exist; give the path of a YAML file") from None
         except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"--config: {path} cannot be read: {error}") from None
+            raise ConfigError(
+                f"--config: {path} cannot be read ({error}); check its address and permissions, and that it is UTF-8 text"
+            ) from None
         except yaml.YAMLError as error:
-            raise ConfigError(f"--config: {path} is not valid YAML: {' '.join(str(error).split())}") from None
+            raise ConfigError(
+                f"--config: {path} is not valid YAML ({' '.join(str(error).split())}); correct it there"
+            ) from None
         if not isinstance(data, dict):
             raise ConfigError(f"--config: {path} must hold `key: value` lines, such as `images: photos/`")
     return _merge(data, overrides)
@@ -177,7 +180,7 @@ def _parse(arguments: list[str]) -> tuple[argparse.Namespace, dict[str, Any]]:
             command.add_argument("--method", default="consensus", help="clustering method (default: %(default)s)")
         else:
             command.add_argument(
-                "--config", metavar="FILE", help="YAML file, local or s3://; options given here override it"
+                "--config", metavar="FILE", help="YAML file, local or s3://; options of the command line override it"
             )
             if name == "doctor":
                 _add_fields(command, RunConfig, "")
@@ -185,12 +188,16 @@ def _parse(arguments: list[str]) -> tuple[argparse.Namespace, dict[str, Any]]:
             command.add_argument(
                 "--dry-run", action="store_true", help="write nothing; say which stages would run, and why"
             )
-            command.add_argument("--retrain", action="store_true", help="train again although only rows were added")
+            command.add_argument(
+                "--retrain",
+                action="store_true",
+                help="train again if images were only added; by default, the existing model assigns them",
+            )
             if name == "assign":
-                text = f"{_plain(AssignConfig.model_fields['model'].description)} Of the options below only images, embeddings, output, max_failed_fraction, storage and resources are for it"
+                text = f"{_plain(AssignConfig.model_fields['model'].description)} Of the options below, only images, embeddings, output, max_failed_fraction, storage and resources can be combined with it"
                 command.add_argument("--model", dest="=model", default=argparse.SUPPRESS, metavar="…", help=text)
             command.add_argument(
-                "--retry-failed", action="store_true", help="read the images again that could not be read before"
+                "--retry-failed", action="store_true", help="read again the images that could not be read before"
             )
             _add_fields(command, RunConfig, "")
     options, rest = parser.parse_known_args(arguments)
@@ -202,8 +209,6 @@ def _parse(arguments: list[str]) -> tuple[argparse.Namespace, dict[str, Any]]:
 
 
 def _add_serve(command: argparse.ArgumentParser) -> None:
-    from raycluster.serving.settings import ServeSettings
-
     command.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     command.add_argument("--port", type=int, default=8000, help="port to listen on (default: %(default)s)")
     _add_fields(command, ServeSettings, "")
@@ -242,7 +247,9 @@ def _constants(rest: list[str], parser: argparse.ArgumentParser) -> Iterator[tup
     while words:
         flag = words.pop(0)
         if not flag.startswith("--method.") or not words:
-            parser.error(f"unknown option {flag}; `raycluster {parser.prog.split()[-1]} --help` lists them")
+            parser.error(
+                f"unknown option {flag}, or its value is missing; `raycluster {parser.prog.split()[-1]} --help` lists the options"
+            )
         yield flag.removeprefix("--"), _value(words.pop(0))
 
 

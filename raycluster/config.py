@@ -5,16 +5,14 @@ This module is fast to import (no torch, no Ray, no pyarrow), because the comman
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from raycluster.errors import ConfigError
+from raycluster.section import SECRET, Section
 
 TAC_PROMPTS = (
     "itap of a {}.",
@@ -25,15 +23,6 @@ TAC_PROMPTS = (
     "art of the {}.",
     "a photo of the small {}.",
 )
-
-_SECRET = "may_hold_a_secret"
-"""Type of the errors that must not repeat the given value in their message."""
-
-
-class Section(BaseModel):
-    """A frozen part of the configuration; an unknown key is an error."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
 class EncoderConfig(Section):
@@ -92,7 +81,7 @@ class VocabularyConfig(Section):
 class MethodConfig(Section):
     """The clustering method. The constants of each method are declared in its file in `raycluster/methods`."""
 
-    # The method's own class checks the other keys (methods.registry.configure): this module does not know the methods.
+    # The method's own class checks the other keys (methods.registry.configure); this module knows no methods.
     model_config = ConfigDict(extra="allow")
 
     name: str = "consensus"
@@ -100,7 +89,7 @@ class MethodConfig(Section):
     profile: Literal["default", "paper"] = "default"
     """`paper` takes the authors' constants as published; `default` scales steps, batch and neighbors to the data."""
     train_sample: int = Field(default=1_000_000, ge=2)
-    """With more images than this, heads are trained on a seeded sample of this size; all images are assigned. `consensus` takes 200,000."""
+    """With more images than this, heads are trained on a seeded sample of this size; all images are assigned. Default for `consensus`: 200,000."""
 
 
 class FinetuneConfig(Section):
@@ -127,11 +116,11 @@ class FinetuneConfig(Section):
     checkpoint_seconds: float = Field(default=120.0, ge=0)
     """Seconds between two checkpoints. A kill loses at most the work since the last one. Writing one takes seconds."""
     max_lost_clusters: float = Field(default=0.1, ge=0, le=1)
-    """The tuned encoder is refused if a larger share of the clusters in use has vanished."""
+    """Refuse the tuned encoder if a larger share of the clusters in use has vanished."""
     max_lost_consistency: float = Field(default=0.05, ge=0, le=1)
-    """It is refused if the share of neighbors (before tuning) in an image's own cluster has fallen by more than this."""
+    """Refuse the tuned encoder if the share of an image's neighbors (before tuning) in its own cluster has fallen by more than this."""
     max_added_imbalance: float = Field(default=0.1, ge=0, le=1)
-    """It is refused if the imbalance of cluster sizes (0: all equal, 1: one has everything) has grown by more than this."""
+    """Refuse the tuned encoder if the imbalance of cluster sizes (0: all equal, 1: one has everything) has grown by more than this."""
 
     @property
     def training(self) -> dict[str, Any]:
@@ -147,7 +136,10 @@ class ShardsConfig(Section):
     enabled: bool = False
     """Write shards before embedding, and read them instead of the originals from then on."""
     size: int | None = Field(default=None, ge=16, le=8192)
-    """Shortest side of a stored picture in pixels. Default: 1.75 times the encoder's, where the mean cosine to the originals is above 0.999."""
+    """Shortest side of a stored picture in pixels.
+
+    Default: 1.75 times the encoder's side; embeddings then have a mean cosine above 0.999 to those of the originals.
+    """
 
 
 class StorageConfig(Section):
@@ -168,7 +160,7 @@ class StorageConfig(Section):
     @classmethod
     def _endpoint_is_a_plain_url(cls, url: str | None) -> str | None:
         if url is not None and not re.fullmatch(r"https?://[^@?#\s]+", url):
-            raise PydanticCustomError(_SECRET, "must begin with http:// or https:// and hold neither user nor password")
+            raise PydanticCustomError(SECRET, "must begin with http:// or https:// and hold neither user nor password")
         return url
 
     @model_validator(mode="after")
@@ -248,12 +240,12 @@ class RunConfig(Section):
 
     @property
     def image_sources(self) -> tuple[str, ...]:
-        """`images` as a tuple, which is empty if none are given."""
+        """`images` as a tuple, empty if none are given."""
         return _as_tuple(self.images)
 
     @property
     def embedding_sources(self) -> tuple[str, ...]:
-        """`embeddings` as a tuple, which is empty if none are given."""
+        """`embeddings` as a tuple, empty if none are given."""
         return _as_tuple(self.embeddings)
 
 
@@ -261,11 +253,11 @@ class AssignConfig(Section):
     """The options of `raycluster assign --model`, which assigns new pictures to the clusters of a finished model."""
 
     model: str
-    """A run folder or its `model` folder, which both mean the current model, or one model folder; local or `s3://`."""
+    """A run folder or its `model` folder (both mean the current model), or the folder of one model; local or `s3://`."""
     images: str | tuple[str, ...] | None = None
     """The new pictures, given as in a run."""
     embeddings: str | tuple[str, ...] | None = None
-    """Ready-made embeddings instead of images, made with the encoder that the model was trained with."""
+    """Ready-made embeddings instead of images, made with the model's encoder."""
     output: str
     """The folder for the tables, local or `s3://`. It must not be the folder of a run."""
     max_failed_fraction: float = Field(default=0.05, ge=0, le=1)
@@ -276,33 +268,3 @@ class AssignConfig(Section):
 
 def _as_tuple(value: str | tuple[str, ...] | None) -> tuple[str, ...]:
     return () if value is None else (value,) if isinstance(value, str) else tuple(value)
-
-
-def validate(data: Mapping[str, Any], model: type[Section] = RunConfig, where: str = "config") -> Any:
-    """Build `model` from plain data, or raise one :class:`ConfigError` that names every bad field."""
-    try:
-        return model.model_validate(data)
-    except ValidationError as error:
-        raise ConfigError(f"{where}: " + "; ".join(_explain(item, model) for item in error.errors())) from None
-
-
-def _explain(item: Any, model: type[BaseModel]) -> str:
-    field = ".".join(str(part) for part in item["loc"]) or "(top level)"
-    if item["type"] == "extra_forbidden":
-        for part in item["loc"][:-1]:
-            annotation = model.model_fields[part].annotation
-            if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
-                break
-            model = annotation
-        return f"unknown key `{field}`; known here: {', '.join(model.model_fields)}"
-    if item["type"] == "missing":
-        return f"`{field}` is missing"
-    given = "" if item["type"] == _SECRET else f" (given: {item['input']!r:.80})"
-    return f"`{field}`: {item['msg'].removeprefix('Value error, ')}{given}"
-
-
-def fingerprint(*parts: Any) -> str:
-    """Return sixteen hex digits that change whenever any part (JSON data or :class:`Section`) changes."""
-    plain = [part.model_dump(mode="json") if isinstance(part, BaseModel) else part for part in parts]
-    canonical = json.dumps(plain, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return hashlib.sha256(canonical.encode()).hexdigest()[:16]

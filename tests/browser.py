@@ -18,7 +18,7 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 
 
 class Tab:
-    """One tab; keeps what was asked of the network and what went wrong."""
+    """One tab, which records its network requests and its errors."""
 
     def __init__(self, socket: ClientConnection) -> None:
         self._socket, self._last = socket, 0

@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SHARED = Path(os.environ.get("RAYCLUSTER_SHARED", ROOT.parent / "shared"))
 
 ALLOWED_SKIPS = ("real data",)
-"""On CI (RAYCLUSTER_CI=1) a skip whose reason holds none of these is a failure: `.ci/run` installs everything else."""
+"""On CI (RAYCLUSTER_CI=1) a skip is a failure unless its reason contains one of these, because `.ci/run` installs everything else."""
 
 
 @pytest.fixture(scope="session")
@@ -32,17 +32,18 @@ def shared() -> Path:
 
 
 if "PYTEST_XDIST_WORKER" in os.environ:
-    # A second process tests on the same cores. With more threads than cores their threads would wait for each other.
+    # Another process runs tests on the same cores. With more threads than cores, the threads would wait for each other.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# Ray's workers yield to every other process, by a niceness of 15: beside two busy ones a test of seconds takes minutes.
+# By default Ray's workers have a niceness of 15 and yield to every other process. Beside two busy ones, a test of seconds
+# would take minutes.
 os.environ.setdefault("RAY_worker_niceness", "0")
 
 S3 = os.environ.get("RAYCLUSTER_TEST_S3")
-"""URL of a real S3 server to test against, with the keys of the AWS variables; without it moto's server is started."""
+"""URL of a real S3 server for the tests, with the keys of the AWS variables. If it is not set, moto's server is started."""
 
 if S3 is None:
-    # Set before Ray's workers start, and over whatever real keys there are.
+    # The keys are set before Ray's workers start, and replace any real keys.
     for name in ("AWS_SESSION_TOKEN", "AWS_PROFILE", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"):
         os.environ.pop(name, None)
     os.environ.update(s3_server.KEYS)
@@ -52,7 +53,7 @@ BUCKET = "raycluster-test"
 
 @pytest.fixture(scope="session")
 def s3() -> Iterator[StorageConfig]:
-    """How to reach an S3 server with the empty (on a real server, perhaps used) bucket `raycluster-test`."""
+    """How to reach an S3 server with the bucket `raycluster-test`, which is empty (or, on a real server, may have been used before)."""
     from pyarrow import fs
 
     with contextlib.nullcontext(S3) if S3 else s3_server.started() as url:
@@ -83,7 +84,7 @@ def local_ray() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def own_ray() -> Callable[..., contextlib.AbstractContextManager[None]]:
-    """A context in which another Ray, with the resources given, takes the place of the one for all tests."""
+    """A context in which another Ray, with the given resources, replaces the one that all tests share."""
     import ray
 
     @contextlib.contextmanager
@@ -110,7 +111,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def dxmc_run(
     photos: Path, tmp_path_factory: pytest.TempPathFactory, local_ray: None
 ) -> tuple[dict[str, Any], RunResult]:
-    """A whole run on `photos` with trained heads: its configuration and what it said."""
+    """A whole run on `photos` with trained heads: its configuration and its result."""
     method = {"name": "dxmc", "epochs": 20, "batch_size": 32}
     config = drawn_run.configuration(photos, tmp_path_factory.mktemp("dxmc") / "out", method=method)
     return config, raycluster.run(config)
@@ -118,7 +119,7 @@ def dxmc_run(
 
 @pytest.fixture(scope="session")
 def kmeans_run(dxmc_run: tuple[dict[str, Any], RunResult], tmp_path_factory: pytest.TempPathFactory) -> RunResult:
-    """The same with k-means, up to the names of its clusters."""
+    """The same run with k-means, up to the names of its clusters."""
     output = tmp_path_factory.mktemp("kmeans") / "out"
     return drawn_run.copied(dxmc_run[0], output, until="describe", method={"name": "kmeans"})
 
@@ -126,14 +127,14 @@ def kmeans_run(dxmc_run: tuple[dict[str, Any], RunResult], tmp_path_factory: pyt
 SHARED_RUN = "dxmc_run"
 """The fixture of the run on drawn pictures, which one process makes for all files that use it."""
 USERS_OF_IT = ("tests/serving/", "tests/pipeline/test_new_pictures.py", "tests/pipeline/test_run.py")
-"""Where these files lie: the process that distributes the tests knows only their names."""
+"""The paths of these files, because the process that distributes the tests knows only the names of the tests."""
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark the tests that need Ray, and put them in order.
 
-    A test whose fixtures start Ray bears the mark `ray`, whichever fixture asks for it: `.ci/lowest.py` runs the others.
+    A test whose fixtures start Ray gets the mark `ray`, whichever fixture starts it: `.ci/lowest.py` runs the tests without this mark.
 
     The order of files: first those that share a run; then those that fork workers, because torch refuses to compute gradients in a fork of
     a process whose threads have computed some; then those with Ray; then the others, whose short tests keep both processes busy until the

@@ -14,11 +14,11 @@ KINDS = ("house", "fish", "tree", "star")
 NOUNS = (*KINDS, "car", "cup", "bird", "flower", "animal", "building", "plant", "vehicle")
 READABLE = 80
 UGLY = {"empty.jpg": "empty", "text.jpg": "undecodable", "cut.png": "undecodable", "gone.jpg": "missing"}
-"""Files that cannot be read, and what becomes of each."""
+"""Files that cannot be read, and the status of each."""
 
 
 def draw(folder: Path) -> Path:
-    """`READABLE` pictures in folders, those of `UGLY`, and a file that is no picture."""
+    """Write `READABLE` pictures in folders, the files of `UGLY`, and a text file, which is not listed."""
     draw_dataset(folder, READABLE, KINDS, seed=11)
     (folder / "empty.jpg").touch()
     (folder / "text.jpg").write_text("not a picture")
@@ -30,7 +30,7 @@ def draw(folder: Path) -> Path:
 
 
 def configuration(photos: Path, output: Path, **changes: Any) -> dict[str, Any]:
-    """A run with the built-in encoder. What it needs besides the pictures lies beside its output."""
+    """The configuration of a run with the built-in encoder. Its nouns and its cache lie beside the output folder."""
     nouns = output.parent / "nouns.txt"
     nouns.write_text("\n".join(NOUNS))
     return {
@@ -48,6 +48,6 @@ def configuration(photos: Path, output: Path, **changes: Any) -> dict[str, Any]:
 
 
 def copied(config: dict[str, Any], output: Path, until: str, **changes: Any) -> RunResult:
-    """A finished run with other settings, in a copy of its folder: what these settings do not concern is not done again."""
+    """Repeat a finished run with other settings, in a copy of its folder. Stages that do not depend on these settings are skipped."""
     shutil.copytree(config["output"], output)
     return raycluster.run({**config, "output": str(output), **changes}, until=until)

@@ -1,4 +1,4 @@
-"""An HTTP server before another one, which it passes everything on to, or says 503 while it is told to fail."""
+"""An HTTP server in front of another one. It passes all requests on, or answers 503 while it is told to fail."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 
 class FlakyServer:
-    """Context in which the server runs, in threads of this process."""
+    """A context in which the server runs, in threads of this process."""
 
     def __init__(self, behind: str) -> None:
         """`behind`: URL of the other server."""
@@ -31,7 +31,7 @@ class FlakyServer:
                     flaky.refused += 1
                     return self.reply(503, [], b"")
                 other = http.client.HTTPConnection(flaky.behind, timeout=60)
-                # The signature covers the name that the client used, so all headers go on as they are.
+                # The signature covers the host name that the client used, so all headers are passed on unchanged.
                 other.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
                 for name, value in self.headers.items():
                     other.putheader(name, value)

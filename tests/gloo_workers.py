@@ -1,4 +1,4 @@
-"""Real gloo workers for tests: a function on each, and what they return."""
+"""Run a function on real gloo workers, and collect what they return."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def start(rank: int, world: int, folder: str, function: Callable[..., Result], a
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world)
     torch.save(function(rank, world, *arguments), f"{folder}/{rank}.pt")
     dist.barrier()
-    # Not destroy_process_group: gloo aborts the process now and then if a neighbor has hung up already.
+    # destroy_process_group is not called, because gloo sometimes aborts the process if another one has ended already.
     os._exit(0)
 
 

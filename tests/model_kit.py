@@ -21,7 +21,7 @@ PROVIDED = {"config": None, "precision": None, "fingerprint": "provided"}
 def small_model(
     folder: Path, encoder: dict[str, Any] | None = None, more: dict[str, bytes] | None = None, **facts: Any
 ) -> Path:
-    """`encoder`: record of the encoder, of ready-made embeddings by default; `more`: further files; `facts`: further keys."""
+    """Write a model folder. `encoder` is by default that of ready-made embeddings; `more` are further files, and `facts` further keys."""
     images = torch.randn(ROWS, DIM, generator=torch.Generator().manual_seed(0)).half()
     method = registry.build(MethodConfig(name="kmeans"), DIM, CLUSTERS, ROWS, seed=0)
     assert isinstance(method, FittedMethod)

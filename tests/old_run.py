@@ -26,7 +26,7 @@ TINY = {
 
 
 def configuration() -> dict[str, Any]:
-    """A run with every stage there is."""
+    """The configuration of a run with every stage."""
     return {
         "images": str(PLACE / "photos"),
         "output": str(PLACE / "out"),
@@ -49,7 +49,7 @@ def configuration() -> dict[str, Any]:
 
 
 def new_pictures() -> dict[str, Any]:
-    """The assignment of new pictures with that run's model."""
+    """The arguments that assign new pictures with the model of that run."""
     return {
         "model": str(PLACE / "out"),
         "images": str(PLACE / "new"),

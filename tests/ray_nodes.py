@@ -1,4 +1,4 @@
-"""A Ray cluster of several nodes on this machine, whose nodes can be killed as machines die: without a word."""
+"""A Ray cluster of several nodes on this machine. Its nodes can be killed as machines die, without a message."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ IMPATIENT = {
     "RAY_health_check_timeout_ms": "1000",
     "RAY_health_check_failure_threshold": "3",
 }
-"""For `environment`: Ray notices a silent node after these many seconds; on a real cluster it takes half a minute."""
+"""For `environment`: with these values Ray notices a silent node after few seconds; on a real cluster it takes half a minute."""
 
 
 class Nodes:
@@ -52,13 +52,13 @@ class Nodes:
         write_ray_address(self.cluster.gcs_address, self.cluster.head_node.temp_dir)
 
     def own_folder(self) -> str:
-        """A temporary folder for one node: sharing one, nodes would delete each other's working directories."""
+        """A temporary folder for one node. Nodes that shared one would delete each other's working directories."""
         self.folders.append(tempfile.mkdtemp(prefix="rn"))  # short: it holds sockets
         return self.folders[-1]
 
     @contextlib.contextmanager
     def _environment(self) -> Iterator[None]:
-        """Ray's processes inherit the environment of the moment they start in."""
+        """A context that sets the environment, because Ray's processes inherit it when they start."""
         before = dict(os.environ)
         os.environ.update(self.environment)
         os.environ.pop("RAY_ADDRESS", None)
@@ -69,7 +69,7 @@ class Nodes:
             os.environ.update(before)
 
     def add(self, **resources: float) -> Any:
-        """Another worker node."""
+        """Start another worker node."""
         folder = self.own_folder()
         # Without this file a job whose driver comes to this node would join whichever Ray it finds on this machine.
         write_ray_address(self.cluster.gcs_address, folder)
@@ -78,7 +78,7 @@ class Nodes:
             return self.cluster.add_node(temp_dir=folder, dashboard_agent_listen_port=agent, **resources)
 
     def kill(self, node: Any) -> None:
-        """Every process of the node at once: raylet, workers, and the driver of a job that came here."""
+        """Kill every process of the node at once: raylet, workers, and the driver of a job that runs there."""
         raylet = node.all_processes["raylet"][0].process.pid
         for pid in [*descendants(raylet), raylet]:
             with contextlib.suppress(ProcessLookupError):
@@ -86,7 +86,7 @@ class Nodes:
         self.cluster.remove_node(node, allow_graceful=False)
 
     def submit(self, *entrypoint: str, options: tuple[str, ...] = (), timeout: float = 300) -> subprocess.Popen[str]:
-        """`ray job submit` of the working tree; its output is piped."""
+        """Start `ray job submit` with the working tree; its output is piped."""
         address = ("--address", f"http://127.0.0.1:{self.dashboard}")
         command = [str(RAY), "job", "submit", *address, "--working-dir", str(ROOT), *options, "--", *entrypoint]
         self._wait_for_agents(address, timeout)
@@ -95,7 +95,7 @@ class Nodes:
         )
 
     def _wait_for_agents(self, address: tuple[str, ...], timeout: float) -> None:
-        """The head answers before it can take jobs."""
+        """Wait until the head can take jobs, which is later than its first answer."""
         deadline = time.monotonic() + timeout
         while True:
             probe = [str(RAY), "job", "submit", *address, "--", "true"]
@@ -114,7 +114,7 @@ class Nodes:
 
     @contextlib.contextmanager
     def add_apart(self, mount: str) -> Iterator[None]:
-        """Within this context a worker node for which `mount` (a shell command) has changed what it sees of the disk."""
+        """A context with another worker node, which sees the disk as the shell command `mount` has changed it."""
         start = f"{RAY} start --address={self.address} --num-cpus=1 --block --temp-dir={self.own_folder()}"
         alone = ["unshare", "--map-root-user", "--mount", "sh", "-c", f"{mount} && exec {start}"]
         known = self.living()
@@ -134,7 +134,7 @@ class Nodes:
 
     @property
     def address(self) -> str:
-        """For RAY_ADDRESS."""
+        """The address of the cluster, for RAY_ADDRESS."""
         return str(self.cluster.gcs_address)
 
     def stop(self) -> None:
@@ -146,7 +146,7 @@ class Nodes:
 
 @contextlib.contextmanager
 def cluster_of(*cpus: float, environment: dict[str, str] | None = None) -> Iterator[tuple[Nodes, list[Any]]]:
-    """A head and a worker node for each number of CPUs."""
+    """A cluster of a head and one worker node for each number of CPUs."""
     nodes = Nodes({"RAY_AUTH_MODE": "disabled", **(environment or {})})
     try:
         yield nodes, [nodes.add(num_cpus=count) for count in cpus]
@@ -155,12 +155,12 @@ def cluster_of(*cpus: float, environment: dict[str, str] | None = None) -> Itera
 
 
 def arguments(*words: str) -> list[str]:
-    """A raycluster command."""
+    """The words of a raycluster command."""
     return [sys.executable, "-m", "raycluster.cli", *words]
 
 
 def environment(cluster: Nodes) -> dict[str, str]:
-    """For a command whose driver joins the cluster."""
+    """The environment of a command whose driver joins the cluster."""
     return {**os.environ, "RAY_ADDRESS": cluster.address, "RAY_AUTH_MODE": "disabled", "PYTHONPATH": str(ROOT)}
 
 
@@ -172,7 +172,7 @@ def command(cluster: Nodes, *words: str) -> subprocess.CompletedProcess[str]:
 
 
 def finished(job: subprocess.Popen[str], timeout: float) -> tuple[int, str]:
-    """Exit code and output of a submitted job. Nodes of one machine: the log of a driver on a worker node is not in it."""
+    """Exit code and output of a submitted job. As all nodes are on one machine, the output lacks the log of a driver on a worker node."""
     try:
         output, _ = job.communicate(timeout=timeout)
     except subprocess.TimeoutExpired:
@@ -183,7 +183,7 @@ def finished(job: subprocess.Popen[str], timeout: float) -> tuple[int, str]:
 
 
 def wait_until(condition: Callable[[], Any], job: subprocess.Popen[str], timeout: float, pause: float = 0.1) -> Any:
-    """What `condition` gives once it is true; fails when the process ends before."""
+    """Wait until `condition` is true and return its value; fail when the process ends before."""
     deadline = time.monotonic() + timeout
     while not (found := condition()):
         assert job.poll() is None, f"it ended too early:\n{job.communicate()[0]}"

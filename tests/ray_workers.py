@@ -1,4 +1,4 @@
-"""The processes of a Ray: find them, kill one of Ray Train's workers at a moment that shows whether a training resumes, wait until none computes."""
+"""Find the processes of a Ray, kill one of Ray Train's workers when a training can resume, and wait until no core is held."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import ray
 
 
 def children(parent: int, name: str = "") -> Iterator[int]:
-    """Ids of the processes that `parent` started and whose program's name ends so."""
+    """Ids of the processes that `parent` started and whose program's name ends with `name`."""
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
@@ -39,7 +39,7 @@ def checkpoints(folder: Path) -> list[Path]:
 
 @contextmanager
 def worker_killed_after_a_checkpoint(folder: Path) -> Iterator[None]:
-    """While the body trains, kill one of Ray Train's workers once there is a checkpoint; fails if there was none to kill."""
+    """While the body trains, kill one of Ray Train's workers once there is a checkpoint; fail if there was no worker to kill."""
     killed: list[int] = []
 
     def kill() -> None:

@@ -1,4 +1,4 @@
-"""Run `raycluster run` as its users do: a process of its own with a Ray of its own; and compare what two runs wrote."""
+"""Run `raycluster run` as its users do, in a process of its own with a Ray of its own, and compare what two runs wrote."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TABLES = ("manifest", "embeddings", "assignments")
 
 
 def start(file: Path, log: Path, **environment: str) -> subprocess.Popen[bytes]:
-    """Start it with the configuration in `file`; standard error is added to `log`."""
+    """Start the command with the configuration in `file`; standard error is appended to `log`."""
     own = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
     command = [str(Path(sys.executable).parent / "raycluster"), "run", "--config", str(file)]
     with log.open("ab") as stderr:
@@ -28,13 +28,13 @@ def start(file: Path, log: Path, **environment: str) -> subprocess.Popen[bytes]:
 
 
 def finish(run: subprocess.Popen[bytes], timeout: float = 400) -> dict[str, Any] | None:
-    """The result of a run that ended well; None of another."""
+    """Wait for the run; return its result if it ended well, and None otherwise."""
     printed, _ = run.communicate(timeout=timeout)
     return json.loads(printed) if run.returncode == 0 else None
 
 
 def tables(result: Mapping[str, Any], storage: StorageConfig | None = None) -> dict[str, pa.Table]:
-    """The tables that a result names, by row id."""
+    """The tables that a result names, sorted by row id."""
     named = {
         name: locate(result["tables"][name], storage) for name in (*TABLES, "baseline") if name in result["tables"]
     }
@@ -42,7 +42,7 @@ def tables(result: Mapping[str, Any], storage: StorageConfig | None = None) -> d
 
 
 def compare(found: Mapping[str, pa.Table], expected: Mapping[str, pa.Table], but: tuple[str, ...] = ()) -> None:
-    """No image lost, none twice, every value as expected, `but` for these columns."""
+    """Check that no image is lost or there twice, and that every value is as expected, except in the columns `but`."""
     assert found.keys() == expected.keys()
     for name, table in expected.items():
         assert found[name]["row_id"].equals(table["row_id"]), name
@@ -52,7 +52,7 @@ def compare(found: Mapping[str, pa.Table], expected: Mapping[str, pa.Table], but
 
 def _compare(left: pa.Array, right: pa.Array, what: str) -> None:
     if what.endswith(("cluster", "runner_up")):
-        # Sums in another order differ in their last bit, which may decide between two equal clusters.
+        # Sums in another order differ in their last bit, which may decide between two clusters that are equally near.
         same = [a == b for a, b in zip(left.to_pylist(), right.to_pylist(), strict=True)]
         assert np.mean(same) >= 0.99, what
     elif pa.types.is_floating(left.type) or what.endswith("embedding"):

@@ -1,6 +1,6 @@
-"""An S3 server for the tests: moto's, with a user, signatures and permissions that count. Run as `python s3_server.py PORT`.
+"""An S3 server for the tests: moto's, with a user and checks of signatures and permissions. Run it as `python s3_server.py PORT`.
 
-moto answers a request without a signature by an error of its own; here it meets a closed door, or an open one where the bucket is public.
+moto answers a request without a signature with an error of its own. This server denies access, or allows it if the bucket is public.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the tests of the endpoint share: requests, a model without Ray behind the endpoint's interface."""
+"""What the tests of the endpoint share: requests, and a model without Ray behind the endpoint's interface."""
 
 from __future__ import annotations
 
@@ -19,12 +19,13 @@ import uvicorn
 from drawn_run import NOUNS
 from torch.nn.functional import normalize
 
-from raycluster.config import MethodConfig, validate
+from raycluster.config import MethodConfig
 from raycluster.methods import registry
 from raycluster.methods.base import FittedMethod, TrainingData
 from raycluster.model.files import load_model, save_model
 from raycluster.model.model import make_memory
 from raycluster.pipeline.run import RunResult
+from raycluster.section import validate
 from raycluster.serving.api import create_app
 from raycluster.serving.live_model import Answer, Job, LiveModel, ModelInfo, Stale
 from raycluster.serving.service import Service
@@ -49,9 +50,9 @@ def make_model(
     encoder: dict[str, Any] | None = None,
     spoil: bool = False,
 ) -> str:
-    """A model folder for another method on the run's embeddings: fitted, or of untrained heads. Returns its path.
+    """Make a model folder for another method on the run's embeddings, fitted or with untrained heads; return its path.
 
-    `encoder`: record of the encoder, of the run's own by default; `spoil`: its numbers are none.
+    `encoder` is the record of the encoder, by default that of the run. With `spoil` the numbers of the method are NaN.
     """
     base, images = load_model(run.output), torch.from_numpy(training_rows(run))
     config = validate(method, MethodConfig, "method")
@@ -135,7 +136,7 @@ class LocalEndpoint:
 
 
 def wait_until(condition: Callable[[], Any], seconds: float = UNTIL) -> Any:
-    """The first true value of `condition`."""
+    """Wait until `condition` gives a true value, and return it."""
     end = time.monotonic() + seconds
     while not (value := condition()):
         assert time.monotonic() < end, f"not within {seconds} s"
@@ -144,7 +145,7 @@ def wait_until(condition: Callable[[], Any], seconds: float = UNTIL) -> Any:
 
 
 class ServeEndpoint:
-    """The application deployed from a Serve configuration, through the controller's own door that `serve deploy` uses."""
+    """The application deployed from a Serve configuration, through the interface of the controller that `serve deploy` uses."""
 
     def __init__(self, args: dict[str, Any]) -> None:
         self.port, self.url = free_port(), ""
@@ -166,7 +167,7 @@ class ServeEndpoint:
         serve.shutdown()
 
     def deploy(self, deployments: Sequence[dict[str, Any]] = (), **changes: Any) -> None:
-        """Like `serve deploy`: `changes` to the builder's arguments, and what `deployments` overrides."""
+        """Deploy like `serve deploy`, with `changes` to the builder's arguments and the overrides in `deployments`."""
         from ray.serve.context import _get_global_client
         from ray.serve.schema import ServeDeploySchema
 
@@ -190,7 +191,7 @@ class ServeEndpoint:
         return str(serve.status().applications["raycluster"].message)
 
     def wait_for_status(self) -> str:
-        """`RUNNING` or `DEPLOY_FAILED`, whichever comes."""
+        """Wait for `RUNNING`, `DEPLOY_FAILED` or `UNHEALTHY`, and return it."""
         time.sleep(0.5)
         wait_until(lambda: self.status() in ("RUNNING", "DEPLOY_FAILED", "UNHEALTHY"), 180)
         return self.status()
@@ -200,7 +201,7 @@ class ServeEndpoint:
 
 
 class Load:
-    """Requests without pause from several threads while the context lasts; keeps every reply."""
+    """A context in which several threads send requests without pause; it keeps every reply."""
 
     def __init__(self, url: str, files: Sequence[Path], threads: int = 3) -> None:
         self.replies: list[tuple[int, Any]] = []

@@ -1,4 +1,4 @@
-"""What in `cluster_configs/`, `jobs/` and the README can be checked without a cloud: schemas, versions, paths, commands."""
+"""Test what can be checked without a cloud in `cluster_configs/`, `jobs/` and the README: schemas, versions, paths, commands."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def manifests() -> list[Path]:
 
 
 def read(file: Path) -> Any:
-    # A definition of KubeRay's has a megabyte: seconds in Python.
+    # A definition of KubeRay has a megabyte, and pure Python takes seconds to read it.
     return yaml.load(file.read_text(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
 
 
@@ -60,7 +60,7 @@ def test_kuberay_would_take_the_manifest(file: Path, shared: Path) -> None:
     schema["properties"]["metadata"] = {"type": "object"}
     validator = jsonschema.Draft202012Validator(schema)
     assert [error.message for error in validator.iter_errors(manifest)] == []
-    # The validator sees what is wrong: a field too many, deep inside.
+    # The validator also finds an error: an unknown field deep inside.
     cluster_of(manifest)["headGroupSpec"]["template"]["spec"]["containers"][0]["imagePullPolice"] = "Always"
     (error,) = validator.iter_errors(manifest)
     assert "imagePullPolice" in error.message
@@ -149,7 +149,7 @@ def test_no_endpoint_is_open_unless_somebody_takes_the_tokens_away(monkeypatch: 
         (container,) = group["template"]["spec"]["containers"]
         (variable,) = container["env"]
         assert variable["name"] == TOKENS_VARIABLE
-        # Not optional: without the secret the pod does not start.
+        # The reference is not optional, so the pod does not start without the secret.
         reference = variable["valueFrom"]["secretKeyRef"]
         assert f"# kubectl create secret generic {reference['name']} --from-literal={reference['key']}=" in secret
         assert set(reference) == {"name", "key"}
@@ -243,7 +243,7 @@ def test_entry_points_resolve() -> None:
         assert callable(getattr(importlib.import_module(module), name))
 
 
-# Commands, in the README and in the comments of the files.
+# The following tests check the commands in the README and in the comments of the files.
 
 
 def written_commands() -> Iterator[tuple[str, list[str]]]:

@@ -1,4 +1,4 @@
-"""The commands as a user types them, each in a process of its own that starts its own Ray."""
+"""Test the commands as a user types them, each in a process of its own that starts its own Ray."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ finally:
 
 @pytest.mark.parametrize("words", [["--help"], ["run", "--help"], ["status", "--help"]])
 def test_help_waits_for_no_large_library(words: list[str]) -> None:
-    # Not a limit in seconds: a busy machine exceeds it.
+    # The seconds are not measured, because a busy machine would exceed any limit.
     done = subprocess.run(
         [sys.executable, "-c", LOADED, *words], capture_output=True, text=True, timeout=100, check=False
     )
@@ -85,7 +85,7 @@ def test_a_mistyped_command_line_is_exit_2(words: list[str], message: str) -> No
 
 
 def test_what_is_printed_at_the_end_of_the_process_does_not_follow_the_result(tmp_path: Path) -> None:
-    # So does Ray, which keeps back what its processes say again and again.
+    # Ray also prints at the end of the process, because it holds back messages that its processes repeat.
     late = "import atexit; atexit.register(print, 'last words'); from raycluster.cli import main; print('before'); main(['status', {!r}])"
     command = [sys.executable, "-c", late.format(str(tmp_path))]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=clean_environment(), check=False)

@@ -1,11 +1,14 @@
+"""Test that bad values of a configuration are named with their field, and that fingerprints follow the content."""
+
 from __future__ import annotations
 
 from typing import Any
 
 import pytest
 
-from raycluster.config import RunConfig, fingerprint, validate
+from raycluster.config import RunConfig
 from raycluster.errors import ConfigError
+from raycluster.section import fingerprint, validate
 
 GOOD = {"images": "photos", "output": "out", "clusters": 10}
 
@@ -29,31 +32,35 @@ GOOD = {"images": "photos", "output": "out", "clusters": 10}
     ],
 )
 def test_bad_values_name_the_field(change: dict[str, Any], message: str | None) -> None:
-    if message is None:  # the method checks its own constants: tests/methods
-        validate({**GOOD, **change})
+    if message is None:  # the method checks its own constants (see tests/methods)
+        validate({**GOOD, **change}, RunConfig)
         return
     with pytest.raises(ConfigError) as caught:
-        validate({**GOOD, **change})
+        validate({**GOOD, **change}, RunConfig)
     assert message in str(caught.value)
 
 
 def test_every_bad_field_is_named_at_once() -> None:
     with pytest.raises(ConfigError) as caught:
-        validate({"images": "a", "clusters": 1, "colour": 3})
+        validate({"images": "a", "clusters": 1, "colour": 3}, RunConfig)
     assert all(word in str(caught.value) for word in ("`output` is missing", "`clusters`", "`colour`"))
 
 
 def test_the_default_encoder_has_its_weights() -> None:
-    config = validate(GOOD)
+    config = validate(GOOD, RunConfig)
     assert (config.encoder.model, config.encoder.pretrained) == ("ViT-B-32-quickgelu", "openai")
 
 
 def test_one_source_and_a_list_of_one_mean_the_same() -> None:
-    assert validate(GOOD).image_sources == validate({**GOOD, "images": ["photos"]}).image_sources == ("photos",)
+    assert (
+        validate(GOOD, RunConfig).image_sources
+        == validate({**GOOD, "images": ["photos"]}, RunConfig).image_sources
+        == ("photos",)
+    )
 
 
 def test_fingerprints_follow_content_not_order() -> None:
     assert fingerprint({"a": 1, "b": [2]}) == fingerprint({"b": [2], "a": 1})
     assert fingerprint({"a": 1}) != fingerprint({"a": 2})
-    config = validate(GOOD)
+    config = validate(GOOD, RunConfig)
     assert fingerprint(config) == fingerprint(RunConfig.model_validate(config.model_dump()))

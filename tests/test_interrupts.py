@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM at any moment of a command: one line, one JSON line, the right exit code, and nothing goes on or is left behind."""
+"""Test Ctrl-C and SIGTERM at any moment of a command: one line, one JSON line, the right exit code, and nothing goes on or is left behind."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ import pytest
 from ray_workers import descendants
 
 import raycluster
-from raycluster import interrupts
 from raycluster.cli import main
+from raycluster.compute import interrupts
 from raycluster.demo.drawing import draw_dataset
 from raycluster.storage import lock
 from raycluster.storage.location import locate
 from raycluster.tables.rows import row_ids
 
 IMAGES = 320
-LINE = "interrupted; call again, finished work is kept"
+LINE = "interrupted; run the command again: finished work is kept"
 
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """A run with a stage of every kind; its output is to be added."""
+    """The configuration of a run with a stage of every kind. The tests add the output."""
     folder = tmp_path_factory.mktemp("pictures")
     draw_dataset(folder / "images", IMAGES, ("house", "fish", "tree", "star"), seed=5)
     (folder / "nouns.txt").write_text("house\nfish\ntree\nstar\ncar\ncup\n")
@@ -58,7 +58,7 @@ def start(config: dict[str, Any], output: Path, log: Path) -> subprocess.Popen[s
 
 
 def until(run: subprocess.Popen[str], log: Path, there: Callable[[], object]) -> None:
-    """Wait for it, while the command runs."""
+    """Wait until `there` gives a true value, and fail if the command ends before."""
     deadline = time.monotonic() + 200
     while not there():
         assert run.poll() is None, log.read_text()
@@ -78,7 +78,7 @@ def trains(pid: int) -> bool:
 
 
 def check_ended(run: subprocess.Popen[str], log: Path, output: Path, number: int) -> None:
-    """It has said what it should and has left nothing behind."""
+    """Check that the command has said what it should, and has left nothing behind."""
     printed = run.communicate(timeout=120)[0]
     said = log.read_text()
     assert run.returncode == 128 + number, said
@@ -99,7 +99,7 @@ def test_a_run_that_is_interrupted_at_its_beginning_and_twice_at_its_end_goes_on
 ) -> None:
     output, log = tmp_path / "out", tmp_path / "log"
     run = start(config, output, log)
-    until(run, log, (output / "_lock.json").exists)  # Ray starts, pictures are listed
+    until(run, log, (output / "_lock.json").exists)  # while Ray starts and pictures are listed
     os.killpg(run.pid, signal.SIGINT)
     check_ended(run, log, output, signal.SIGINT)
 
@@ -112,7 +112,7 @@ def test_a_run_that_is_interrupted_at_its_beginning_and_twice_at_its_end_goes_on
 
 
 def check_complete(run: subprocess.Popen[str], log: Path) -> None:
-    """It ends well, and every image has one row."""
+    """Check that the command ends well, and that every image has one row."""
     result = json.loads(run.communicate(timeout=300)[0])
     assert (run.returncode, result["status"]) == (0, "ok"), log.read_text()
     ids = row_ids(locate(result["tables"]["embeddings"]).list(".parquet"))
@@ -226,7 +226,7 @@ def test_a_run_whose_lock_is_taken_stops_and_writes_no_more(
             continue
 
     thread = threading.Thread(target=take_it)
-    # So many that the rest of them is not embedded before the loss is noticed, however busy the machine is.
+    # There are so many pictures that some are not embedded yet when the loss is noticed, however busy the machine is.
     many = tmp_path / "many"
     many.mkdir()
     for number, picture in enumerate(sorted(Path(config["images"]).rglob("*.jpg")) * 10):

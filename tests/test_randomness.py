@@ -1,3 +1,5 @@
+"""Test the counter-based random numbers: what they depend on, and the orders that an epoch makes of them."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -43,7 +45,7 @@ def test_draws_of_neighboring_ids_epochs_and_streams_are_independent() -> None:
         (integers(0, 0, ids, 1, 8), integers(0, 1, ids, 1, 8)),
         (integers(0, 0, ids, 1, 8), integers(1, 0, ids, 1, 8)),
         (integers(0, 0, ids, 1, 8), integers(0, 0, ids + 1, 1, 8)),
-        # The integers enter in an order: epoch 1, stream 2 is not epoch 2, stream 1.
+        # The order of the numbers matters: epoch 1 with stream 2 is not epoch 2 with stream 1.
         (integers(0, 1, ids, 2, 8), integers(0, 2, ids, 1, 8)),
     ]
     for one, other in pairs:
@@ -74,7 +76,7 @@ def test_an_order_depends_on_the_seed_and_puts_a_row_anywhere() -> None:
 
 
 def grouped(sizes: list[int]) -> np.ndarray:
-    """Which group each position lies in, by ids with gaps."""
+    """The id of the group of each position. The ids have gaps."""
     return np.repeat(1000 + 64 * np.arange(len(sizes)), sizes)
 
 
@@ -91,7 +93,7 @@ def test_an_order_over_row_groups_is_a_permutation_of_its_own(sizes: list[int]) 
 
 
 def open_groups(visited: np.ndarray) -> int:
-    """The most groups that are begun and not finished at any time."""
+    """The largest number of groups that are begun and not finished at the same time."""
     _, first = np.unique(visited, return_index=True)
     _, last = np.unique(visited[::-1], return_index=True)
     begun, ended = np.zeros(len(visited) + 1, int), np.zeros(len(visited) + 1, int)
@@ -118,14 +120,14 @@ def test_a_batch_has_rows_of_many_groups() -> None:
     visited = groups[grouped_order(groups, 0, 0).numpy()]
     of_a_batch = [len(np.unique(visited[start : start + 128])) for start in range(0, 63_000, 128)]
     assert min(of_a_batch) >= 24
-    # Groups come in no order of their own.
+    # The groups do not come in the order of their ids.
     first = groups[0] + 64 * np.arange(1000)
     when = np.array([np.flatnonzero(visited == group).mean() for group in first])
     assert abs(np.corrcoef(np.arange(1000), when)[0, 1]) < 0.1
 
 
 def test_groups_that_are_added_leave_the_others_in_their_order() -> None:
-    """The order of groups hangs on their ids, not on their number."""
+    """The order of groups depends on their ids, not on how many there are."""
 
     def visit(groups: np.ndarray) -> list[int]:
         return list(dict.fromkeys(groups[grouped_order(groups, 0, 0).numpy()].tolist()))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor
 from torch.nn.functional import embedding_bag
 
 from raycluster.clustering.neighbors import PREPARED_ROWS, RowScale, one_thread, row_scale
+from raycluster.clustering.seeding import ROUNDING, plus_plus
 from raycluster.errors import ConfigError
 
 log = logging.getLogger(__name__)
@@ -29,10 +29,6 @@ MANY_CHANGED = 0.35
 """If a larger share of centers has changed, all rows are compared with all centers, since the bookkeeping would cost more than it saves."""
 SEEDING_ROWS_A_CENTER = 8
 """Rows a center that k-means++ draws from."""
-SEEDING_POOL = 1024
-"""Candidates of k-means++ in a pool. Their distances to all rows are computed at once."""
-ROUNDING = 4e-6
-"""Squared distances below this share of the squared norms count as rounding errors."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +68,7 @@ def kmeans(
     """
     if k > len(x):
         raise ConfigError(
-            f"clusters: k-means into {k} clusters needs at least {k} images, there are {len(x)}; lower `clusters`"
+            f"clusters: k-means into {k} clusters needs at least {k} images, but there are {len(x)}; lower `clusters`"
         )
     prepare = row_scale(x, spherical=spherical)
     order = torch.randperm(len(x), generator=_generator(seed, 0))[: SAMPLE_ROWS_A_CENTER * k].to(x.device)
@@ -87,7 +83,11 @@ def kmeans(
         runs = [_run(data, k, _generator(seed, 1 + run), max_iterations, tolerance) for run in range(restarts)]
     best = max(runs, key=lambda run: run.objective)
     if not best.converged:
-        log.warning("k-means: not converged after %d iterations (objective %.4f)", best.iterations, best.objective)
+        log.warning(
+            "k-means: it has not converged after %d iterations (objective %.4f); its centers are used all the same",
+            best.iterations,
+            best.objective,
+        )
     return _assigned(x, order, best, prepare)
 
 
@@ -125,7 +125,8 @@ class _Rows:
 
 def _run(data: _Rows, k: int, generator: torch.Generator, max_iterations: int, tolerance: float) -> KMeans:
     """Seed and run once. Centers move most in the first iterations, and few rows are enough for these."""
-    centers = _plus_plus(data.head(SEEDING_ROWS_A_CENTER * k), k, generator)
+    first = data.head(SEEDING_ROWS_A_CENTER * k)
+    centers = plus_plus(first.rows, first.squares, k, generator)
     n = FIRST_ROWS_A_CENTER * k
     while 2 * n < len(data.rows):
         centers = _lloyd(data.head(n), centers, FIRST_ITERATIONS, FIRST_TOLERANCE).centers
@@ -218,46 +219,6 @@ def _far_rows(data: _Rows, misfit: Tensor, wanted: int) -> Tensor:
     first = torch.full((len(values),), len(worst), device=worst.device)
     first = first.scatter_reduce(0, group, torch.arange(len(worst), device=worst.device), "amin")
     return worst[first.sort().values[:wanted]]
-
-
-def _plus_plus(data: _Rows, k: int, generator: torch.Generator) -> Tensor:
-    """Choose centers by greedy k-means++: draw a few candidates by squared distance, and take the one that lowers the total most.
-
-    Candidates are drawn in pools, so that one matrix product gives the distances of a pool. The pool was drawn by the distances of that
-    time. A candidate is drawn from it by the ratio of its distance now to its distance then, which together is a draw by its distance now.
-    """
-    rows, n, tries = data.rows, len(data.rows), 2 + int(math.log(k))
-    chance = torch.rand(k, max(tries, SEEDING_POOL), generator=generator, dtype=torch.float64).to(rows.device)
-    chosen = [(chance[0, :1] * n).long()]
-    distance = _distances(data, chosen[0])[0]
-    while len(chosen) < k:
-        if n <= 2 * SEEDING_POOL:
-            pool, drawn_at, picks = torch.arange(n, device=rows.device), torch.ones(n, device=rows.device), k
-        else:
-            pool = _draw(distance, chance[len(chosen)])
-            drawn_at, picks = distance[pool].clamp_min(1e-12), SEEDING_POOL // tries
-        to_pool = _distances(data, pool)
-        with one_thread():
-            for _ in range(min(picks, k - len(chosen))):
-                tried = _draw(distance.index_select(0, pool) / drawn_at, chance[len(chosen), :tries])
-                reduced = torch.minimum(to_pool.index_select(0, tried), distance)
-                best = reduced.sum(dim=1).argmin(keepdim=True)
-                chosen.append(pool.index_select(0, tried.index_select(0, best)))
-                distance = reduced.index_select(0, best).squeeze(0)
-    return rows[torch.cat(chosen)]
-
-
-def _distances(data: _Rows, to: Tensor) -> Tensor:
-    """Return half the squared distances [p, n] of the rows with the indices `to` [p] to all rows; 0 where they are rounding errors."""
-    both = (data.squares[to].unsqueeze(1) + data.squares) / 2
-    distances = torch.addmm(both, data.rows[to], data.rows.T, alpha=-1)
-    return distances.masked_fill_(distances <= ROUNDING * both, 0)
-
-
-def _draw(weights: Tensor, chance: Tensor) -> Tensor:
-    """Draw indices in proportion to `weights` [n], one for each number of `chance` in [0, 1). If all weights are 0, any index may come."""
-    cumulative = weights.double().cumsum(0)
-    return torch.searchsorted(cumulative, chance * cumulative[-1], right=True).clamp_max_(len(weights) - 1)
 
 
 def _assigned(x: Tensor, order: Tensor, run: KMeans, prepare: RowScale) -> KMeans:

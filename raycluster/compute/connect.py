@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 import os
 import socket
+from collections.abc import Mapping
+from typing import Any
 
 import ray
 
-from raycluster import interrupts
+from raycluster.compute import interrupts
 from raycluster.compute.node_checks import SAME_VERSIONS, check_versions
 from raycluster.errors import ConfigError, RayclusterError
 
@@ -39,8 +41,7 @@ def join() -> bool:
     # Ray's own logs and those of its workers would hide the one line that a stage prints. Errors still arrive as exceptions.
     options = {"log_to_driver": False, "logging_level": logging.WARNING}
     if address == "local":
-        with interrupts.kept():
-            ray.init(address="local", include_dashboard=False, **options)
+        _start(options)
         log.info("ray: started on this machine")
         return False
     _check_answers(address)
@@ -51,6 +52,23 @@ def join() -> bool:
         raise _not_joined(address, error) from error
     log.info("ray: joined %s", address)
     return True
+
+
+def _start(options: Mapping[str, Any]) -> None:
+    """Start Ray on this machine. Ray waits half a minute for its own processes, which is too short on a busy machine: this tries twice."""
+    for is_last in (False, True):
+        try:
+            with interrupts.kept():
+                ray.init(address="local", include_dashboard=False, **options)
+            return
+        except Exception as error:
+            # Ray raises the class Exception itself, so there is nothing narrower to catch.
+            reason = " ".join(str(error).split())[:300]
+            if is_last:
+                raise RayclusterError(
+                    f"ray: it did not start on this machine ({reason}); end other programs, or free memory and disk, and run again"
+                ) from error
+            log.warning("ray: it did not start (%s); this is tried once more", reason)
 
 
 def _check_answers(address: str) -> None:

@@ -34,13 +34,13 @@ def raised_in_task(error: BaseException) -> RayclusterError | None:
         if isinstance(one, _LOST) and not getattr(one, "actor_init_failed", False):
             reason = " ".join(str(one).split())
             return RayclusterError(
-                f"Ray lost a process or a node ({type(one).__name__}: {reason:.200}); run the command again: what is finished is kept"
+                f"Ray lost a process or a node ({type(one).__name__}: {reason:.200}); run the command again: finished work is kept"
             )
         if is_s3_error(one):
             # Ray Data appends advice on its own settings to every error that passes through it.
             reason = str(one).partition("\nFailed to apply UDF")[0]
             return RayclusterError(
-                f"the storage failed: {reason}; when it answers, and takes the credentials, run the command again: what is finished is kept"
+                f"the storage failed: {reason}; run the command again when it answers and accepts the credentials: finished work is kept"
             )
     return None
 

@@ -8,11 +8,15 @@ Nodes that join later, such as those of an autoscaler, are checked by the work t
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
+import importlib.util
 import json
 import os
+import platform
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache, wraps
+from pathlib import Path
 from typing import Any, TypeVar
 
 import ray
@@ -23,7 +27,7 @@ from raycluster.storage.lock import LOCK_FILE
 
 Result = TypeVar("Result")
 
-SAME_VERSIONS = "give all nodes one image (cluster_configs/Dockerfile), and submit with `--working-dir .`, which sends this code to all of them"
+SAME_VERSIONS = "give all nodes the same container image (cluster_configs/Dockerfile), and submit with `--working-dir .`, which sends this code to all of them"
 
 
 @dataclass(frozen=True)
@@ -60,12 +64,6 @@ def versions_question() -> Callable[[], dict[str, str]]:
     """
 
     def versions() -> dict[str, str]:
-        import hashlib
-        import importlib.metadata
-        import importlib.util
-        import platform
-        from pathlib import Path
-
         found = {"python": platform.python_version()}
         for package in ("ray", "torch"):
             try:
@@ -179,6 +177,6 @@ def _refuse_unseen(found: Mapping[Node, list[Place]]) -> None:
             blind.setdefault((each.field, each.shown), []).append(node.address)
     for (field, shown), addresses in blind.items():
         raise ConfigError(
-            f"{field}: {shown} is on this machine's disk, and node {', '.join(addresses[:3])} does not see the same there; "
+            f"{field}: {shown} is on this machine's disk, and node {', '.join(addresses[:3])} does not see the same content there; "
             "on several nodes use s3://…, or a disk that all of them mount at this path"
         )

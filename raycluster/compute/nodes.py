@@ -104,7 +104,7 @@ def _answers(reference: ray.ObjectRef, node: Node) -> list[Any]:
     except ray.exceptions.RuntimeEnvSetupError as error:
         raise RayclusterError(
             f"ray: node {node.address} cannot install the job's runtime environment ({' '.join(str(error).split())[-300:]}); "
-            "mend the file given as --runtime-env, or use an image that needs none (cluster_configs/Dockerfile)"
+            "correct the file given as --runtime-env, or use a container image that needs none (cluster_configs/Dockerfile)"
         ) from error
 
 

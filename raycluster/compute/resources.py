@@ -185,8 +185,8 @@ def missing_cuda() -> str:
     if not blind:
         return ""
     return (
-        f"Ray counts GPUs on node {some(blind)}, but PyTorch sees none there: what reserves them computes on CPUs; install a CUDA build of "
-        "torch that the driver supports (`raycluster doctor`), or set resources.use_gpu to false"
+        f"Ray counts GPUs on node {some(blind)}, but PyTorch sees none there: work that reserves them runs on CPUs; install a CUDA build of "
+        "torch that the driver supports (`raycluster doctor` shows the reason), or set resources.use_gpu to false"
     )
 
 
@@ -237,14 +237,14 @@ def resolve(config: ResourcesConfig) -> Resources:
         cpus = ray.available_resources().get("CPU", 0.0) or cpus
     if config.use_gpu and not gpus:
         raise ConfigError(
-            "resources.use_gpu is true, but this Ray cluster has no GPU: remove it, or join a cluster with GPUs"
+            "resources.use_gpu is true, but this Ray cluster has no GPU; remove the field, or join a cluster with GPUs"
         )
     if config.use_gpu is False:
         gpus = 0
     if not cpus:
         raise ConfigError(
             "resources: this Ray cluster has no CPU to compute on yet; start worker nodes, or set resources.wait_seconds, "
-            "encoder_actors and use_gpu to what its autoscaler is to be asked for"
+            "encoder_actors and use_gpu, so that its autoscaler is asked for nodes"
         )
     _check_limits(config, int(cluster.get("CPU", 0.0)), gpus)
     return Resources(
@@ -267,4 +267,4 @@ def _check_limits(config: ResourcesConfig, cpus: int, gpus: int) -> None:
         ("train_workers", config.train_workers, workers),
     ):
         if wanted and wanted > most:
-            raise ConfigError(f"resources.{field} is {wanted}, but this Ray cluster has {has}: lower it")
+            raise ConfigError(f"resources.{field} is {wanted}, but this Ray cluster has {has}; lower it")

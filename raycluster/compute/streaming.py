@@ -1,4 +1,7 @@
-"""Run Ray Data quietly and within limits, and end its execution with the run that it belongs to."""
+"""Run Ray Data quietly and within limits, and end its execution with the run that it belongs to.
+
+Ray Data takes a second to import, so it is imported when it is needed: tasks that do not stream start without it.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from raycluster.compute import work
 @contextmanager
 def streaming(object_store_bytes: int, cpus: float | None = None, ordered: bool = False) -> Iterator[None]:
     """Context that limits what Ray Data keeps in flight and the cores it uses (default: all); `ordered` keeps the order of the rows."""
-    import ray.data  # takes a second
+    import ray.data
 
     from raycluster.compute import executions
 

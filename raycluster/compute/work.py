@@ -15,7 +15,7 @@ from typing import Any
 
 import ray
 
-from raycluster import interrupts
+from raycluster.compute import interrupts
 
 log = logging.getLogger(__name__)
 

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from raycluster.config import validate
 from raycluster.demo.captions import caption_nouns
 from raycluster.demo.drawing import draw_dataset
 from raycluster.demo.kinds import SHOWN_KINDS
@@ -45,7 +44,7 @@ def demo(output: str, seed: int, method: str, finetune: Mapping[str, Any] | None
         "method": {"name": method},
         "finetune": dict(finetune or {}),
     }
-    result = run(validate(config), command="demo")
+    result = run(config, command="demo")
     _show(result.as_json())
     return result.as_json()
 

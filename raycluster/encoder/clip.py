@@ -1,4 +1,7 @@
-"""CLIP encoders: any open_clip model turns uint8 pictures or texts into embeddings."""
+"""CLIP encoders: any open_clip model turns uint8 pictures or texts into embeddings.
+
+open_clip takes seconds to import, so functions import it when they need it: a process that works with ready-made embeddings starts without it.
+"""
 
 from __future__ import annotations
 
@@ -129,7 +132,7 @@ def _unloadable(spec: EncoderSpec, error: Exception) -> ConfigError:
     source = spec.model if spec.pretrained is None else f"{spec.pretrained} as {spec.model}"
     reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
     return ConfigError(
-        f"encoder: {source} cannot be loaded ({reason}); check that the weights belong to this architecture"
+        f"encoder: {source} cannot be loaded ({reason}); check that the weights belong to this architecture, and that the packages it needs are installed"
     )
 
 
@@ -186,7 +189,7 @@ class ClipEncoder:
         # Nothing would show later that one table holds embeddings of two encoders.
         if weights.sha256 != spec.weights_sha256:
             raise ConfigError(
-                f"encoder: {weights.file} is not the checkpoint that this run began with; restore it, or start again"
+                f"encoder: {weights.file} is not the checkpoint that this run began with; restore it, or run the command again to use it as it is now"
             )
         try:
             with out_of_memory_explained():

@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import ray
 import ray.data
+import torch
 from ray.data import ActorPoolStrategy, TaskPoolStrategy
 from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
@@ -113,8 +114,6 @@ class EncodeRows:
 
     def __init__(self, job: EmbedJob, threads: int, compile: bool = False, common: Common = ALONE) -> None:
         """`threads`: number of torch threads when the device is the CPU. `compile`: see :meth:`ClipEncoder.load`."""
-        import torch
-
         device = own_device()
         if device == "cpu":
             torch.set_num_threads(threads)

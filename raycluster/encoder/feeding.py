@@ -125,6 +125,6 @@ def out_of_memory_explained() -> Iterator[None]:
         yield
     except torch.OutOfMemoryError as error:
         raise RayclusterError(
-            f"encoder: out of GPU memory ({str(error).split('.')[0]}); lower `resources.encoder_actors` if actors share a GPU, end what else "
-            "runs on it, or choose a smaller `encoder.model` or `encoder.precision: bf16`"
+            f"encoder: out of GPU memory ({str(error).split('.')[0]}); lower `resources.encoder_actors` if actors share a GPU, end other "
+            "programs on it, or choose a smaller `encoder.model` or `encoder.precision: bf16`"
         ) from None

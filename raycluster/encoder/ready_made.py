@@ -30,12 +30,14 @@ def find_files(sources: tuple[str, ...], storage: StorageConfig, output: Locatio
         place = locate(source, storage)
         if place.path == output.path:
             raise ConfigError(
-                f"output: {source} is the folder of the embeddings; give one of its own, which may lie in it"
+                f"output: {source} is the folder of the embeddings; give the output its own folder, which may lie in that one"
             )
         found = [place] if place.is_file() else without_runs(place, place.list(recursive=True), output)
         found = [file for file in found if file == place or file.name.endswith(".parquet")]
         if not found:
-            raise ConfigError(f"embeddings: {source}: no Parquet file is there; give a file or a folder of them")
+            raise ConfigError(
+                f"embeddings: {source}: no Parquet file is there; give a Parquet file, or a folder that holds some"
+            )
         files += found
     return files
 
@@ -63,7 +65,9 @@ def list_provided(files: list[Location]) -> pa.Table:
             }
             tables.append(pa.table(columns))
     if not tables or not dimension(files):
-        raise ConfigError(f"embeddings: not one row of {files[0].uri} and the other files has an embedding")
+        raise ConfigError(
+            f"embeddings: no row of {files[0].uri} or of the other files has an embedding; fill the column `embedding`"
+        )
     table = pa.concat_tables(tables).sort_by("image_id")
     if table.column("image_id").null_count:
         raise ConfigError("embeddings: some rows have no image_id; give each row a unique one")
@@ -71,7 +75,7 @@ def list_provided(files: list[Location]) -> pa.Table:
     doubled = counts.filter(pc.greater(counts.field("counts"), 1)).field("values").to_pylist()
     if doubled:
         raise ConfigError(
-            f"embeddings: {len(doubled)} image_ids occur twice ({', '.join(doubled[:3])}); make them unique"
+            f"embeddings: {len(doubled)} image_ids occur more than once ({', '.join(doubled[:3])}); make them unique"
         )
     return table.cast(pa.schema([field for field in MANIFEST if field.name != "row_id"]))
 
@@ -96,7 +100,7 @@ def import_provided(files: list[Location], manifest: pa.Table, done: np.ndarray,
             found = {len(vector) for vector in vectors if vector is not None} | {dim}
             if len(found) > 1:
                 raise ConfigError(
-                    f"{file.uri}: embeddings of different lengths ({sorted(found)}); use one encoder for all"
+                    f"embeddings: {file.uri}: the embeddings have different lengths ({sorted(found)}); use one encoder for all"
                 )
             new = np.flatnonzero(~np.isin(ids, finished))
             if len(new):
@@ -145,7 +149,7 @@ def _batches(file: Location, columns: list[str] | None = None) -> Iterator[pa.Re
     try:
         parquet = pq.ParquetFile(file.path, filesystem=file.filesystem)
     except pa.ArrowInvalid as error:
-        raise ConfigError(f"embeddings: {file.uri} is not a Parquet file ({error})") from None
+        raise ConfigError(f"embeddings: {file.uri} is not a Parquet file ({error}); give Parquet files") from None
     schema = parquet.schema_arrow
     missing = {"image_id", "embedding"} - set(schema.names)
     if missing:
@@ -156,7 +160,7 @@ def _batches(file: Location, columns: list[str] | None = None) -> Iterator[pa.Re
     listed = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
     # A column that holds only nulls has the type null, unless its writer gave it another.
     if not pa.types.is_null(kind) and not (listed and pa.types.is_floating(kind.value_type)):
-        raise ConfigError(f"embeddings: {file.uri}: `embedding` is {kind}; it must be a list of floats")
+        raise ConfigError(f"embeddings: {file.uri}: column `embedding` holds {kind}; it must hold lists of floats")
     wanted = [name for name in ("image_id", "embedding", "label", "uri") if name in schema.names]
     yield from parquet.iter_batches(BATCH, columns=columns or wanted)
 

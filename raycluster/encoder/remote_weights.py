@@ -8,8 +8,9 @@ from pathlib import Path
 from filelock import FileLock
 from pyarrow import fs
 
-from raycluster.config import StorageConfig, fingerprint
+from raycluster.config import StorageConfig
 from raycluster.errors import ConfigError
+from raycluster.section import fingerprint
 from raycluster.storage.location import Location, locate, user_cache
 
 

@@ -1,4 +1,7 @@
-"""Find the weights of an encoder before any costly work: a hub tag, a checkpoint, an open_clip folder, or the built-in model."""
+"""Find the weights of an encoder before any costly work: a hub tag, a checkpoint, an open_clip folder, or the built-in model.
+
+open_clip takes seconds to import, so functions import it when they need it: a process that works with ready-made embeddings starts without it.
+"""
 
 from __future__ import annotations
 
@@ -74,19 +77,21 @@ def _folder(name: str) -> Weights:
             f"encoder.model: the folder {folder} does not exist; give the path of an open_clip folder after `local-dir:`"
         )
     if not (folder / CONFIG_FILE).is_file():
-        raise ConfigError(f"encoder.model: {folder} holds no {CONFIG_FILE}; it is not an open_clip model folder")
+        raise ConfigError(
+            f"encoder.model: {folder} holds no {CONFIG_FILE}; give an open_clip model folder, which has this file"
+        )
     try:
         description = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
         model_config = description["model_cfg"]
         if not isinstance(model_config["embed_dim"], int) or not isinstance(model_config["vision_cfg"], dict):
-            raise TypeError("embed_dim is no integer or vision_cfg no table")
+            raise TypeError("embed_dim is not an integer, or vision_cfg is not a table")
     except (ValueError, KeyError, TypeError) as error:
         raise ConfigError(
-            f"encoder.model: {folder / CONFIG_FILE} is not an open_clip configuration ({error})"
+            f"encoder.model: {folder / CONFIG_FILE} is not an open_clip configuration ({error}); restore it, or give another folder"
         ) from None
     checkpoint = _find_checkpoint_in_dir(folder)
     if checkpoint is None:
-        raise ConfigError(f"encoder.model: {folder} holds no weights; open_clip_model.safetensors is missing")
+        raise ConfigError(f"encoder.model: {folder} holds no weights; add open_clip_model.safetensors")
     return Weights(
         f"local-dir:{folder.resolve()}", None, Path(checkpoint), model_config, description.get("preprocess_cfg", {})
     )
@@ -111,7 +116,7 @@ def _architecture(model: str, pretrained: str) -> Weights:
             raise ConfigError(
                 f"encoder.pretrained: {pretrained!r} is neither a checkpoint file nor a weight tag of {model}; its tags are {tags}"
             )
-        log.info("encoder: %s says nothing about its activation; taken as %s has it", file, model)
+        log.info("encoder: %s does not say which activation it was trained with; that of %s is used", file, model)
         return Weights(model, str(file.resolve()), file.resolve(), open_clip.get_model_config(model), {})
     model, force = matching_activation(model, pretrained, bool(tag.get("quick_gelu", False)))
     checkpoint = _download(model, pretrained, tag)

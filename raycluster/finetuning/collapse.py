@@ -53,6 +53,6 @@ def refusal(measures: dict[str, float], config: FinetuneConfig) -> str:
     if not reasons:
         return ""
     return (
-        f"fine-tuning has collapsed and is not used, the model before it stays: {'; '.join(reasons)}. "
-        "Try fewer `finetune.epochs` or a lower `finetune.learning_rate`, or raise the bound"
+        f"fine-tuning has collapsed, so its result is not used and the model before fine-tuning stays: {'; '.join(reasons)}. "
+        "Try fewer `finetune.epochs` or a lower `finetune.learning_rate`, or raise the bound in parentheses"
     )

@@ -67,7 +67,7 @@ class FinetuneJob:
         if self.config.gradient_checkpointing:
             if not hasattr(tower, "set_grad_checkpointing"):
                 raise ConfigError(
-                    f"finetune.gradient_checkpointing: the vision tower {type(tower).__name__} cannot do that; remove it"
+                    f"finetune.gradient_checkpointing: the vision tower {type(tower).__name__} does not support it; set it to false"
                 )
             tower.set_grad_checkpointing()
         return model.to(device), encoder

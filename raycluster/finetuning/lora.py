@@ -100,5 +100,5 @@ def _last_stage(tower: nn.Module) -> nn.Module:
                 return stage if name == "layer4" else stage[-1]
     raise ConfigError(
         f"finetune: the vision tower {type(tower).__name__} has neither attention blocks nor stages that raycluster knows; "
-        "choose an encoder with attention (a ViT)"
+        "choose an `encoder.model` with attention (a ViT)"
     )

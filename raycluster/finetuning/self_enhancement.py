@@ -91,7 +91,8 @@ class SelfEnhancement(nn.Module):
         super().__init__()
         if not method.image_head:
             raise ConfigError(
-                f"finetune: method {method.name} has no image head that could be trained; choose consensus, tac, sic, dxmc or seic"
+                f"finetune: method {method.name} has no image head that fine-tuning can train; "
+                "choose `method.name: consensus`, tac, sic, dxmc or seic"
             )
         self.tower, self.method, self.normalized = tower, method, normalized
         self.adaptation = adapt(tower, rank)
@@ -126,7 +127,9 @@ class SelfEnhancement(nn.Module):
             probabilities = self.logits(views.weak).softmax(dim=1)
             readable = gather_rows(views.readable.float(), views.total) > 0
             if not readable.any():
-                raise RayclusterError("finetune: none of a batch's pictures could be read; is the storage still there?")
+                raise RayclusterError(
+                    "finetune: no picture of the batch could be read; check that the storage can be reached, and run again"
+                )
             if self.alignment is not None:
                 self.alignment.update(gather_rows(probabilities, views.total)[readable])
                 probabilities = self.alignment(probabilities)
@@ -159,8 +162,8 @@ class SelfEnhancement(nn.Module):
         missing = self.trained_state().keys() - state.keys()
         if unexpected or missing:
             raise RayclusterError(
-                f"finetune: a checkpoint of another encoder or method (unknown {sorted(unexpected)[:3]}, missing {sorted(missing)[:3]}); "
-                "delete the training folder and run again"
+                f"finetune: the checkpoint is of another encoder or method (unknown {sorted(unexpected)[:3]}, missing {sorted(missing)[:3]}); "
+                "delete the folder `training` below `output` and run again"
             )
 
 
@@ -209,7 +212,7 @@ def train(
         if not torch.isfinite(terms["loss"]):
             raise RayclusterError(
                 f"finetune: the loss became {float(terms['loss'])} at step {progress.step + 1}, epoch "
-                f"{progress.step // steps_per_epoch + 1}; lower `finetune.learning_rate`. The checkpoints before it are kept"
+                f"{progress.step // steps_per_epoch + 1}; lower `finetune.learning_rate`. Earlier checkpoints are kept"
             )
         progress.add(terms, steps_per_epoch)
         if after_step is not None:

@@ -218,7 +218,9 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         return _from_16_bit(image).convert("RGB")
     if image.mode in ("I", "F"):
         kind = "floating-point" if image.mode == "F" else "32-bit or signed integer"
-        raise Rejected("unsupported", f"{image.format} with {kind} samples: no field says which value is white")
+        raise Rejected(
+            "unsupported", f"{image.format} with {kind} samples: no field of the file says which value is white"
+        )
     if image.mode == "LAB":
         lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
         converted = ImageCms.profileToProfile(image, lab, srgb, outputMode="RGB")

@@ -159,15 +159,15 @@ def retry(operation: Callable[[], T], what: str, sleep: Callable[[float], None] 
         except OSError as error:
             if is_refusal(error):
                 raise StorageError(
-                    f"{what}: the storage refuses it ({error}); mend the credentials or their permissions and run the command again, "
+                    f"{what}: the storage refuses access ({error}); correct the credentials or their permissions, and run the command again: "
                     "finished work is kept"
                 ) from error
             spent = time.monotonic() - start
             # If a server is silent, the S3 client itself retries for minutes, so this loop may make only one try.
             if attempt >= TRIES or spent > PATIENCE_S:
                 raise StorageError(
-                    f"{what}: the storage failed {attempt} time{'s' if attempt > 1 else ''} in {spent:.0f} s, at last with: {error}; "
-                    "run the command again when it answers, finished work is kept"
+                    f"{what}: the storage failed {attempt} time{'s' if attempt > 1 else ''} in {spent:.0f} s, the last time with: {error}; "
+                    "run the command again when it answers: finished work is kept"
                 ) from error
             # Without jitter, threads that got a 503 at the same time would try again at the same time.
             sleep(random.uniform(0.5, 1.0) * 2 ** (attempt - 1))
@@ -191,7 +191,7 @@ def _permanent(error: Exception, location: Location) -> Fetched | None:
 
     Arrow gives local errors their class and errno. For S3 errors, :mod:`raycluster.storage.s3_errors` tells what they mean.
     """
-    archived = "archived: restore the object first"
+    archived = "the object is archived: restore it first"
     if isinstance(error, FileNotFoundError | NotADirectoryError):
         return Fetched(None, "missing", "no such file")
     if isinstance(error, PermissionError):

@@ -64,7 +64,7 @@ class ConsensusConfig(MethodConfig):
     noun_temperature: float = Field(default=0.03, gt=0)
     """Second view with text: temperature of the text counterparts made of all nouns; images and nouns are centered first."""
     labelings: int = Field(default=3, ge=1)
-    """Labelings, and so votes, of each view: runs of k-means from different seeds."""
+    """Number of labelings of each view. Each is a run of k-means from another seed, and has one vote."""
     refinements: int = Field(default=3, ge=1)
     """How often images are whitened by the differences within clusters, and clustered again from the clusters' means."""
     temperature: float = Field(default=0.05, gt=0)
@@ -228,18 +228,22 @@ class ConsensusMethod(FittedMethod):
         """Say which views voted, and how far they agree."""
         words = f"{facts['votes']:.0f} labelings voted, {facts['votes'] / facts['views']:.0f} of each view: the images"
         if facts["views"] == 1:
-            words += " alone, for there are no nouns" if self.config.text_weight else " alone, as text_weight 0 asks"
+            words += (
+                " alone, because there are no nouns" if self.config.text_weight else " alone, because text_weight is 0"
+            )
         else:
-            words += ", the images beside the nouns chosen for groups of them, the images beside all nouns"
+            words += ", the images with the nouns chosen for groups of images, and the images with all nouns"
         pairs = {
-            "agreement_within_views": "of one view",
-            "agreement_image_text": "of images alone and of images with text",
-            "agreement_text_text": "of the two views with text",
+            "agreement_within_views": "labelings of one view",
+            "agreement_image_text": "labelings of images alone and of images with text",
+            "agreement_text_text": "labelings of the two views with text",
         }
-        agree = [f"{facts[key]:.2f} among labelings {words}" for key, words in pairs.items() if key in facts]
+        agree = [f"{facts[key]:.2f} between {words}" for key, words in pairs.items() if key in facts]
         if agree:
-            words += f". They agree (1: the same clusters; 0: unrelated) {', '.join(agree)}"
-        return f"{words}. {facts['nearest_own_center']:.1%} of the images lie nearest to the center of the cluster voted for."
+            words += f". Their agreement (1: the same clusters; 0: unrelated) is {', '.join(agree)}"
+        return (
+            f"{words}. {facts['nearest_own_center']:.1%} of the images are nearest to the center of their own cluster."
+        )
 
     def logits(self, embeddings: Tensor) -> Tensor:
         """Return the cosines to the centers in the last whitened space, divided by the temperature."""

@@ -57,7 +57,7 @@ class KMeansMethod(FittedMethod):
 
     def explain(self, facts: Mapping[str, float]) -> str:
         """Say how well the centers fit."""
-        return f"Mean cosine of an image to its center: {facts['mean_cosine']:.3f}, after {facts['iterations']:.0f} iterations."
+        return f"After {facts['iterations']:.0f} iterations, the mean cosine of an image to its center is {facts['mean_cosine']:.3f}."
 
     def logits(self, embeddings: Tensor) -> Tensor:
         """Return the cosines to the centers divided by the temperature."""

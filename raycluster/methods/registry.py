@@ -14,9 +14,10 @@ from typing import Any
 from torch import Tensor
 
 import raycluster.methods
-from raycluster.config import MethodConfig, validate
+from raycluster.config import MethodConfig
 from raycluster.errors import ConfigError
 from raycluster.methods.base import Method
+from raycluster.section import validate
 from raycluster.semantics.pairing import SemanticSpace
 
 
@@ -35,7 +36,7 @@ def method_names() -> list[str]:
 def method_class(name: str) -> type[Method]:
     """Return the method called `name`. Raises :class:`ConfigError` with the known names if there is none."""
     if name not in _methods():
-        raise ConfigError(f"method.name: unknown method {name!r}; known are {', '.join(method_names())}")
+        raise ConfigError(f"method.name: unknown method {name!r}; choose one of {', '.join(method_names())}")
     return _methods()[name]
 
 

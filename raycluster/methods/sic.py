@@ -79,7 +79,8 @@ class SICSpace(SemanticSpace):
         kept = semantic_space(centers, nouns, self.relevant_nouns, self.uniqueness, self.batch_means)
         if not len(kept):
             raise ConfigError(
-                "method: SIC's noun selection keeps no noun, for all are alike; lower `method.uniqueness` or give other nouns"
+                "method: sic keeps no noun, because all relevant nouns are too similar to the mean noun; "
+                "lower `method.uniqueness` or give other nouns"
             )
         return kept
 

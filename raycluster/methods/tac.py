@@ -226,7 +226,7 @@ class TrainingFreeTAC(FittedMethod):
 
     def explain(self, facts: Mapping[str, float]) -> str:
         """Say how well the centers fit."""
-        return f"Mean cosine of an image and its counterpart, side by side, to its center: {facts['mean_cosine']:.3f}, after {facts['iterations']:.0f} iterations."
+        return f"After {facts['iterations']:.0f} iterations, the mean cosine of an image and its counterpart, side by side, to their center is {facts['mean_cosine']:.3f}."
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Load the state. Only the state tells the number of kept nouns, so their buffer takes its size from it."""

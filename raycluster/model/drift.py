@@ -88,8 +88,8 @@ def _outliers(figures: dict[str, Any]) -> list[str]:
     if share <= max(2 * expected, expected + chance):
         return []
     return [
-        f"{share:.1%} of the pictures are unlike anything the model has seen, {expected:.1%} would be expected: look at them "
-        "(`outlier` in the table), and train again if they belong to the collection"
+        f"{share:.1%} of the pictures are unlike anything the model has seen, but only {expected:.1%} are expected: look at them "
+        "(column `outlier` of the assignments), and train again if they belong to the collection"
     ]
 
 
@@ -104,8 +104,8 @@ def _confidence(then: Snapshot, now: Snapshot, figures: dict[str, Any], dim: int
         return []
     before, after = figures["mean_confidence_training"], figures["mean_confidence"]
     return [
-        f"the model is {'less' if after < before else 'more'} sure than on the training set: mean confidence "
-        f"{after:.2f}, {before:.2f} then (shift {shift:.2f})"
+        f"the model is {'less' if after < before else 'more'} sure of the pictures than of the training set: the mean confidence "
+        f"is {after:.2f} and was {before:.2f} (shift {shift:.2f})"
     ]
 
 

@@ -25,18 +25,17 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
-from raycluster.config import StorageConfig, validate
+from raycluster.config import StorageConfig
 from raycluster.errors import ArtifactError, ConfigError, MissingFileError
 from raycluster.methods import registry
 from raycluster.methods.base import Method
 from raycluster.model.drift import Snapshot
 from raycluster.model.model import Memory, Model
 from raycluster.model.novelty import Novelty
-from raycluster.model.record import FILES, ClusterNames, ModelRecord
+from raycluster.model.record import FILES, FORMAT, ClusterNames, ModelRecord
+from raycluster.section import validate
 from raycluster.storage.location import Location, locate
 from raycluster.tables.markers import MODEL_FOLDER, RunFolder
-
-FORMAT = 2
 
 Part = TypeVar("Part")
 
@@ -120,14 +119,18 @@ def _heads(content: bytes, record: dict[str, Any]) -> Method:
 def _novelty(content: bytes, record: dict[str, Any]) -> Novelty:
     rows = load(content)["rows"].float()
     if rows.ndim != 2 or not len(rows) or rows.shape[1] != record["dim"]:
-        raise ValueError(f"rows of the shape {tuple(rows.shape)} where the model takes {record['dim']} numbers")
+        raise ValueError(
+            f"its rows have the shape {tuple(rows.shape)}, but an embedding of the model has {record['dim']} numbers"
+        )
     return Novelty(rows, **record["novelty"])
 
 
 def _snapshot(content: bytes, record: dict[str, Any]) -> Snapshot:
     then = Snapshot(**{name: tensor.numpy() for name, tensor in load(content).items()})
     if then.sizes.shape != (record["n_clusters"],) or then.confidence.ndim != 1 or not then.sizes.sum() > 0:
-        raise ValueError(f"sizes of the shape {then.sizes.shape} where the model has {record['n_clusters']} clusters")
+        raise ValueError(
+            f"its sizes (shape {then.sizes.shape}) or confidences do not fit the model's {record['n_clusters']} clusters"
+        )
     return then
 
 
@@ -135,13 +138,15 @@ def _clusters(content: bytes, record: dict[str, Any]) -> list[dict[str, Any]]:
     clusters: list[dict[str, Any]] = json.loads(content)
     validate({"clusters": clusters}, ClusterNames, "names")
     if len(clusters) != record["n_clusters"]:
-        raise ValueError(f"{len(clusters)} names where the model has {record['n_clusters']} clusters")
+        raise ValueError(f"it holds {len(clusters)} names, but the model has {record['n_clusters']} clusters")
     return clusters
 
 
 def _unusable(folder: Location, name: str, error: Exception) -> ArtifactError:
     reason = " ".join(str(error).split())[:500] or "it is empty"
-    return ArtifactError(f"{folder.uri}/{name} is damaged ({reason}); restore it, or delete the folder and train again")
+    return ArtifactError(
+        f"{folder.uri}/{name} is damaged ({reason}); restore it, or delete the folder _stages of its run and run again"
+    )
 
 
 def _read_record(folder: Location) -> dict[str, Any]:
@@ -152,13 +157,14 @@ def _read_record(folder: Location) -> dict[str, Any]:
             raise ValueError("it has no key `format` with a number")
     except FileNotFoundError:
         raise MissingFileError(
-            f"{folder.uri}/model.json is missing; restore it, or delete the folder and train again"
+            f"{folder.uri}/model.json is missing; restore it, or delete the folder _stages of its run and run again"
         ) from None
     except ValueError as error:
         raise _unusable(folder, "model.json", error) from None
     if record["format"] != FORMAT:
         raise ArtifactError(
-            f"{folder.uri}: model format {record['format']}, this raycluster reads {FORMAT}; install the version that wrote it"
+            f"{folder.uri}: the model has the format {record['format']}, but this raycluster reads {FORMAT}; "
+            "install the version that wrote it, or train again"
         )
     try:
         validate(record, ModelRecord, "its keys")
@@ -179,6 +185,6 @@ def model_folder(place: Location) -> Location:
     marker = RunFolder(root).model()
     if marker is None:
         raise ConfigError(
-            f"{place.uri}: neither a run folder with a finished model nor a model folder; run `raycluster train` first"
+            f"{place.uri} is neither a run folder with a finished model nor a model folder; run `raycluster train` first"
         )
     return root / marker.path

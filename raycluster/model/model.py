@@ -5,27 +5,28 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from io import BytesIO
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
+from PIL.Image import Image
 
-from raycluster.config import EncoderConfig, StorageConfig, validate
+from raycluster.config import EncoderConfig, StorageConfig
+from raycluster.encoder.clip import ClipEncoder, EncoderSpec, TunedTower, pil_transform, resolve_encoder
 from raycluster.errors import ArtifactError, ConfigError
+from raycluster.images.decode import Rejected, check_pixels, decode_batch
+from raycluster.images.fetch import Fetched, fetch_batch
+from raycluster.images.pictures import SLICE_ROWS
 from raycluster.methods.base import Method
 from raycluster.model.drift import Snapshot, snapshot
 from raycluster.model.novelty import Novelty, fit_novelty
 from raycluster.model.prediction import Predictions, outliers, probabilities, top_two
 from raycluster.model.record import ENCODER_FILE
+from raycluster.section import validate
 from raycluster.storage.location import Location
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
-
-    from raycluster.encoder.clip import ClipEncoder, EncoderSpec
-    from raycluster.images.fetch import Fetched
 
 CHUNK = 16_384
 """Approximate number of rows in a chunk. The probabilities of one chunk at a time are in memory."""
@@ -81,19 +82,17 @@ class Model:
         It is found at first use and checked against the record. Raises :class:`ConfigError` for a model without an encoder, and
         :class:`ArtifactError` if the weights found are others.
         """
-        from raycluster.encoder.clip import TunedTower, resolve_encoder
-
         stored, config = self.record["encoder"], self.encoder_config
         if config is None:
             raise ConfigError(
-                f"{self.folder.uri} was trained on ready-made embeddings and cannot read pictures; "
-                "embed them with the same encoder and give it the embeddings"
+                f"{self.folder.uri}: the model was trained on ready-made embeddings and cannot read pictures; "
+                "embed the pictures with the same encoder and give the embeddings instead"
             )
         spec = resolve_encoder(config.model_copy(update={"precision": stored["precision"]}), True, self.storage)
         if spec.fingerprint != stored["fingerprint"]:
             raise ArtifactError(
                 f"encoder {spec.model}: the weights found now (fingerprint {spec.fingerprint}) are not those the model was trained "
-                f"with ({stored['fingerprint']}); restore them, or train again"
+                f"with ({stored['fingerprint']}); restore those, or train again"
             )
         sha256 = self.record["sha256"].get(ENCODER_FILE)
         return spec.tuned(TunedTower(self.folder / ENCODER_FILE, sha256)) if sha256 else spec
@@ -101,8 +100,6 @@ class Model:
     @cached_property
     def encoder(self) -> ClipEncoder:
         """The encoder, loaded at first use."""
-        from raycluster.encoder.clip import ClipEncoder
-
         return ClipEncoder.load(self.spec_on(self.device), self.device)
 
     def spec_on(self, device: str) -> EncoderSpec:
@@ -127,25 +124,21 @@ class Model:
     def _checked(self, embeddings: np.ndarray) -> np.ndarray:
         dim = self.record["dim"]
         if embeddings.ndim != 2 or embeddings.shape[1] != dim:
-            raise ConfigError(f"embeddings have the shape {embeddings.shape}; this model takes [n, {dim}]")
+            raise ConfigError(
+                f"embeddings: their shape is {embeddings.shape}, but this model takes [n, {dim}]; make them with its encoder"
+            )
         if not np.isfinite(embeddings).all():
-            raise ConfigError("embeddings contain NaN or infinite values; remove those rows")
+            raise ConfigError("embeddings: some rows contain NaN or infinity; remove those rows")
         return embeddings
 
     def _embed(self, pictures: list[Any]) -> tuple[np.ndarray, list[str], list[str | None]]:
         """Return embeddings [n, d], statuses and errors. Memory holds the originals and the pixels of one slice at a time."""
-        from raycluster.images.pictures import SLICE_ROWS
-
         starts = range(0, max(1, len(pictures)), SLICE_ROWS)
         found = [self._embed_slice(pictures[start : start + SLICE_ROWS]) for start in starts]
         embeddings, status, error = zip(*found, strict=True)
         return np.concatenate(embeddings), list(chain(*status)), list(chain(*error))
 
     def _embed_slice(self, pictures: list[Any]) -> tuple[np.ndarray, list[str], list[str | None]]:
-        from raycluster.encoder.clip import pil_transform
-        from raycluster.images.decode import decode_batch
-        from raycluster.images.fetch import fetch_batch
-
         spec, limits = self.spec, self.encoder_config
         assert limits is not None  # `spec` has raised for a model without an encoder
         named = [str(picture) for picture in pictures if isinstance(picture, (str, Path))]
@@ -183,11 +176,6 @@ def _given(picture: bytes | Image, max_pixels: int) -> Fetched:
 
     Pillow opens an image without decoding it, so the number of pixels is checked before `convert` decodes it.
     """
-    from io import BytesIO
-
-    from raycluster.images.decode import Rejected, check_pixels
-    from raycluster.images.fetch import Fetched
-
     if isinstance(picture, bytes):
         return Fetched(picture)
     try:

@@ -6,8 +6,11 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict, Field, model_validator
 
-from raycluster.config import EncoderConfig, Section
+from raycluster.config import EncoderConfig
+from raycluster.section import Section
 
+FORMAT = 2
+"""Version of the layout of a model folder."""
 ENCODER_FILE = "encoder.safetensors"
 FILES = ("heads.safetensors", "novelty.safetensors", "snapshot.safetensors", "clusters.json")
 """The files that every model has beside `model.json`."""

@@ -5,18 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Sequence
 from itertools import chain
-from typing import TYPE_CHECKING
 
 from raycluster.compute.node_checks import Common, check_seen, local_path, own_node, place, versions_question
 from raycluster.compute.nodes import Node, ask, others
 from raycluster.config import EncoderConfig, RunConfig
+from raycluster.encoder.clip import EncoderSpec, resolve_encoder
 from raycluster.errors import ConfigError
 from raycluster.images.addresses import container_of
 from raycluster.storage.location import Location
 from raycluster.storage.lock import LOCK_FILE
-
-if TYPE_CHECKING:
-    from raycluster.encoder.clip import EncoderSpec
 
 
 def find_common(
@@ -58,8 +55,6 @@ def _check_weights(field: str, config: EncoderConfig, spec: EncoderSpec, nodes: 
 
     def resolved() -> tuple[str, str]:
         """Return the fingerprint of the encoder, or why there is none."""
-        from raycluster.encoder.clip import resolve_encoder
-
         try:
             return resolve_encoder(given, spec.precision != "fp32").fingerprint, ""
         except ConfigError as error:
@@ -70,8 +65,8 @@ def _check_weights(field: str, config: EncoderConfig, spec: EncoderSpec, nodes: 
     for node, found in ask(nodes, resolved).items():
         if found != here:
             _, problem = found
-            what = f"cannot be used there ({problem})" if problem else "holds other weights there"
+            what = f"it cannot be used ({problem})" if problem else "it holds other weights"
             raise ConfigError(
-                f"{field}: {spec.pretrained or spec.model} is on this machine's disk, and on node {node.address} it {what}; on several "
-                "nodes put them into a bucket (s3://…), or the same files at the same path everywhere (in the image), or name a weight tag"
+                f"{field}: {spec.pretrained or spec.model} is on this machine's disk, but on node {node.address} {what}; on several nodes, put "
+                "the weights into a bucket (s3://…), put the same files at the same path on every node (in the image), or name a weight tag"
             )

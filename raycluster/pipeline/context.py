@@ -1,4 +1,7 @@
-"""What a run knows: its checked configuration, its plan, and the tables that its stages have written so far."""
+"""What a run knows: its checked configuration, its plan, and the tables that its stages have written so far.
+
+Libraries that are slow to import are imported in the functions that use them, so that `raycluster --help` answers at once.
+"""
 
 from __future__ import annotations
 
@@ -147,11 +150,13 @@ class RunContext:
     @cached_property
     def model(self) -> Model:
         """The model that assigns, loaded once."""
+        return self.finished_model or self.load_model("finetune" if self.is_tuned else "train")
+
+    def load_model(self, stage: str) -> Model:
+        """Load the model that a stage of this run has written."""
         from raycluster.model.files import load_model
 
-        if self.finished_model is not None:
-            return self.finished_model
-        return load_model(self.place(self.plan["finetune" if self.is_tuned else "train"]), self.config.storage)
+        return load_model(self.place(self.plan[stage]), self.config.storage)
 
     def assignments(self, stage: str = "assign") -> pa.Table:
         """The whole assignments table."""
@@ -164,7 +169,7 @@ class RunContext:
         ok = self.statuses("embed")[0]
         if len(ok) < self.config.clusters:
             raise DataQualityError(
-                f"clusters: {self.config.clusters} clusters, but only {len(ok)} images could be read; lower `clusters` or mend the images"
+                f"clusters: {self.config.clusters} clusters, but only {len(ok)} images could be read; lower `clusters` or repair the images"
             )
         return sampled(ok, self.method.train_sample, self.config.seed)
 

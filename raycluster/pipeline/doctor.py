@@ -10,6 +10,8 @@ from functools import partial
 from typing import Any
 
 import ray
+import ray._private.worker as worker
+import torch
 
 from raycluster.compute import nodes
 from raycluster.compute.connect import join
@@ -52,7 +54,7 @@ def doctor(config: RunConfig | None) -> dict[str, Any]:
 
 def _all(config: RunConfig | None) -> Iterator[Check]:
     if config is None:
-        yield Check("storage", "skipped", "no --config: output and images were not tried")
+        yield Check("storage", "skipped", "output and images were not checked, because no --config was given")
     else:
         yield from storage_checks(config)
     joined = attempt("ray", _join)
@@ -69,7 +71,7 @@ def _all(config: RunConfig | None) -> Iterator[Check]:
     if config is None or not (others := nodes.others()):
         return
     if same.state == "failed":
-        yield Check("nodes' storage", "skipped", "not tried, because `versions` failed")
+        yield Check("nodes' storage", "skipped", "not checked, because `versions` failed")
         return
     yield attempt("nodes' storage", partial(_storage_of, others, config))
     yield attempt("local paths", partial(_local_paths, others, config))
@@ -95,13 +97,13 @@ def _gpus(resources: ResourcesConfig, everywhere: list[Node]) -> str:
     holders = [node for node in everywhere if node.gpus > 0]
     if not holders:
         asked = " yet; the autoscaler will be asked for them" if resources.wait_seconds and resources.use_gpu else ""
-        return f"none{asked or ', models run on CPUs'}"
+        return f"none{asked or ', so models run on CPUs'}"
     found = nodes.ask(holders, _cuda, wait=NODE_S, gpus=1)
     broken = [f"{node.address}: {answer}" for node, answer in found.items() if not answer.startswith("cuda")]
     if broken:
         raise ConfigError(
             f"PyTorch cannot use the GPU of node {nodes.some(broken)}; install a CUDA build of torch that the driver supports, "
-            "and start containers with the GPU (NVIDIA container toolkit, nvidia.com/gpu)"
+            "and give containers access to the GPU (NVIDIA container toolkit, nvidia.com/gpu)"
         )
     return nodes.some(
         sorted({f"{node.gpus:g} × {answer.partition(' ')[2]} on {node.address}" for node, answer in found.items()})
@@ -109,8 +111,6 @@ def _gpus(resources: ResourcesConfig, everywhere: list[Node]) -> str:
 
 
 def _cuda() -> str:
-    import torch
-
     try:
         torch.zeros(1, device="cuda")
     except (RuntimeError, AssertionError) as error:  # a build without CUDA raises AssertionError
@@ -120,8 +120,6 @@ def _cuda() -> str:
 
 def _facts() -> dict[str, int]:
     """Return sizes of /dev/shm and of the disk of Ray's temporary folder, in bytes, on the node where this is called."""
-    import ray._private.worker as worker
-
     shm, disk = shutil.disk_usage("/dev/shm"), shutil.disk_usage(worker.global_worker.node.get_temp_dir_path())
     return {"shm": shm.total, "disk": disk.total, "free": disk.free}
 
@@ -138,7 +136,7 @@ def _shm(facts: dict[Node, dict[str, int]]) -> str:
             f"/dev/shm has {nodes.some(small)}, so Ray keeps objects on disk; enlarge it (docker --shm-size, in Kubernetes an "
             "emptyDir with medium: Memory), or lower --object-store-memory"
         )
-    return f"{_gib(min(found['shm'] for found in facts.values()))} or more, as much as Ray's object store may take"
+    return f"at least {_gib(min(found['shm'] for found in facts.values()))} on each node, enough for Ray's object store"
 
 
 def _disk(facts: dict[Node, dict[str, int]]) -> str:
@@ -152,7 +150,9 @@ def _disk(facts: dict[Node, dict[str, int]]) -> str:
             f"Ray's temporary folder has {nodes.some(full)}, and Ray refuses work on a disk that is {FULL_DISK:.0%} full; "
             "make room, or start Ray with --temp-dir on a larger disk"
         )
-    return f"{_gib(min(found['free'] for found in facts.values()))} or more free for Ray's temporary folder"
+    return (
+        f"at least {_gib(min(found['free'] for found in facts.values()))} free on each node for Ray's temporary folder"
+    )
 
 
 def _gib(count: float) -> str:
@@ -169,7 +169,7 @@ def _storage_of(others: list[Node], config: RunConfig) -> str:
                 remedies.append(check.remedy)
     if problems:
         raise ConfigError(f"{nodes.some(problems).replace('; ', ' · ')}; {remedies[0]}")
-    return f"{len(others)} other nodes reach it too"
+    return f"{len(others)} other nodes reach the storage too"
 
 
 def _local_paths(others: list[Node], config: RunConfig) -> str:
@@ -188,4 +188,4 @@ def _local_paths(others: list[Node], config: RunConfig) -> str:
     if config.images is not None and config.encoder.model.startswith("local-dir:"):
         folder = local_path(config.encoder.model.removeprefix("local-dir:"))
         check_seen(others, place("encoder.model", str(folder)))
-    return "every node sees the same" if local or output.scheme == "file" else "none"
+    return "every node sees the same files" if local or output.scheme == "file" else "there are none"

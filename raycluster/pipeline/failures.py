@@ -1,4 +1,7 @@
-"""The failure gate of the stages that read every picture: while they run, and when they are done."""
+"""The failure gate of the stages that read every picture: while they run, and when they are done.
+
+Libraries that are slow to import are imported in the functions that use them, so that `raycluster --help` answers at once.
+"""
 
 from __future__ import annotations
 

@@ -9,13 +9,14 @@ from dataclasses import replace
 
 from raycluster.compute.connect import connect
 from raycluster.compute.resources import resolve
-from raycluster.config import AssignConfig, RunConfig, validate
+from raycluster.config import AssignConfig, RunConfig
 from raycluster.encoder import ready_made
 from raycluster.errors import ConfigError
 from raycluster.model.model import Model
 from raycluster.pipeline.cluster_checks import find_common
 from raycluster.pipeline.context import RunContext
 from raycluster.pipeline.prepare import embedding_files, list_inputs
+from raycluster.section import validate
 from raycluster.tables.markers import RunFolder
 
 
@@ -26,12 +27,12 @@ def prepare(settings: AssignConfig, model: Model, folder: RunFolder, retry_faile
         dim = ready_made.dimension(embedding_files(config, folder))
         if dim not in (None, model.record["dim"]):
             raise ConfigError(
-                f"embeddings: they have {dim} dimensions, the model takes {model.record['dim']}; make them with the model's encoder"
+                f"embeddings: they have {dim} dimensions, but the model takes {model.record['dim']}; make them with the model's encoder"
             )
     elif model.encoder_config is None:
         raise ConfigError(
-            f"images: {model.folder.uri} was trained on ready-made embeddings and cannot read pictures; "
-            "embed them with the same encoder and give `embeddings` instead"
+            f"images: the model {model.folder.uri} was trained on ready-made embeddings and cannot read pictures; "
+            "embed the pictures with the same encoder and give `embeddings` instead"
         )
     connect()
     resources = resolve(config.resources)
@@ -57,7 +58,7 @@ def check_output(folder: RunFolder, model: Model) -> None:
     if of_a_run or f"{folder.root.uri}/".startswith(f"{model.folder.uri}/"):
         what = "a run" if of_a_run else "the model"
         raise ConfigError(
-            f"output: {folder.root.uri} is the folder of {what}, whose tables would mix with these; choose another `output`"
+            f"output: {folder.root.uri} is the folder of {what}, whose tables would mix with the new ones; choose another `output`"
         )
 
 

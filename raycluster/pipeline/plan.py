@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from raycluster.config import fingerprint
 from raycluster.pipeline.context import RunContext
 from raycluster.pipeline.stage import Covers, Recipe, Stage
 from raycluster.pipeline.step import Action, Step
+from raycluster.section import fingerprint
 from raycluster.tables.markers import Marker
 
 
@@ -45,7 +45,7 @@ def _action(ctx: RunContext, stage: Stage, recipe: Recipe, marker: Marker | None
     if marker is None:
         return Action.RUN, _change(ctx, stage, recipe)
     if stage.keeps.follows_rows and marker.typed(Covers).manifest != ctx.manifest.fingerprint:
-        return Action.RUN, "the manifest has changed since: its new rows are to be done"
+        return Action.RUN, "the manifest has changed since, so its new rows are to be processed"
     return Action.SKIP, f"done on {marker.finished[:16].replace('T', ' ')} UTC"
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from raycluster.compute.connect import connect
 from raycluster.compute.resources import resolve
-from raycluster.config import MethodConfig, RunConfig, fingerprint
+from raycluster.config import MethodConfig, RunConfig
 from raycluster.encoder import ready_made
 from raycluster.encoder.clip import EncoderSpec, resolve_encoder
 from raycluster.errors import ConfigError
@@ -19,6 +19,7 @@ from raycluster.methods import registry
 from raycluster.pipeline.cluster_checks import find_common
 from raycluster.pipeline.context import Manifest, RunContext, Vocabulary
 from raycluster.pipeline.stages.manifest import ManifestFacts, source
+from raycluster.section import fingerprint
 from raycluster.semantics import vocabulary
 from raycluster.storage.location import Location, read_table
 from raycluster.tables import rows
@@ -77,7 +78,9 @@ def _shard_size(config: RunConfig, spec: EncoderSpec | None) -> int | None:
     if not config.shards.enabled:
         return None
     if spec is None:
-        raise ConfigError("shards.enabled: shards hold pictures; give `images` instead of `embeddings`, or remove it")
+        raise ConfigError(
+            "shards.enabled: shards hold pictures, but the run reads ready-made embeddings; give `images` instead of `embeddings`, or set it to false"
+        )
     needed = max(spec.image_size)
     if config.shards.size is None:
         return round(SHARD_SIDE * needed)
@@ -91,13 +94,13 @@ def _shard_size(config: RunConfig, spec: EncoderSpec | None) -> int | None:
 def _check_finetune(config: RunConfig, method: MethodConfig) -> None:
     if config.images is None:
         raise ConfigError(
-            "finetune.enabled: an encoder is tuned on pictures; give `images` instead of `embeddings`, or remove it"
+            "finetune.enabled: an encoder is tuned on pictures, but the run reads ready-made embeddings; give `images` instead of `embeddings`, or set it to false"
         )
     if not registry.method_class(method.name).variant(method).image_head:
         untrained = " with `trained: false`" if method.name == "tac" else ""
         raise ConfigError(
-            f"finetune.enabled: method {method.name}{untrained} has no image head that could be trained along; "
-            "choose consensus, or a trained method"
+            f"finetune.enabled: method {method.name}{untrained} has no image head that fine-tuning can train; "
+            "choose `method.name: consensus` or a method that is trained"
         )
 
 
@@ -110,7 +113,7 @@ def _load_nouns(config: RunConfig, method: MethodConfig) -> tuple[list[str] | No
     if registry.method_class(method.name).text == "required":
         raise ConfigError(
             f"vocabulary.embeddings: method {method.name} needs nouns, and ready-made image embeddings come without a text encoder; "
-            "give noun embeddings of the same model, or choose a method that does without: consensus or kmeans"
+            "give noun embeddings of the same encoder, or choose a method that needs no nouns: consensus or kmeans"
         )
     return None, None
 
@@ -127,7 +130,7 @@ def _check_dimensions(config: RunConfig, folder: RunFolder, spec: EncoderSpec | 
     images = spec.dim if spec else ready_made.dimension(embedding_files(config, folder))
     if images not in (None, nouns):
         raise ConfigError(
-            f"vocabulary.embeddings: nouns have {nouns} dimensions, images {images}; make both with the same encoder"
+            f"vocabulary.embeddings: nouns have {nouns} dimensions, but images have {images}; make both with the same encoder"
         )
 
 

@@ -10,10 +10,9 @@ from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from typing import Any
 
-from raycluster import interrupts
-from raycluster.compute import work
+from raycluster.compute import interrupts, work
 from raycluster.compute.errors import with_plain_errors
-from raycluster.config import AssignConfig, RunConfig, Section, validate
+from raycluster.config import AssignConfig, RunConfig
 from raycluster.errors import ConfigError, RayclusterError
 from raycluster.model.files import load_model
 from raycluster.pipeline import new_pictures
@@ -24,6 +23,7 @@ from raycluster.pipeline.stage import Outcome, Stage
 from raycluster.pipeline.stages import FACTS, NEW_PICTURES, RUN
 from raycluster.pipeline.stages.train import TrainFacts
 from raycluster.pipeline.step import Step
+from raycluster.section import Section, validate
 from raycluster.storage import lock
 from raycluster.storage.location import locate
 from raycluster.storage.s3 import from_environment
@@ -66,12 +66,12 @@ def run(
     `config`: a :class:`RunConfig` or the same as plain data. `retrain`: train again although only rows were added.
     `retry_failed`: read the images again that could not be read. `dry_run`: write nothing, only say what would run and why. Raises :class:`RayclusterError` and its subclasses.
     """
-    settings: RunConfig = config if isinstance(config, RunConfig) else validate(config)
+    settings = config if isinstance(config, RunConfig) else validate(config, RunConfig)
     # Other machines of the cluster may have other variables.
     settings = settings.model_copy(update={"storage": from_environment(settings.storage)})
     names = [stage.name for stage in RUN]
     if until not in names:
-        raise ConfigError(f"stage {until!r} is unknown; stages are {', '.join(names)}")
+        raise ConfigError(f"until: there is no stage {until!r}; choose one of {', '.join(names)}")
     _check_switch(RUN[names.index(until)], settings)
     folder = RunFolder(locate(settings.output, settings.storage), FACTS)
     result = RunResult(command, "unfinished", folder.root.uri)
@@ -89,7 +89,7 @@ def assign(*, retry_failed: bool = False, dry_run: bool = False, **given: Any) -
     `retry_failed` and `dry_run` as in :func:`run`, and as there what is done stays done: pictures added later are assigned alone. The
     result's `metrics` are those of `drift.json` (:func:`raycluster.model.drift.drift`). Raises :class:`RayclusterError` and its subclasses.
     """
-    settings: AssignConfig = validate(given, AssignConfig, "options")
+    settings = validate(given, AssignConfig, "options")
     settings = settings.model_copy(update={"storage": from_environment(settings.storage)})
     model = load_model(settings.model, settings.storage)
     folder = RunFolder(locate(settings.output, settings.storage), FACTS)
@@ -212,7 +212,9 @@ def _run_or_skip(ctx: RunContext, stage: Stage, step: Step, result: RunResult) -
         log.info("%-9s %d rows in %.1f s%s", stage.name, outcome.rows, seconds, note)
     else:
         if step.marker is None:
-            raise RayclusterError(f"{stage.name}: skipped without a result; this is a bug in raycluster")
+            raise RayclusterError(
+                f"{stage.name}: the stage was skipped although it has no result; this is a bug in raycluster, so report it"
+            )
         log.info("%-9s skipped: %s", stage.name, step.reason)
         # Gone back to an earlier configuration: its result becomes the current one again.
         marker = _judged(ctx, stage, step.marker)

@@ -28,7 +28,7 @@ def status(output: str, storage: StorageConfig) -> dict[str, Any]:
     for stage, marker in markers.items():
         if marker is None:
             stages[stage] = {"state": "left", "rows": None, "seconds": 0.0}
-            log.info("%-9s left", stage)
+            log.info("%-9s not done yet", stage)
             continue
         stages[stage] = {"state": "done", "rows": marker.rows, "seconds": marker.seconds, "finished": marker.finished}
         failed = {name: count for name, count in marker.statuses.items() if name != "ok"}
@@ -39,11 +39,11 @@ def status(output: str, storage: StorageConfig) -> dict[str, Any]:
     manifest, train, embed = (markers.get(stage) for stage in ("manifest", "train", "embed"))
     warnings = []
     if manifest and embed and embed.typed(Covers).manifest != manifest.fingerprint:
-        warnings.append("the manifest has rows that are not embedded yet: run again")
+        warnings.append("the manifest has rows that are not embedded yet; run again")
     if manifest and train and train.rows < manifest.rows:
         share = 1 - train.rows / manifest.rows
         warnings.append(
-            f"the model was trained on {train.rows} of {manifest.rows} images; {share:.1%} it has not seen (`--retrain` trains again)"
+            f"the model was trained on {train.rows} of {manifest.rows} images and has not seen the other {share:.1%} (`--retrain` trains it again)"
         )
     tuned = markers.get("finetune")
     if tuned and (refused := tuned.typed(FinetuneFacts).refused):

@@ -70,11 +70,11 @@ def text_advice(images: np.ndarray, paired: np.ndarray, n_clusters: int, seed: i
         words = "text helps: the nouns explain which images are neighbors better than the images explain the nouns"
     elif asymmetry < 1 / HELPS:
         words = (
-            "text hurts rather than helps: the nouns cut across groups of similar images; try a vocabulary that names "
-            "what the images show, or method consensus with text_weight 0"
+            "text hurts rather than helps: the nouns divide groups of similar images; try a vocabulary that names "
+            "what the images show, or `method.name: consensus` with `method.text_weight: 0`"
         )
     else:
-        words = "text neither clearly helps nor hurts"
+        words = "it is not clear whether text helps or hurts"
     facts = {"text_asymmetry": round(asymmetry, 3), "text_hurts": asymmetry < 1 / HELPS}
     return {**facts, "text_advice": f"{words} (asymmetry {asymmetry:.2f})"}
 

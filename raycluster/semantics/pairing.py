@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from raycluster.clustering.kmeans import kmeans
-from raycluster.config import Section
+from raycluster.section import Section
 
 CHUNK_BYTES = 2**28
 """Bytes of the largest similarity matrix that is held at once."""

@@ -12,12 +12,16 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from raycluster.config import StorageConfig, VocabularyConfig, fingerprint
+from raycluster.config import StorageConfig, VocabularyConfig
 from raycluster.errors import ArtifactError, ConfigError
+from raycluster.section import fingerprint
 from raycluster.semantics.wordnet import load_wordnet
 from raycluster.storage.location import Location, locate, read_table, user_cache
 from raycluster.tables.rows import unit, vector_column, vectors
 from raycluster.tables.schemas import nouns_schema
+
+_LOST = "delete the file and, if it lies in a run folder, the run's folder _stages, and run again"
+"""What to do about a file of noun embeddings that cannot be used: they are made again."""
 
 
 def load_nouns(config: VocabularyConfig, storage: StorageConfig) -> list[str]:
@@ -33,7 +37,9 @@ def load_nouns(config: VocabularyConfig, storage: StorageConfig) -> list[str]:
         found = _read_file(config.source, storage)
     nouns = list(dict.fromkeys(noun for noun in (" ".join(word.replace("_", " ").split()) for word in found) if noun))
     if not nouns:
-        raise ConfigError(f"vocabulary.source: {config.source} holds no noun; give one a line, or a column `noun`")
+        raise ConfigError(
+            f"vocabulary.source: {config.source} holds no noun; write one noun per line, or give a column `noun`"
+        )
     return nouns
 
 
@@ -42,7 +48,8 @@ def _read_file(source: str, storage: StorageConfig) -> list[str]:
     suffix = Path(file.name).suffix.lower()
     if suffix not in (".txt", ".csv", ".parquet"):
         raise ConfigError(
-            f"vocabulary.source: {source!r} is neither `builtin`, `wordnet` nor a .txt, .csv or .parquet file of nouns"
+            f"vocabulary.source: {source!r} is neither `builtin`, `wordnet` nor a .txt, .csv or .parquet file of nouns; "
+            "give one of these"
         )
     if not file.is_file():
         raise ConfigError(f"vocabulary.source: {source} does not exist; give the path of a file of nouns")
@@ -59,8 +66,13 @@ def _read_file(source: str, storage: StorageConfig) -> list[str]:
         if "noun" in table.column_names:
             return [noun for noun in table.column("noun").cast(pa.string()).to_pylist() if noun]
     except (UnicodeDecodeError, pa.ArrowException, OSError) as error:
-        raise ConfigError(f"vocabulary.source: {source} cannot be read as UTF-8 {suffix} ({error})") from None
-    raise ConfigError(f"vocabulary.source: {source} has no column `noun`; it has {', '.join(table.column_names)}")
+        raise ConfigError(
+            f"vocabulary.source: {source} cannot be read as UTF-8 {suffix} ({error}); give an intact file"
+        ) from None
+    raise ConfigError(
+        f"vocabulary.source: {source} has no column `noun`, only {', '.join(table.column_names)}; "
+        "name the column of nouns `noun`"
+    )
 
 
 def load_noun_embeddings(uri: str, storage: StorageConfig) -> tuple[list[str], np.ndarray]:
@@ -70,27 +82,32 @@ def load_noun_embeddings(uri: str, storage: StorageConfig) -> tuple[list[str], n
     """
     where, file = f"vocabulary.embeddings: {uri}", locate(uri, storage)
     if not file.is_file():
-        raise ConfigError(f"{where} does not exist; give a Parquet file with `noun` and `embedding`")
+        raise ConfigError(f"{where} does not exist; give a Parquet file with the columns `noun` and `embedding`")
     try:
         table = read_table([file])
     except (pa.ArrowException, OSError) as error:
-        raise ConfigError(f"{where} cannot be read as Parquet ({error})") from None
+        raise ConfigError(f"{where} cannot be read as Parquet ({error}); give an intact Parquet file") from None
     missing = {"noun", "embedding"} - set(table.column_names)
     if missing:
         raise ConfigError(
-            f"{where} lacks the column {' and '.join(sorted(missing))}; it has {', '.join(table.column_names)}"
+            f"{where} lacks the column {' and '.join(sorted(missing))}, and has only {', '.join(table.column_names)}; "
+            "give both `noun` and `embedding`"
         )
     try:
         nouns = table.column("noun").cast(pa.string()).to_pylist()
         lists = table.column("embedding").cast(pa.list_(pa.float32()))
     except pa.ArrowException as error:
-        raise ConfigError(f"{where}: `noun` must be text and `embedding` lists of numbers ({error})") from None
+        raise ConfigError(
+            f"{where}: `noun` must be text and `embedding` lists of numbers ({error}); write the columns with these types"
+        ) from None
     first = list({noun: row for row, noun in reversed(list(enumerate(nouns))) if noun}.values())
     if not first:
-        raise ConfigError(f"{where} holds no noun; give a row for each")
+        raise ConfigError(f"{where} holds no noun; give one row for each noun")
     rows = [lists[row].values for row in sorted(first)]
     if any(row is None for row in rows) or len({len(row) for row in rows}) != 1:
-        raise ConfigError(f"{where}: embeddings must all be there and of one length; make them with one encoder")
+        raise ConfigError(
+            f"{where}: every noun needs an embedding, and all must be of one length; make them with one encoder"
+        )
     embeddings = np.stack([row.to_numpy(zero_copy_only=False) for row in rows])
     norms = np.linalg.norm(embeddings, axis=1, keepdims=True)
     if not np.isfinite(norms).all() or not norms.all():
@@ -130,7 +147,8 @@ def _pooled(
         pooled = unit(each.mean(axis=1))
         if not np.isfinite(pooled).all() or not pooled.any(axis=1).all():
             raise ConfigError(
-                f"encoder: the text tower gives no usable embedding of {chunk[0]!r}; try encoder.precision: fp32"
+                f"encoder: the text tower gives an embedding of zeros, NaN or infinity for one of the nouns from {chunk[0]!r} on; "
+                "try `encoder.precision: fp32`"
             )
         yield pooled
 
@@ -141,11 +159,11 @@ def read_nouns(file: Location) -> tuple[list[str], np.ndarray]:
         table = read_table([file])
         embeddings = vectors(table)
     except (pa.ArrowInvalid, OSError, KeyError, AttributeError) as error:
-        raise ArtifactError(f"{file.uri}: the noun embeddings cannot be read ({error}); delete the file") from None
+        raise ArtifactError(f"{file.uri}: the noun embeddings cannot be read ({error}); {_LOST}") from None
     # Parquet detects few flipped bits. A row that does not have unit length shows such damage.
     norms = np.linalg.norm(embeddings.astype(np.float64), axis=1)
     if table.schema.remove_metadata() != nouns_schema(embeddings.shape[1]) or not (abs(norms - 1) < 1e-3).all():
-        raise ArtifactError(f"{file.uri}: the noun embeddings are damaged; delete the file")
+        raise ArtifactError(f"{file.uri}: the noun embeddings are damaged; {_LOST}")
     return table.column("noun").to_pylist(), embeddings
 
 

@@ -1,4 +1,7 @@
-"""Read nouns from WordNet: from its database files, or from a lexicon that the `wn` package holds."""
+"""Read nouns from WordNet: from its database files, or from a lexicon that the `wn` package holds.
+
+The package `wn` is optional, so it is imported only where its database is wanted.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +43,7 @@ def load_wordnet(path: str | None) -> list[str]:
                     f"vocabulary.source: {folder}/data.noun is no WordNet database ({error}); {REMEDY}"
                 ) from None
     if path is not None:
-        raise ConfigError(f"vocabulary.path: {path} holds no `index.noun` and `data.noun`; {REMEDY}")
+        raise ConfigError(f"vocabulary.path: {path} lacks `index.noun` or `data.noun`; {REMEDY}")
     return _from_wn(None)
 
 
@@ -73,11 +76,11 @@ def _lemmas(file: Path) -> Iterator[str]:
 def _from_wn(lexicon: str | None) -> list[str]:
     if find_spec("wn") is None:
         where = (
-            "no WordNet database was found"
+            "vocabulary.source: no WordNet database was found"
             if lexicon is None
-            else f"{lexicon} is no folder, and the `wn` package is not installed"
+            else f"vocabulary.path: {lexicon} is no folder, and the `wn` package is not installed"
         )
-        raise ConfigError(f"vocabulary.source: {where}; {REMEDY}")
+        raise ConfigError(f"{where}; {REMEDY}")
     import wn
 
     names = [
@@ -85,10 +88,10 @@ def _from_wn(lexicon: str | None) -> list[str]:
     ]
     if not names:
         missing = (
-            "no WordNet database was found, and `wn` holds no English lexicon"
+            "vocabulary.source: no WordNet database was found, and `wn` holds no English lexicon"
             if lexicon is None
-            else f"`wn` holds no lexicon {lexicon}, and no folder has that name"
+            else f"vocabulary.path: `wn` holds no lexicon {lexicon}, and no folder has that name"
         )
-        raise ConfigError(f"vocabulary.source: {missing}; {REMEDY}")
+        raise ConfigError(f"{missing}; {REMEDY}")
     log.info("vocabulary: WordNet lexicon %s of the wn package", names[0])
     return [lemma for synset in wn.synsets(pos="n", lexicon=names[0]) for lemma in synset.lemmas()]

@@ -55,10 +55,12 @@ def read_tokens(file: str | None) -> Tokens:
         try:
             lines = Path(file).expanduser().read_text(encoding="utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{where} cannot be read ({error}); give a text file with one token a line") from None
+            raise ConfigError(f"{where} cannot be read ({error}); give a text file with one token per line") from None
         tokens = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
         if not tokens:
-            raise ConfigError(f"{where} holds no token; write one a line, or remove the option to ask for none")
+            raise ConfigError(
+                f"{where} holds no token; write one token per line, or remove the option if no token is needed"
+            )
     if any(len(token) < SHORTEST_TOKEN for token in tokens):
         raise ConfigError(
             f"{where}: a token is shorter than {SHORTEST_TOKEN} characters; use for instance `openssl rand -hex 32`"

@@ -123,7 +123,9 @@ def _add_clusters(app: FastAPI, service: Service) -> None:
         """Return one cluster with its most typical images."""
         version, rows, total = await service.clusters(cluster, cluster + 1)
         if not rows:
-            raise Refused(404, "no_such_cluster", f"there is no cluster {cluster}; there are {total}, from 0")
+            raise Refused(
+                404, "no_such_cluster", f"there is no cluster {cluster}; there are {total} clusters, numbered from 0"
+            )
         response.headers[VERSION_HEADER] = version
         shown = {"model": wire.ModelVersion(version=version), "exemplars": await service.exemplars(version, rows[0])}
         return wire.ClusterReply.model_validate({**rows[0], **shown})
@@ -184,7 +186,9 @@ def _add_errors(app: FastAPI, service: Service) -> None:
     @app.exception_handler(Exception)
     async def broken(_: Request, error: Exception) -> Response:
         # Serve logs the traceback. The client learns only the type of the error, because details are not meant for outsiders.
-        return _refusal(service, Refused(500, "internal", f"{type(error).__name__}: see the server's log"))
+        return _refusal(
+            service, Refused(500, "internal", f"the server failed with {type(error).__name__}; its log says why")
+        )
 
     @app.exception_handler(HTTPException)
     async def http(_: Request, error: HTTPException) -> Response:

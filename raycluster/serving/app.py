@@ -16,14 +16,15 @@ from typing import Any, TypeVar
 
 import numpy as np
 import ray
+import torch
 from fastapi import FastAPI
 from ray import serve
 from ray.exceptions import RayActorError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
-from raycluster.config import Section, validate
 from raycluster.errors import RayclusterError
+from raycluster.section import Section, validate
 from raycluster.serving.access import TOKENS_VARIABLE, allowed_locations, only_loopback, read_tokens
 from raycluster.serving.api import create_app
 from raycluster.serving.batching import Batcher
@@ -57,8 +58,6 @@ class ModelReplica:
     """Deployment that holds the model and batches the requests that wait for it."""
 
     def __init__(self, settings: ServeSettings) -> None:
-        import torch
-
         self._settings = settings
         self._device = "cuda" if torch.cuda.is_available() and ray.get_gpu_ids() else "cpu"
         self._live: LiveModel | None = None
@@ -238,8 +237,8 @@ def build(settings: ServeSettings) -> serve.Application:
     settings = settings if isinstance(settings, ServeSettings) else validate(settings, ServeSettings, "args")
     if not read_tokens(settings.tokens_file) and not only_loopback(settings.allowed_hosts):
         log.warning(
-            "serve     no token is asked for, so everyone who reaches the port may ask: set `tokens_file`, or %s in the "
-            "application's runtime_env (cluster_configs/serve.yaml)",
+            "serve     no token is needed, so everyone who reaches the port can send requests; to change that, set `tokens_file`, "
+            "or %s in the application's runtime_env (cluster_configs/serve.yaml)",
             TOKENS_VARIABLE,
         )
     allowed_locations(settings.allowed_prefixes, settings.storage)

@@ -176,7 +176,12 @@ class Client:
             try:
                 reply = self._session.request(method, self.url + path, headers=headers, timeout=self.timeout, **body)
             except (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError) as error:
-                failure, pause = EndpointError(f"{self.url}{path}: {error}"), 0.0
+                failure, pause = (
+                    EndpointError(
+                        f"{self.url}{path}: no complete answer ({error}); check that the endpoint runs there"
+                    ),
+                    0.0,
+                )
             else:
                 if reply.ok:
                     return reply

@@ -11,9 +11,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import ray
+from ray import serve
+
+from raycluster.compute.connect import connect
 from raycluster.errors import ConfigError
 from raycluster.model.files import model_folder
+from raycluster.serving import proxy
 from raycluster.serving.access import is_loopback
+from raycluster.serving.app import build
 from raycluster.serving.settings import ServeSettings
 from raycluster.storage.location import locate
 
@@ -30,7 +36,8 @@ def serve_forever(settings: ServeSettings, host: str, port: int) -> dict[str, An
     """
     if os.environ.get("RAY_ADDRESS"):
         raise ConfigError(
-            "RAY_ADDRESS names a cluster, and `raycluster serve` is for one machine: there use `serve deploy cluster_configs/serve.yaml`, here unset it"
+            "RAY_ADDRESS: it names a cluster, but `raycluster serve` is for one machine; unset it, or use "
+            "`serve deploy cluster_configs/serve.yaml` on the cluster"
         )
     if is_loopback(host) and not settings.allowed_hosts:
         settings = settings.model_copy(update={"allowed_hosts": ("127.0.0.1", "localhost", "[::1]", host)})
@@ -50,13 +57,6 @@ def serve_forever(settings: ServeSettings, host: str, port: int) -> dict[str, An
 @contextmanager
 def running(settings: ServeSettings, host: str, port: int) -> Iterator[None]:
     """Context in which the endpoint runs. It uses the Ray of this process, and starts Ray if necessary."""
-    import ray
-    from ray import serve
-
-    from raycluster.compute.connect import connect
-    from raycluster.serving import proxy
-    from raycluster.serving.app import build
-
     os.environ.setdefault(proxy.VARIABLE, proxy.IMPORT_PATH)
     connect()
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
@@ -92,4 +92,6 @@ def _check_free(host: str, port: int) -> None:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(address)
     except OSError as error:
-        raise ConfigError(f"--host {host}, --port {port}: cannot listen there ({error}); choose another") from None
+        raise ConfigError(
+            f"--host {host}, --port {port}: cannot listen there ({error}); choose another host or port"
+        ) from None

@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from raycluster.config import EncoderConfig, StorageConfig, fingerprint
+from raycluster.config import EncoderConfig, StorageConfig
 from raycluster.encoder.clip import EncoderSpec
 from raycluster.errors import ArtifactError, ConfigError, MissingFileError, RayclusterError
 from raycluster.model.files import load_folder, model_folder
 from raycluster.model.model import Model
 from raycluster.model.prediction import outliers, probabilities, top_two
+from raycluster.section import fingerprint
 from raycluster.serving.gallery import Gallery, read_gallery
 from raycluster.serving.waiting import State, Waiting, state_of
 from raycluster.storage.location import Location, locate
@@ -142,7 +143,9 @@ class Loaded:
         p = probabilities(model.method, rows)
         clusters = model.record["n_clusters"]
         if p.shape != (1, clusters) or not torch.isfinite(p).all():
-            raise ArtifactError(f"{model.folder.uri}: the model does not give {clusters} probabilities; train it again")
+            raise ArtifactError(
+                f"{model.folder.uri}: the model does not give {clusters} finite probabilities; train it again"
+            )
         info = ModelInfo(
             version=fingerprint(model.record),
             folder=model.folder.uri,
@@ -252,7 +255,7 @@ class LiveModel:
         before, self._current = self._current, candidate
         self._settled, self._waiting, self._refused = state, None, None
         self._previous = (before, time.monotonic()) if before.info.pixels != candidate.info.pixels else None
-        log.info("model %s of %s in use, %s before", candidate.info.version, self._run, before.info.version)
+        log.info("model %s of %s is in use now; it replaces %s", candidate.info.version, self._run, before.info.version)
         return True
 
     def _refuse(self, error: Exception, state: State | None) -> None:
@@ -264,7 +267,7 @@ class LiveModel:
             self._waiting = Waiting.after(self._waiting, state)
             reason += f"; it is tried again in {self._waiting.pause:.0f} s"
         self._refused = {"run": self._run, "reason": reason, "at": now()}
-        log.error("model of %s refused: %s", self._run, reason)
+        log.error("the model of %s was refused: %s", self._run, reason)
 
     def answer(self, jobs: Sequence[Job]) -> list[Answer | Stale]:
         """Assign the rows of several requests. A request with pictures for an encoder that is gone gets :class:`Stale`."""
@@ -289,11 +292,11 @@ class LiveModel:
         old, info = self._current.info, new.info
         if old.spec is not None and info.spec is None:
             raise IncompatibleError(
-                f"{info.folder}: trained on ready-made embeddings, but this endpoint answers pictures; deploy it as an endpoint of its own"
+                f"{info.folder}: the model was trained on ready-made embeddings, but this endpoint takes pictures; deploy it as a separate endpoint"
             )
         if info.spec is None and info.dim != old.dim:
             raise IncompatibleError(
-                f"{info.folder}: takes embeddings of {info.dim} numbers, this endpoint {old.dim}; deploy it as an endpoint of its own"
+                f"{info.folder}: the model takes embeddings of {info.dim} numbers, but this endpoint takes {old.dim}; deploy it as a separate endpoint"
             )
 
     def _before(self, pixels: str | None) -> Loaded | None:

@@ -7,6 +7,8 @@ import urllib.request
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
+from ray.serve.metrics import Counter, Gauge, Histogram
+
 SECONDS = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0]
 ROWS = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024]
 PREFIXES = ("ray_raycluster_", "ray_serve_")
@@ -17,17 +19,18 @@ class RequestMetrics:
     """The metrics of an ingress replica. Ray adds application, deployment and replica as labels."""
 
     def __init__(self) -> None:
-        from ray.serve.metrics import Counter, Gauge, Histogram
-
         self._requests = Counter("raycluster_requests", "Answered requests.", tag_keys=("route", "status"))
         self._items = Counter(
-            "raycluster_items", "Items by what became of them: ok or the error's code.", tag_keys=("result",)
+            "raycluster_items", "Items by their result: ok or the error's code.", tag_keys=("result",)
         )
         self._seconds = Histogram(
-            "raycluster_request_seconds", "Time to the answer.", boundaries=SECONDS, tag_keys=("route",)
+            "raycluster_request_seconds",
+            "Seconds from a request to its answer.",
+            boundaries=SECONDS,
+            tag_keys=("route",),
         )
-        self._waiting = Gauge("raycluster_waiting_items", "Pictures being worked on.")
-        self._bytes = Gauge("raycluster_waiting_bytes", "Bytes of request bodies held.")
+        self._waiting = Gauge("raycluster_waiting_items", "Pictures that are being processed.")
+        self._bytes = Gauge("raycluster_waiting_bytes", "Bytes of request bodies in memory.")
 
     def observe(self, route: str, status: int, seconds: float, results: Iterable[str]) -> None:
         """Count one answered request; `results` holds `ok` or the error's code for each item."""
@@ -46,10 +49,8 @@ class ModelMetrics:
     """The metrics of a model replica."""
 
     def __init__(self) -> None:
-        from ray.serve.metrics import Counter, Gauge, Histogram
-
         self._rows = Histogram("raycluster_batch_rows", "Rows of a batch.", boundaries=ROWS)
-        self._seconds = Histogram("raycluster_batch_seconds", "Time of a batch.", boundaries=SECONDS)
+        self._seconds = Histogram("raycluster_batch_seconds", "Seconds to compute a batch.", boundaries=SECONDS)
         self._model = Gauge("raycluster_model", "1 for the model in use.", tag_keys=("version",))
         self._refused = Counter("raycluster_models_refused", "Models that were offered and refused.")
         self._version = ""

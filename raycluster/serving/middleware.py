@@ -67,7 +67,11 @@ class Guard:
         headers = Headers(scope=scope)
         # Against DNS rebinding: a web page elsewhere can let its own host name resolve to this machine, then read what loopback answers.
         if self._hosts and _name(headers.get("host", "")) not in self._hosts:
-            return Refused(421, "unknown_host", "this endpoint is not served under that host name")
+            return Refused(
+                421,
+                "unknown_host",
+                "this endpoint does not answer under this host name; see its setting `allowed_hosts`",
+            )
         if scope["path"] in OPEN_PATHS:
             return None
         given = next((value for key, value in scope["headers"] if key == b"authorization"), None)

@@ -12,15 +12,15 @@ from raycluster.serving.schemas import DEFAULT_TOP_K, AssignRequest, EmbeddingsR
 from raycluster.serving.settings import Limits
 
 _REFUSALS = {
-    401: "No token, or not one of this endpoint's.",
+    401: "The token is missing, or it is not one of this endpoint's tokens.",
     404: "There is no such cluster.",
-    405: "The path has no such method.",
+    405: "The path does not support this method.",
     408: "The body did not arrive in time.",
     413: "The body is too large.",
-    415: "A body of a kind that is not read.",
-    421: "Not served under that host name.",
+    415: "The body has a media type that is not accepted, or is compressed.",
+    421: "The endpoint does not answer under this host name.",
     422: "The request is not as described here.",
-    503: "Too much to do, or no model answers: try again after `Retry-After` seconds.",
+    503: "The endpoint is overloaded, or no model answers; try again after `Retry-After` seconds.",
 }
 _ASSIGN = (408, 413, 415, 422, 503)
 _MAY_REFUSE = {

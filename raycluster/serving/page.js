@@ -80,7 +80,7 @@ function showItem(file, item) {
   } else {
     row.dataset.cluster = item.cluster;
     answer.append(make("h2", {}, `${item.name} `, make("small", { textContent: `cluster ${item.cluster}, ${percent(item.confidence)}` })), name);
-    if (item.outlier) answer.append(make("p", { className: "outlier", textContent: "Unlike anything the model was trained on." }));
+    if (item.outlier) answer.append(make("p", { className: "outlier", textContent: "This picture is unlike anything the model was trained on." }));
     answer.append(bars(item.top));
   }
   byId("results").prepend(row);
@@ -91,7 +91,7 @@ async function assign(files) {
   const pictures = [...files];
   for (let start = 0; start < pictures.length; start += Math.min(most, 8)) {
     const some = pictures.slice(start, start + Math.min(most, 8));
-    byId("note").textContent = `Asking about ${start + 1} to ${start + some.length} of ${pictures.length} …`;
+    byId("note").textContent = `Assigning pictures ${start + 1} to ${start + some.length} of ${pictures.length} …`;
     const form = new FormData();
     some.forEach((file) => form.append("files", file, file.name));
     try {

@@ -71,7 +71,7 @@ class Gate:
         Raises :class:`Refused` if that would be too many. If nothing else is worked on, a request of any size is admitted.
         """
         if self.items and self.items + count > self._limits.max_waiting_items:
-            raise overloaded(f"{self.items} pictures are being worked on")
+            raise overloaded(f"{self.items} pictures are being processed")
         self.items += count
         try:
             yield
@@ -88,7 +88,7 @@ class Holding:
     def take(self, count: int) -> None:
         """Count `count` more bytes. Raises :class:`Refused` if this replica would then hold too many."""
         if self._gate.bytes + count > self._limit:
-            raise overloaded("too many uploads at once")
+            raise overloaded("there are too many uploads at once")
         self._gate.bytes += count
         self.taken += count
 
@@ -100,7 +100,11 @@ def media_type(request: Request, *read: str) -> str:
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind not in read or request.headers.get("content-encoding", "identity").lower() != "identity":
-        raise Refused(415, "unsupported_media_type", f"send {' or '.join(read)}, not compressed")
+        raise Refused(
+            415,
+            "unsupported_media_type",
+            f"the media type or encoding is not supported; send {' or '.join(read)}, not compressed",
+        )
     return kind
 
 
@@ -143,9 +147,11 @@ def parse_json(body: bytes, kind: type[BaseModel], max_items: int, max_top_k: in
 def check_counts(items: int, top_k: int, max_items: int, max_top_k: int) -> None:
     """Check the number of items and `top_k`. Raises :class:`Refused` with 422 if one is larger than allowed."""
     if items > max_items:
-        raise Refused(422, "too_many_items", f"{items} items, at most {max_items} are allowed; split the request")
+        raise Refused(
+            422, "too_many_items", f"the request has {items} items, but at most {max_items} are allowed; split it"
+        )
     if top_k > max_top_k:
-        raise Refused(422, "invalid", f"top_k: {top_k}, at most {max_top_k} is allowed")
+        raise Refused(422, "invalid", f"top_k: {top_k} is too large; give at most {max_top_k}")
 
 
 def _explain(error: ValidationError) -> str:
@@ -172,7 +178,7 @@ def pictures_of(request: AssignRequest, max_image_bytes: int) -> list[Picture]:
 
 def _decoded(name: str, text: str, max_image_bytes: int) -> Picture:
     if len(text) * 3 // 4 > max_image_bytes + 2:
-        return Picture(name, fault=("too_large", f"more than {max_image_bytes} bytes"))
+        return Picture(name, fault=("too_large", f"the picture has more than {max_image_bytes} bytes"))
     try:
         return Picture(name, data=base64.b64decode(text, validate=True))
     except (binascii.Error, ValueError):
@@ -200,7 +206,9 @@ async def parse_multipart(content_type: str, body: bytes, limits: Limits) -> tup
     except MultiPartException as error:
         if error.message.startswith("Too many files"):
             raise Refused(
-                422, "too_many_items", f"more than {limits.max_items} files are not allowed; split the request"
+                422,
+                "too_many_items",
+                f"the request has more than the {limits.max_items} files that are allowed; split it",
             ) from None
         raise Refused(422, "invalid", f"body: {_printable(error.message)[:300]}") from None
     files: list[UploadFile] = []
@@ -211,9 +219,9 @@ async def parse_multipart(content_type: str, body: bytes, limits: Limits) -> tup
         elif key == "top_k" and isinstance(value, str) and top_k is None:
             top_k = _integer(value)
         else:
-            raise Refused(422, "invalid", "body: the form may hold the files `files` and once the field `top_k`")
+            raise Refused(422, "invalid", "body: the form may hold only files named `files` and one field `top_k`")
     if not files:
-        raise Refused(422, "invalid", "files: send at least one picture as the form file `files`")
+        raise Refused(422, "invalid", "files: the form holds no picture; send at least one as a file named `files`")
     wanted = DEFAULT_TOP_K if top_k is None else top_k
     check_counts(len(files), wanted, limits.max_items, limits.max_top_k)
     return [Picture(_name(file.filename, index), data=file.file.read()) for index, file in enumerate(files)], wanted

@@ -28,7 +28,7 @@ def _number(value: object) -> object:
 
 TopK = Annotated[
     int,
-    Field(ge=1, strict=False, description="Clusters to name for each item, most probable first."),
+    Field(ge=1, strict=False, description="Number of clusters to return for each item, most probable first."),
     BeforeValidator(_number),
 ]
 
@@ -48,7 +48,7 @@ class PictureItem(Strict):
     uri: str = Field(default_factory=str, max_length=4096)
     """`s3://…` or an absolute path, below a prefix that the server allows."""
     id: ItemId | None = None
-    """Comes back with the answer; default: the item's position."""
+    """An id that the answer repeats. The default is the item's position."""
 
     @model_validator(mode="after")
     def _one_source(self) -> PictureItem:
@@ -69,7 +69,7 @@ class EmbeddingItem(Strict):
 
     embedding: list[Annotated[float, Field(allow_inf_nan=False)]]
     id: ItemId | None = None
-    """Comes back with the answer; default: the item's position."""
+    """An id that the answer repeats. The default is the item's position."""
 
 
 class EmbeddingsRequest(Strict):
@@ -195,7 +195,7 @@ class ModelReply(Reply):
     loaded: str
     """UTC time, ISO 8601."""
     refused: Refusal | None
-    """The newest model that was offered to replace it and refused, if any."""
+    """The newest model that was to replace this one but was refused; null if there is none."""
     limits: dict[str, int | float]
     """The limits of one request."""
 

@@ -96,7 +96,9 @@ class Service:
             info = await self.model_info()
             if info.spec is None:
                 raise Refused(
-                    422, "no_pictures", "this model was trained on ready-made embeddings: use /v1/assign/embeddings"
+                    422,
+                    "no_pictures",
+                    "this model was trained on ready-made embeddings; send embeddings to /v1/assign/embeddings",
                 )
             with self.gate.admit_items(len(pictures)):
                 fetched = await asyncio.gather(*(self._fetch(each, info) for each in pictures))
@@ -176,7 +178,9 @@ class Service:
         if item.uri is None:
             data = item.data or b""
             if len(data) > most:
-                return ItemError(code="too_large", message=f"{len(data)} bytes, more than {most}")
+                return ItemError(
+                    code="too_large", message=f"the picture has {len(data)} bytes, more than the allowed {most}"
+                )
             return Fetched(data)
         storage = self.settings.storage
         try:
@@ -184,7 +188,7 @@ class Service:
         except ValueError as error:
             return ItemError(code="failed", message=str(error)[:200])
         if place is None:
-            return ItemError(code="forbidden", message="not below a place that this server allows")
+            return ItemError(code="forbidden", message="the URI is not below a place that this server allows")
         try:
             # After the timeout, the thread still runs until the storage's client gives up.
             async with asyncio.timeout(self.limits.fetch_seconds):
@@ -218,7 +222,7 @@ class _InTime:
         try:
             await self._timeout.__aexit__(kind, error, trace)
         except TimeoutError:
-            raise overloaded("no answer from the model in time") from None
+            raise overloaded("the model did not answer in time") from None
 
 
 def decode_picture(fetched: Fetched, info: ModelInfo, max_pixels: int) -> np.ndarray | ItemError:
@@ -226,7 +230,7 @@ def decode_picture(fetched: Fetched, info: ModelInfo, max_pixels: int) -> np.nda
     spec = info.spec
     assert spec is not None
     if fetched.data is not None and fetched.data[:2] == b"\xff\xd8" and fetched.data.count(b"\xff\xda") > MAX_SCANS:
-        return ItemError(code="too_large", message=f"a JPEG with more than {MAX_SCANS} scans")
+        return ItemError(code="too_large", message=f"the JPEG has more than {MAX_SCANS} scans")
     most = min(max_pixels, info.max_pixels)
     decoded = decode_batch([fetched], pil_transform(spec), most, min_side=min(spec.image_size))
     status, pixels = decoded.status[0], decoded.pixels[0]
@@ -243,7 +247,9 @@ def _short_sleep(seconds: float) -> None:
 
 def _embedding_fault(embedding: list[float], dim: int) -> ItemError | None:
     if len(embedding) != dim:
-        return ItemError(code="wrong_dimension", message=f"{len(embedding)} numbers, this model takes {dim}")
+        return ItemError(
+            code="wrong_dimension", message=f"the embedding has {len(embedding)} numbers, but this model takes {dim}"
+        )
     with np.errstate(over="ignore"):
         # The batch tables hold float16, and the model's input is float16 too.
         if not np.isfinite(np.array(embedding, np.float16)).all():

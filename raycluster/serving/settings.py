@@ -6,7 +6,8 @@ from typing import Any
 
 from pydantic import Field, field_validator
 
-from raycluster.config import Section, StorageConfig
+from raycluster.config import StorageConfig
+from raycluster.section import Section
 
 
 class Limits(Section):
@@ -48,7 +49,7 @@ class Replicas(Section):
     @classmethod
     def _ray_accepts_cpus(cls, amount: float) -> float:
         if amount > 1 and amount != int(amount):
-            raise ValueError("Ray takes a fraction only below one; give a whole number, or one below 1")
+            raise ValueError("Ray takes a fraction only below 1; give a whole number, or a number below 1")
         return amount
 
 
@@ -65,17 +66,17 @@ class ServeSettings(Section):
     """The endpoint."""
 
     run: str
-    """A run's output folder (its current model), or a model folder; local or `s3://`."""
+    """A run's output folder, which means its current model, or a model folder; local or `s3://`."""
     storage: StorageConfig = StorageConfig()
     """How the run folder and pictures named by URI are reached."""
     tokens_file: str | None = None
-    """File with bearer tokens, one a line, on every node. Default: `$RAYCLUSTER_TOKENS` (separated by blanks), else no token is needed."""
+    """File with bearer tokens, one per line, on every node. Default: `$RAYCLUSTER_TOKENS` (separated by blanks), else no token is needed."""
     allowed_prefixes: tuple[str, ...] = ()
     """Folders and `s3://` prefixes below which a request may name pictures by URI; none by default."""
     allowed_hosts: tuple[str, ...] = ()
     """Host names, without port, under which the endpoint may be addressed. Default: any; `raycluster serve` on loopback sets it."""
     watch_seconds: float | None = Field(default=None, gt=0)
-    """Seconds between two looks for a new model of the run, which then replaces the old one. Default: never; `raycluster serve`: 10."""
+    """Seconds between two checks for a new model of the run, which then replaces the old one. Default: never; `raycluster serve`: 10."""
     limits: Limits = Limits()
     ingress: Replicas = Replicas(max_replicas=4)
     model: ModelReplicas = ModelReplicas()

@@ -50,7 +50,7 @@ def check(refused: Location) -> None:
     if verdict:
         raise CredentialsError(
             f"the storage refuses the credentials ({verdict}), at {refused.uri}; renew them and run the command again: "
-            "what is finished is kept, and no picture was marked failed"
+            "finished work is kept, and no picture was marked as failed"
         )
 
 

@@ -1,6 +1,8 @@
 """Turn a URI, which is a local path or an S3 address, into a path and a filesystem.
 
 A :class:`Location` is a file or folder. Other modules join names to it, and read, write and list through it.
+
+s3fs takes a second to import and is needed only where the requester pays, so it is imported then: `raycluster --help` must answer at once.
 """
 
 from __future__ import annotations
@@ -96,10 +98,12 @@ class Location:
         try:
             content = self.read_bytes()
         except FileNotFoundError:
-            raise MissingFileError(f"{self.uri} is missing; restore it, or delete the folder and train again") from None
+            raise MissingFileError(
+                f"{self.uri} is missing; restore it, or delete the folder _stages of its run and run again"
+            ) from None
         if hashlib.sha256(content).hexdigest() != sha256:
             raise ArtifactError(
-                f"{self.uri} is not the file that model.json describes (sha256 differs); restore it or train again"
+                f"{self.uri} is not the file that model.json describes (sha256 differs); restore it, or delete the folder _stages of its run and run again"
             )
         return content
 
@@ -241,7 +245,7 @@ def _s3_client(options: StorageConfig, patient: bool = True) -> fs.FileSystem:
     """Return Arrow's S3 client or, if the requester pays, s3fs wrapped as an Arrow filesystem."""
     if not options.requester_pays:
         return s3.filesystem(options, patient)
-    from raycluster.storage import s3_requester_pays as s3_python  # slow to import
+    from raycluster.storage import s3_requester_pays as s3_python
 
     return s3_python.arrow_filesystem(options)
 

@@ -77,8 +77,8 @@ class Lock:
                 self._lost = not self._mine(seen)
             if self._lost:
                 raise LockLostError(
-                    f"{self._file.parent.uri} was taken by another run while this one gave no sign of life; "
-                    "this one has stopped, look at the other"
+                    f"{self._file.parent.uri} was taken by another run while this run gave no sign of life; "
+                    "this run has stopped, so look at the other one"
                 )
 
     @property
@@ -96,7 +96,7 @@ class Lock:
                 if silent > DEAD_AFTER:
                     raise RayclusterError(
                         f"{self._file.uri} could not be written for {silent:.0f} s ({error}), and another run may take it; "
-                        "run the command again when the storage answers, finished work is kept"
+                        "run the command again when the storage answers: finished work is kept"
                     ) from error
 
     def release(self) -> None:
@@ -165,7 +165,7 @@ def _beat(lock: Lock, stop: threading.Event, on_loss: Callable[[], None]) -> Non
             return
         except OSError as error:
             # The storage may be back at the next heartbeat. The stages find out whether the run can go on without it.
-            log.warning("no sign of life written to the run's lock: %s", error)
+            log.warning("the run's lock could not be written (%s); the next heartbeat tries again", error)
 
 
 def _refuse_if_alive(file: Location, seen: bytes) -> None:

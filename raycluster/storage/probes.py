@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
+import botocore.session
 from pyarrow import fs
 
 from raycluster.config import RunConfig, StorageConfig
@@ -54,9 +55,7 @@ def storage_checks(config: RunConfig) -> list[Check]:
 
 def _credentials(options: StorageConfig) -> str:
     if options.anonymous:
-        return "none, as storage.anonymous says"
-    import botocore.session
-
+        return "not used, because storage.anonymous is true"
     # Where there is no metadata service, botocore waits a second for it by default.
     found = botocore.session.get_session().get_credentials()
     if found is None:
@@ -120,7 +119,7 @@ def _get(client: fs.FileSystem, probe: Location) -> str:
     with client.open_input_stream(probe.path) as stream:
         content = stream.read()
     if content != probe.name.encode():
-        raise ConfigError(f"{probe.uri} reads otherwise than it was written; do not use this storage")
+        raise ConfigError(f"{probe.uri} does not hold what was written to it; use another storage")
     return "read it back"
 
 
@@ -128,7 +127,7 @@ def _delete(client: fs.FileSystem, probe: Location) -> str:
     client.delete_file(probe.path)
     if client.get_file_info(probe.path).type != fs.FileType.NotFound:
         raise ConfigError(
-            f"{probe.uri} is still there after it was deleted; switch off what holds it, such as an object lock"
+            f"{probe.uri} is still there after it was deleted; switch off what keeps it, such as an object lock"
         )
     return "deleted it"
 
@@ -140,8 +139,8 @@ def _lock(file: Location) -> str:
         file.delete()
     if not first or second:
         raise ConfigError(
-            "the server ignores `If-None-Match: *`, by which one run at a time is ensured; "
-            "see to it yourself that no two runs write to this output"
+            "the server ignores `If-None-Match: *`, so the lock cannot keep a second run out; "
+            "make sure yourself that no two runs write to this output"
         )
     return "a second run would be refused"
 
@@ -183,16 +182,18 @@ def _diagnosis(error: Exception, step: str) -> str:
     said, cause = " ".join(str(error).split()).replace(";", ","), cause_of(error)
     if cause in (Cause.DENIED, Cause.FORBIDDEN):
         wanted = _PERMISSIONS.get(step, "s3:PutObject")
-        return f"access is denied ({said}); check the keys that `credentials` names, and that they are allowed {wanted} there"
+        return f"access is denied ({said}); check the keys that the line `credentials` shows, and that they are allowed {wanted} there"
     if isinstance(error, PermissionError):
-        return f"not permitted ({said}); change its permissions or choose another place"
+        return f"permission is denied ({said}); change the permissions there, or choose another place"
     remedies = {
-        Cause.WRONG_KEYS: "replace the keys that `credentials` names",
-        Cause.EXPIRED: "renew them, or use a role, which renews itself",
-        Cause.SILENT: "check storage.endpoint_url, storage.region and the way there (VPC, proxy, firewall)",
+        Cause.NO_KEYS: "set a profile or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or give the machine a role",
+        Cause.NO_BUCKET: "create the bucket, or correct its name",
+        Cause.WRONG_KEYS: "replace the keys that the line `credentials` shows",
+        Cause.EXPIRED: "renew them, or use a role, which renews them by itself",
+        Cause.SILENT: "check storage.endpoint_url, storage.region and the network route to it (VPC, proxy, firewall)",
         Cause.UNWANTED_CHECKSUM: "set AWS_REQUEST_CHECKSUM_CALCULATION=when_required",
         Cause.WRONG_REGION: "set storage.region",
     }
     if cause in remedies:
         return f"{cause.value} ({said}); {remedies[cause]}"
-    return f"{said}; mend it, or choose another place"
+    return f"{said}; remove the cause, or choose another place"

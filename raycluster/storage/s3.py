@@ -1,6 +1,8 @@
 """S3 clients for one `storage:` section: Arrow's for nearly everything, botocore's for listing and locking.
 
 Each client takes its credentials from the AWS chain (environment, profile, container and instance roles). No code here sees a key.
+
+botocore takes 0.2 s to import, so functions import it when they need it: `raycluster --help` must answer at once.
 """
 
 from __future__ import annotations
@@ -12,7 +14,8 @@ from typing import Any
 
 from pyarrow import fs
 
-from raycluster.config import StorageConfig, validate
+from raycluster.config import StorageConfig
+from raycluster.section import validate
 from raycluster.storage.s3_errors import botocore_errors
 
 log = logging.getLogger(__name__)
@@ -60,13 +63,15 @@ def located(options: StorageConfig, bucket: str) -> StorageConfig:
             if usual is None:
                 raise
             # Some networks let out only requests to their own region. A bucket in another region will itself answer that it lies elsewhere.
-            log.info("storage: the region of %s could not be asked for (%s); taking %s", bucket, error, usual)
+            log.info(
+                "storage: AWS could not be asked for the region of the bucket %s (%s); using %s", bucket, error, usual
+            )
     return options.model_copy(update={"region": region})
 
 
 def _usual_region() -> str | None:
     """Return the region that the environment or the AWS profile names."""
-    import botocore.session  # takes 0.2 s
+    import botocore.session
 
     named = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
     return named or botocore.session.Session().get_config_variable("region")

@@ -20,12 +20,12 @@ def check_rows(table: str, found: np.ndarray, expected: np.ndarray, exact: bool)
     foreign = np.setdiff1d(unique, expected, assume_unique=True) if exact else missing[:0]
     problems = [
         f"{len(ids)} rows {what} (row_id {', '.join(map(str, ids[:3]))})"
-        for what, ids in (("missing", missing), ("twice", doubled), ("not in the manifest", foreign))
+        for what, ids in (("are missing", missing), ("occur twice", doubled), ("are not in the manifest", foreign))
         if len(ids)
     ]
     if problems:
         raise DataQualityError(
-            f"{table}: {'; '.join(problems)}, of {len(expected)} expected; "
+            f"{table}: {len(expected)} rows were expected, but {'; '.join(problems)}; "
             "nothing was marked finished: delete the folder of this table and run again"
         )
 
@@ -52,5 +52,6 @@ def check_failures(
     stopped = f", and {total - tried} were not tried any more" if tried < total else ""
     raise DataQualityError(
         f"{failed} of {total} images ({failed / total:.1%}) could not be read{stopped}; max_failed_fraction allows {allowed:.1%}. "
-        "Mend or remove them, or raise max_failed_fraction; what was read is kept.\n" + "\n".join(lines)
+        f"Repair or remove them{', or raise max_failed_fraction' if failed < total else ''}; what was read is kept.\n"
+        + "\n".join(lines)
     )

@@ -13,8 +13,8 @@ from typing import Any, TypeVar
 
 from pydantic import ConfigDict, Field
 
-from raycluster.config import Section, validate
 from raycluster.errors import ArtifactError, ConfigError
+from raycluster.section import Section, SectionOf, validate
 from raycluster.storage.location import DRAFT, Location
 from raycluster.tables.files import part_files
 
@@ -51,12 +51,11 @@ class Marker(Section):
     def typed(self, kind: type[FactsOf]) -> FactsOf:
         """Return the facts as `kind`, the class of their stage. Raises :class:`ArtifactError` if one is missing or invalid."""
         try:
-            found: FactsOf = validate(self.facts, kind, "its facts")
+            return validate(self.facts, kind, "its facts")
         except ConfigError as error:
             raise ArtifactError(
                 f"_stages/{self.stage}.json is damaged ({error}); restore it, or delete it and run again"
             ) from None
-        return found
 
 
 class Facts(Section):
@@ -115,8 +114,7 @@ class RunFolder:
         file = self.root / PLAN
         if not file.exists():
             return []
-        plan: Plan = _checked(file, file.read_json(), Plan)
-        return plan.stages
+        return _checked(file, file.read_json(), Plan).stages
 
     def located(self, marker: Marker) -> Location:
         """Return the folder that a marker names."""
@@ -127,8 +125,8 @@ class RunFolder:
         files = part_files(self.located(marker))
         if not files and marker.rows:
             raise ArtifactError(
-                f"{self.located(marker).uri}: the {marker.stage} marker promises {marker.rows} rows, but no file is there; "
-                f"restore the folder, or delete {self.root.uri}/_stages to run everything again"
+                f"{self.located(marker).uri}: the marker of the stage {marker.stage} records {marker.rows} rows, but no file is there; "
+                f"restore the folder, or delete {self.root.uri}/_stages and run again"
             )
         return files
 
@@ -152,12 +150,12 @@ class RunFolder:
     def _read(self, file: Location) -> Marker | None:
         if not file.exists():
             return None
-        marker: Marker = _checked(file, file.read_json(), Marker)
+        marker = _checked(file, file.read_json(), Marker)
         _checked(file, marker.facts, self.facts.get(marker.stage, Facts))
         return marker
 
 
-def _checked(file: Location, data: Any, kind: type[Section]) -> Any:
+def _checked(file: Location, data: Any, kind: type[SectionOf]) -> SectionOf:
     """Return the content of a file of `_stages`. Raises :class:`ArtifactError` if it is not what this version writes."""
     try:
         return validate(data, kind, "its keys")

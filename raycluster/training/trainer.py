@@ -143,8 +143,8 @@ def check_finite(state: Mapping[str, Tensor], metrics: Mapping[str, float]) -> N
     """
     if broken := [name for name, value in state.items() if value.is_floating_point() and not value.isfinite().all()]:
         raise RayclusterError(
-            f"training: {len(broken)} of {len(state)} tensors are not finite any more ({broken[0]}, {dict(metrics)}); lower the learning "
-            "rate (`method.learning_rate`, `finetune.learning_rate`). The checkpoints before it are kept"
+            f"training: {len(broken)} of {len(state)} tensors hold NaN or infinity ({broken[0]}, {dict(metrics)}); lower the learning "
+            "rate (`method.learning_rate` or, in fine-tuning, `finetune.learning_rate`). Earlier checkpoints are kept"
         )
 
 

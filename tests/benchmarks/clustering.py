@@ -1,12 +1,12 @@
-"""k-means and nearest neighbors side by side with faiss and scikit-learn, on rows that look like CLIP features.
+"""Compare k-means and nearest neighbors with faiss and scikit-learn, on rows that look like CLIP features.
 
     python tests/benchmarks/clustering.py --sizes 10000 30000 100000 --dim 512 --clusters 1000
 
-All run in one process with the same number of threads, in turns, and medians are reported. k-means: seconds and objective (mean cosine)
-of runs of the same number of iterations at most, and the seconds until the objective was no more than 1 % below the best of them all
-(for each library the shortest of the budgets of 1, 2, 3, 5, 8, 12, 18 and 25 iterations that got there). Nearest neighbors: seconds,
-and the share of found neighbors that both agree on. Exponents are slopes of log time over log N of ours. Peak memory is that of a fresh
-process that runs only ours, less what it held before.
+All libraries run in turns in one process with the same number of threads, and medians are reported. For k-means the script prints the
+seconds and the objective (mean cosine) of runs with the same limit on iterations. It also prints the seconds that each library needs to
+come within 1 % of the best objective of all: those of its shortest run that gets there, out of runs of at most 1, 2, 3, 5, 8, 12, 18 and
+25 iterations. For nearest neighbors it prints the seconds, and the share of neighbors that both libraries find. Exponents are slopes of
+log time over log N of our code. Peak memory is that of a fresh process that runs only our code, minus what it held before.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ NEIGHBORS = 50
 def features(n: int, dim: int, classes: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Unit rows [n, dim] float32 and their classes [n].
 
-    The classes are of unequal size, in groups of ten, all within one cone, with a spread of falling spectrum.
+    The classes are of unequal size and lie in groups of ten, all within one cone. The spread of their rows has a falling spectrum.
     """
     draw = np.random.default_rng(seed)
 
@@ -54,14 +54,14 @@ def features(n: int, dim: int, classes: int, seed: int = 0) -> tuple[np.ndarray,
     x = np.empty((n, dim), np.float32)
     for start in range(0, n, 10_000):
         part = own[start : start + 10_000]
-        # Spread 0.88 brings the mean cosine to the class mean to about 0.75.
+        # A spread of 0.88 gives a mean cosine of about 0.75 between a row and its class mean.
         noise = unit(draw.standard_normal((len(part), dim)) * spectrum) * 0.88
         x[start : start + 10_000] = unit(means[part] + noise)
     return x, own
 
 
 def mean_cosine(x: np.ndarray, centers: np.ndarray) -> float:
-    """The objective, computed the same way for all."""
+    """The objective of k-means, computed the same way for all libraries."""
     unit = torch.nn.functional.normalize(torch.from_numpy(np.asarray(centers, np.float32)), dim=1)
     parts = [(rows @ unit.T).amax(dim=1).double().sum() for rows in torch.from_numpy(x).split(16384)]
     return float(sum(parts)) / len(x)
@@ -74,7 +74,7 @@ def _ours(x: np.ndarray, k: int, iterations: int, seed: int) -> np.ndarray:
 def _faiss(x: np.ndarray, k: int, iterations: int, seed: int) -> np.ndarray:
     found = faiss.Kmeans(x.shape[1], k, niter=iterations, spherical=True, seed=1 + seed, min_points_per_centroid=1)
     found.train(x)
-    # Ours hands out a label for each row, and faiss a trained index: the labels are part of the work.
+    # Our k-means returns a label for each row, but faiss only a trained index, so finding the labels is timed too.
     found.index.search(x, 1)
     return found.centroids
 
@@ -98,7 +98,7 @@ def _timed(work: Callable[[], np.ndarray]) -> tuple[float, np.ndarray]:
 
 
 def compare_kmeans(x: np.ndarray, k: int, iterations: int, repeats: int, names: list[str]) -> dict[str, float]:
-    """Median seconds and objectives of the full budget, then the seconds to an equal objective; returns the seconds of ours by name."""
+    """Print median seconds and objectives of the full budget, then the seconds to an equal objective; return our seconds by name."""
     runs: dict[tuple[str, int], list[tuple[float, float]]] = {}
 
     def measure(name: str, budget: int, seed: int) -> None:
@@ -124,7 +124,7 @@ def compare_kmeans(x: np.ndarray, k: int, iterations: int, repeats: int, names: 
         for budget in [b for b in BUDGETS if b < iterations] + [iterations]:
             if budget != iterations:
                 measure(name, budget, 0)
-                # Only the budget that seems to do is worth repeats.
+                # Only a budget whose first run reaches the target is worth repeating.
                 for seed in range(1, repeats) if medians(name, budget)[1] >= target else ():
                     measure(name, budget, seed)
             seconds, objective = medians(name, budget)
@@ -140,7 +140,7 @@ def compare_kmeans(x: np.ndarray, k: int, iterations: int, repeats: int, names: 
 
 
 def compare_neighbors(x: np.ndarray, repeats: int) -> dict[str, float]:
-    """Median seconds of exact search of all rows; returns those of ours by name."""
+    """Print the median seconds of an exact search for the neighbors of all rows; return our seconds by name."""
 
     def flat() -> np.ndarray:
         index = faiss.IndexFlatIP(x.shape[1])
@@ -166,14 +166,14 @@ def compare_neighbors(x: np.ndarray, repeats: int) -> dict[str, float]:
 
 
 def peak_memory(n: int, options: argparse.Namespace, what: str) -> float:
-    """MiB that ours takes on top of the rows, in a process of its own."""
+    """MiB that our code takes in addition to the rows, in a process of its own."""
     command = [sys.executable, __file__, "--dim", str(options.dim), "--clusters", str(options.clusters)]
     command += ["--threads", str(options.threads), "--sizes", str(n), "--memory-of", what]
     return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
 def _memory_of(what: str, x: np.ndarray, k: int, iterations: int) -> float:
-    # Reset, so that what drawing the rows took does not count.
+    # The peak is reset, so that the memory for drawing the rows does not count.
     Path("/proc/self/clear_refs").write_text("5")
     before = _status("VmRSS")
     if what == "kmeans":

@@ -1,11 +1,12 @@
-"""The house method beside what one would take instead: seconds and memory, on rows that look like CLIP features.
+"""Compare the method `consensus` with its alternatives: seconds and memory, on rows that look like CLIP features.
 
     python tests/benchmarks/consensus.py --sizes 10000 100000 1000000 --clusters 100 1000 --threads 1 4
 
-Every figure is from a process of its own: seconds of fitting and of labeling all rows (and of computing on all threads together, which
-other work on the machine hardly changes), and the process' peak memory less what it held before, rows in float16 included. Consensus has
-as many nouns as clusters, and 2,000 that mean nothing; above its sample (200,000 rows) it is fitted on that and assigns the rest. DXMC:
-finding neighbors and training on at most 100,000 rows. Spectral clustering: 10,000 only.
+Each measurement runs in a process of its own. Its seconds include fitting and labeling all rows. The CPU time of all threads together is
+printed too, because other work on the machine hardly changes it. Memory is the peak of the process minus what it held before, plus the
+rows in float16. Consensus gets as many nouns as clusters, and 2,000 more that mean nothing. If there are more rows than its sample
+(200,000), it is fitted on the sample and assigns the rest. DXMC finds neighbors and trains on at most 100,000 rows. Spectral clustering
+runs on at most 10,000 rows.
 """
 
 from __future__ import annotations
@@ -103,7 +104,7 @@ def one(name: str, rows: int, dim: int, clusters: int, threads: int) -> dict[str
 
 
 def _memory() -> float:
-    """Memory in use now, MiB; the peak so far is forgotten, so that making the rows does not count."""
+    """MiB of memory in use now. The peak so far is reset, so that making the rows does not count."""
     with open("/proc/self/clear_refs", "w") as file:
         file.write("5")
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

@@ -1,10 +1,10 @@
-"""The memory of one decode task of a GPU plan: a block of 512 large photographs, fetched and decoded in slices.
+"""Measure the memory of one decode task of a run with GPUs: a block of 512 large photographs, fetched and decoded in slices.
 
     python tests/benchmarks/decode.py                          # 512 photographs of 4 MB
     python tests/benchmarks/decode.py --rows 2048 --megabytes 8
 
-It prints the peak of the resident memory of a process that does what such a task does, above what it had before, beside the size of
-the originals and of the pixels that it returns. What is held beyond the pixels must not grow with the rows.
+It prints how far the resident memory of a process that does the work of such a task rises above its start, and the sizes of the originals
+and of the pixels that it returns. The memory beyond the pixels must not grow with the rows.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from PIL import Image
 
 MB = 2**20
 DISTINCT = 8
-"""Different photographs; the others are links to them."""
+"""The number of different photographs; the rows are links to them."""
 
 
 def photograph(megabytes: float, seed: int) -> Image.Image:
-    """Noise over a gradient, of about so many megabytes as a JPEG of quality 92: half a byte or so a pixel."""
+    """Noise over a gradient. As a JPEG of quality 92 it has about `megabytes`, because that takes about half a byte a pixel."""
     side = int((megabytes * MB / 0.56) ** 0.5)
     noise = np.random.default_rng(seed).normal(0, 22, (side, side, 3))
     ramp = np.linspace(0, 200, side)[:, None, None]
@@ -34,7 +34,7 @@ def photograph(megabytes: float, seed: int) -> Image.Image:
 
 
 def draw(folder: Path, rows: int, megabytes: float) -> list[Path]:
-    """So many files, most of them links."""
+    """Save the different photographs, and make `rows` links to them; return the links."""
     originals = []
     for seed in range(DISTINCT):
         originals.append(folder / f"original-{seed}.jpg")
@@ -46,13 +46,13 @@ def draw(folder: Path, rows: int, megabytes: float) -> list[Path]:
 
 
 def resident(field: str) -> float:
-    """MiB of this process, now (`VmRSS`) or at their highest (`VmHWM`)."""
+    """Resident memory of this process in MiB: now (`VmRSS`) or at its peak (`VmHWM`)."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(field)) / 1024
 
 
 def task(folder: Path) -> None:
-    """Decode all pictures of the folder as one block, and print the memory that took."""
+    """Decode all pictures of the folder as one block, and print the memory that this took."""
     import pyarrow as pa
 
     from raycluster.config import EncoderConfig, StorageConfig
@@ -66,7 +66,7 @@ def task(folder: Path) -> None:
     sizes = [os.path.getsize(file) for file in files]
     names = [str(file) for file in files]
     block = pa.table({"row_id": range(len(files)), "image_id": names, "uri": names, "size": sizes})
-    decode_rows(block.slice(0, 2), job)  # libraries, and what they allocate at first
+    decode_rows(block.slice(0, 2), job)  # a first call loads the libraries and makes their first allocations
     before, started = resident("VmRSS"), time.perf_counter()
     done = decode_rows(block, job)
     spent = time.perf_counter() - started
@@ -77,7 +77,7 @@ def task(folder: Path) -> None:
 
 
 def main() -> None:
-    """Draw, and measure in a process of its own."""
+    """Draw the photographs, and measure in another process."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=512)
     parser.add_argument("--megabytes", type=float, default=4.0)

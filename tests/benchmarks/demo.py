@@ -1,4 +1,4 @@
-"""The demo's scores for five seeds of drawing and training, by method: `python tests/benchmarks/demo.py`."""
+"""Print the demo's scores for five seeds of drawing and training, by method: `python tests/benchmarks/demo.py`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from raycluster.demo.main import demo
 
 
 def main() -> None:
-    """Print one line a seed, and the medians."""
+    """Print one line for each seed, and the medians."""
     seeds = [int(word) for word in sys.argv[1:]] or list(range(5))
     scores: dict[str, list[float]] = {"kmeans": [], "dxmc": [], "consensus": []}
     with tempfile.TemporaryDirectory() as folder:

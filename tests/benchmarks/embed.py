@@ -1,11 +1,11 @@
-"""The embed stage against a plain PyTorch loop, and its memory at two sizes.
+"""Compare the embed stage with a plain PyTorch loop, and measure its memory at two sizes.
 
     python tests/benchmarks/embed.py --images photos/ --model local-dir:/path/to/clip
     python tests/benchmarks/embed.py                      # drawn pictures and the built-in model
 
-Both sides read the same files with the same model, precision and cores. Rates are steady-state: the stage's from the times at which
-its part files appeared, between a fifth and nine tenths of the images; the loop's after warm-up. Memory is the proportional set size
-of all processes of the run, Ray's included, at its highest.
+Both read the same files with the same model, precision and cores. Rates are those of the steady state. For the stage they come from the
+times at which its part files appeared, between a fifth and nine tenths of the images; for the loop they begin after the warm-up. Memory is
+the peak of the proportional set size of all processes of the run, Ray's included.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from memory import run_measured
 
 
 def plain_loop(files: list[Path], model: str) -> float:
-    """Images a second of one process: threads that read and decode ahead, the model on all cores."""
+    """Images a second of one process, in which threads read and decode ahead and the model uses all cores."""
     from concurrent.futures import ThreadPoolExecutor
 
     import torch
@@ -78,7 +78,7 @@ def steady_rate(embeddings: Path) -> float:
 
 
 def linked(files: list[Path], count: int, folder: Path) -> Path:
-    """A folder of `count` links to the files, over and over."""
+    """Make a folder of `count` links to the files; each file is linked as often as needed."""
     folder.mkdir()
     for index in range(count):
         source = files[index % len(files)]
@@ -113,7 +113,8 @@ def main() -> None:
         for _ in range(options.repeats):
             plain = [sys.executable, __file__, "--plain", str(small), "--model", options.model]
             loop = float(subprocess.run(plain, check=True, capture_output=True, text=True).stdout.split()[-1])
-            # The large size: in a short stage pictures that were decoded while the actors started make it look faster.
+            # The rate is measured at the large size: a short stage looks faster than it is, because pictures
+            # are already decoded while the actors start.
             rate, memory = stage(str(large), options.model)
             measured.append((rate / loop, memory))
             print(f"{len(list(large.iterdir()))} images: stage {rate:.0f} images/s; plain loop {loop:.0f} images/s")

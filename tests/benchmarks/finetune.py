@@ -1,13 +1,13 @@
-"""Fine-tuning: what it does to the clusters, and its speed through the whole pipeline against the same step on tensors in memory.
+"""Measure fine-tuning: what it does to the clusters, and its speed through the whole pipeline and on tensors in memory.
 
     python tests/benchmarks/finetune.py clusters                                    # the demo's pictures, five seeds
     python tests/benchmarks/finetune.py clusters --images photos/ --clusters 20 --model local-dir:/path/to/clip --epochs 20
     python tests/benchmarks/finetune.py speed                                       # drawn pictures, the built-in model
     python tests/benchmarks/finetune.py speed --images photos/ --model ViT-B-32 --batch 32   # random weights
 
-`clusters` prints ACC, NMI and ARI before and after, and what the guard would do without labels; folder names are the labels. `speed` runs
-what a Train worker runs, at the niceness of Ray's workers: first steps on pictures that Ray Data streams, then the same steps on the
-same views kept in memory, with all cores.
+`clusters` prints ACC, NMI and ARI before and after, and the measures and the verdict of the guard, which uses no labels. Folder names are
+the labels. `speed` runs the code of a Train worker at the niceness of Ray's workers: first steps on pictures that Ray Data streams, then
+the same steps with all cores on the same views, which are kept in memory.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ WARM_UP = 8
 
 
 def clusters(options: argparse.Namespace) -> None:
-    """Before and after, one line a run."""
+    """Print the scores before and after fine-tuning, one line for each run."""
     given = {key: value for key in ("epochs", "batch_size", "learning_rate") if (value := getattr(options, key))}
     tuning = {"enabled": True, "alignment": not options.as_published, **given}
     gains: dict[str, list[float]] = {}
@@ -93,7 +93,7 @@ def _print(method: str, seed: int, result: dict[str, Any]) -> float:
 
 
 def speed(options: argparse.Namespace) -> None:
-    """Images a second through the pipeline and in memory, repeated, and their ratio."""
+    """Print images a second through the pipeline and in memory, repeated, and their ratio."""
     os.nice(15)
     with tempfile.TemporaryDirectory() as scratch:
         folder = options.images
@@ -118,7 +118,7 @@ def speed(options: argparse.Namespace) -> None:
         for repeat in range(options.repeats):
             steps = range(repeat * 1000, repeat * 1000 + WARM_UP + options.steps)
             seen: list[Views] = []
-            # As in a worker, one core is left for decoding; the limit has them all.
+            # As in a worker, one core is left for decoding; the steps in memory use all cores.
             torch.set_num_threads(max(1, int(resources.reserved_cpus(1))))
             through = _rate(job, model, _kept(batches(pixels, ray.put(images), steps, 0, 1, cpus), seen), options.steps)
             torch.set_num_threads(resources.node_cpus)
@@ -132,7 +132,7 @@ def speed(options: argparse.Namespace) -> None:
 
 
 def _encoder(model: str, scratch: Path) -> EncoderConfig:
-    """An open_clip architecture gets random weights: speed does not depend on them."""
+    """An open_clip architecture gets random weights, because speed does not depend on them."""
     if model == "builtin" or model.startswith("local-dir:"):
         return EncoderConfig(model=model)
     file = scratch / "random.safetensors"

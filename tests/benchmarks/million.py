@@ -1,8 +1,9 @@
-"""A million ready-made embeddings through the whole run: seconds a stage, and the memory of the whole process tree.
+"""Run a million ready-made embeddings through all stages: the seconds of each stage, and the memory of the whole process tree.
 
     python tests/benchmarks/million.py --rows 1000000 --clusters 1000
 
-Rows that look like CLIP features (see clustering.py), nouns near their classes and others that are not; DXMC, trained on 100,000 of them.
+The rows look like CLIP features (see clustering.py), and the nouns are rows of the same classes with more noise. DXMC is trained on
+100,000 rows.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ PART = 100_000
 
 
 def write_inputs(folder: Path, rows: int, dim: int, clusters: int, nouns: int) -> None:
-    """`embeddings/` in parts and `nouns.parquet`."""
+    """Write `embeddings/` in parts, and `nouns.parquet`."""
     (folder / "embeddings").mkdir()
     every, _ = features(rows + nouns, dim, clusters)
     for start in range(0, rows, PART):

@@ -1,11 +1,11 @@
-"""How often foreign pictures are flagged, and known ones by mistake: the rule of the product beside others, on real CLIP features.
+"""Measure how often foreign pictures are flagged, and known ones by mistake: our rule beside others, on real CLIP features.
 
     python tests/benchmarks/outliers.py --features <folder> [--seeds 5]
 
 The folder holds `caltech101.parquet` and `oxford_pets.parquet` (image_id, embedding, label: null where unknown). Of one set, 80 % of the rows
-are the training set, the others are known; foreign are the rows of the other set, or of the half of the classes that was left out.
-Each line: area under the ROC curve, and the share of the foreign that is flagged at 1 % of the known. The other rules are given the limit
-that flags exactly 1 % of the known, which nobody has; the last line uses the limit that is stored with a model.
+are the training set and the others are the known rows. The foreign rows are those of the other set, or those of the half of the classes
+that was left out. Each line has the area under the ROC curve, and the share of the foreign rows that is flagged. The limit for this flags
+exactly 1 % of the known rows. Nobody knows this limit in practice, so the last two lines use the limit that is stored with a model.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def precision(deviations: Tensor) -> Tensor:
 
 
 def strangeness(images: Tensor, tests: tuple[Tensor, ...], clusters: int) -> Iterator[tuple[str, list[Tensor]]]:
-    """For each rule how strange each row of the tests is."""
+    """For each rule, its name and a number for each row of the tests, which is larger the stranger the row is."""
     unit = normalize(images.float(), dim=1)
     asked = [normalize(test.float(), dim=1) for test in tests]
     for name in ("kmeans", "consensus"):
@@ -76,7 +76,7 @@ def strangeness(images: Tensor, tests: tuple[Tensor, ...], clusters: int) -> Ite
 
 
 def splits(folder: Path, seed: int) -> Iterator[tuple[str, Tensor, Tensor, Tensor, int]]:
-    """Name, training rows, known rows, foreign rows, number of clusters."""
+    """For each split, its name, training rows, known rows, foreign rows, and number of clusters."""
     tables = {name: pq.read_table(folder / f"{name}.parquet") for name in SETS}
     features = {name: torch.from_numpy(vectors(table.combine_chunks()).copy()) for name, table in tables.items()}
     rng = np.random.default_rng(seed)

@@ -1,10 +1,10 @@
-"""Scores of every method on real CLIP features, beside what the authors' code reaches on them.
+"""Measure the scores of every method on real CLIP features, beside those that the authors' code reaches on them.
 
     python tests/benchmarks/quality.py --features <folder> [--profile paper] [--seeds 5] [--sets …] [--methods …] [--label-free]
 
-The folder holds `<set>.parquet` (image_id, embedding, label: null where unknown) and `nouns.parquet`. Trained without labels on all
-rows, last epoch, scored on the labelled ones by what the model predicts for them; TAC without training is fitted on the labelled rows only, as the reference was.
-`--label-free` prints nothing that needs a label: with it the default rule was chosen.
+The folder holds `<set>.parquet` (image_id, embedding, label: null where unknown) and `nouns.parquet`. Each method is trained
+without labels on all rows, and the model of the last epoch is scored by its predictions for the labeled rows. TAC without training is
+fitted on the labeled rows only, as the reference was. `--label-free` prints nothing that needs a label; the default rule was chosen with it.
 """
 
 from __future__ import annotations
@@ -68,11 +68,15 @@ REFERENCE = {
         "seic": (51.4, 3.8, 73.2, 41.8),
     },
 }
-"""ACC, its standard deviation over 2 to 3 seeds, NMI, ARI of the authors' code (SEIC: an independent re-implementation; consensus: its prototype)."""
+"""ACC, its standard deviation over 2 to 3 seeds, NMI and ARI of the authors' code. For SEIC the code is an independent re-implementation,
+and for consensus it is an experimental version of ours."""
 
 
 def one_run(features: Path, name: str, method: dict[str, Any], seed: int, unseen: float) -> dict[str, Any]:
-    """Train one method on one set; scores and label-free measures, of the share `unseen` alone if that is not 0."""
+    """Train one method on one set; return its scores and label-free measures.
+
+    If `unseen` is not 0, this share of the rows is left out of the training, and only these rows are measured.
+    """
     torch.set_num_threads(1)
     table, nouns = (pq.read_table(features / f"{file}.parquet") for file in (name, "nouns"))
     labels = table.column("label").to_pylist()
@@ -109,16 +113,16 @@ def one_run(features: Path, name: str, method: dict[str, Any], seed: int, unseen
         **{key: scores[key] for key in ("acc", "nmi", "ari")},
         **free,
         "used": len(np.unique(found)),
-        # What the last fifth brings of the range that the loss has gone through: near 0, the training was long enough.
+        # How far the loss falls in the last fifth of the epochs, as a share of its whole range. Near 0, the training was long enough.
         "still falling": (tail[0] - tail[-1]) / max(1e-9, max(losses) - min(losses)) if losses else 0.0,
-        # Unseen rows are others for each seed.
+        # Each seed leaves other rows unseen, so their clusters cannot be compared between seeds.
         "clusters": None if unseen else found,
         "seconds": seconds,
     }
 
 
 def unseen_accuracy(labels: list[str | None], clusters: np.ndarray, held: np.ndarray) -> float:
-    """Accuracy on the rows `held`, with clusters matched to classes on the others: on few rows any matching looks too good."""
+    """Accuracy on the rows `held`. Clusters are matched to classes on the other rows, because a matching on few rows looks too good."""
     known = np.array([label is not None for label in labels])
     truth = np.unique([str(label) for label in labels], return_inverse=True)[1]
     table = np.zeros((int(clusters.max()) + 1, int(truth.max()) + 1), int)

@@ -1,10 +1,10 @@
-"""Images a second of one core that decodes, and of one core or GPU that encodes: what a cluster is sized by; and the cores for such a GPU.
+"""Measure what the size of a cluster follows from: images a second of one core that decodes, and of one core or GPU that encodes.
 
     python tests/benchmarks/rates.py --images photos/ --model ViT-B-32-quickgelu
 
-Run it on the machine that is to be hired. Speed does not depend on what the weights are, so they are random and nothing is
-downloaded. On CPUs the time is that of the processor, not of the clock: other work on the machine changes it little. Reading from
-object storage is not in it: it waits, it does not compute.
+It also prints how many cores such a GPU needs. Run it on a machine of the kind that you want to rent. Speed does not depend on the weights,
+so they are random and nothing is downloaded. On CPUs it measures CPU time and not wall time, because other work on the machine changes
+that little. Reading from object storage is not included, because it waits and does not compute.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from raycluster.images.fetch import Fetched
 
 
 def random_weights(model: str, folder: Path) -> str:
-    """An open_clip folder of this architecture with random weights; its name for `encoder.model`."""
+    """Write an open_clip folder of this architecture with random weights; return its name for `encoder.model`."""
     import open_clip
     from safetensors.torch import save_model
 
@@ -50,10 +50,10 @@ def decoding(files: list[Path], spec: EncoderSpec) -> tuple[float, float]:
 def encoding(spec: EncoderSpec, device: str, batches: int) -> float:
     """Images a second of a core or of a GPU."""
     encoder = ClipEncoder.load(spec, device)
-    # A block, as the embed stage gives it to a GPU; copies to and from the GPU are in the time.
+    # On a GPU this is a block as the embed stage gives it. The time includes the copies to and from the GPU.
     pixels = np.zeros((512 if device == "cuda" else 32, *spec.pixel_shape), np.uint8)
     clock: Callable[[], float] = time.perf_counter if device == "cuda" else time.process_time
-    encoder.encode_pixels(pixels)  # warm; the result comes back to the CPU, so that the clock sees all of it
+    encoder.encode_pixels(pixels)  # warms up; the result comes back to the CPU, so that all of the work is timed
     started = clock()
     for _ in range(batches):
         encoder.encode_pixels(pixels)

@@ -1,4 +1,4 @@
-"""How the stages fare at scale: seconds, and the memory of the process that drives them.
+"""Measure the stages at scale: seconds, and the memory of the process that drives them.
 
     python tests/benchmarks/scale.py manifest                        # a list of 1,000,000 URIs and a folder of 100,000 files
     python tests/benchmarks/scale.py manifest --prefix s3://bucket/photos/ --endpoint http://host:9000
@@ -7,8 +7,9 @@
     python tests/benchmarks/scale.py kill                                                         # what a killed driver loses
     python tests/benchmarks/scale.py node                                                         # what a killed node costs
 
-Each measurement is the command as a user types it, in a process of its own. Memory is the driver's resident set at its highest, libraries
-and all, and what of it no file on the disk backs; Ray's processes beside it are not counted. Pictures are linked over and over to `--count`; without `--images` they are drawn.
+Each measurement runs the command as a user types it, in a process of its own. Memory is the peak of the driver's resident set, libraries
+included, and the peak of the part of it that no file on the disk backs; Ray's processes are not counted. A large set is made of `--count`
+links to the pictures. Without `--images` the pictures are drawn.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ from raycluster.storage.location import locate
 
 
 def driven(command: list[str], **environment: str) -> tuple[dict[str, Any], float, tuple[float, float]]:
-    """The command's JSON line, its seconds, and the peak memory of its own process in MiB: resident, and what of it is no file's."""
+    """The command's JSON line, its seconds, and the peak memory of its own process in MiB: all of it, and the part that no file backs."""
     started, peak, done = time.perf_counter(), (0.0, 0.0), threading.Event()
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, **environment}
@@ -61,7 +62,7 @@ def driven(command: list[str], **environment: str) -> tuple[dict[str, Any], floa
 
 
 def memory(pid: int) -> tuple[float, float]:
-    """Of a process, in MiB, the highest resident set so far, and what it has now beside files (its libraries above all); 0 when it has ended."""
+    """MiB of a process: the peak of its resident set, and its memory now without files (mostly libraries). Both are 0 when it has ended."""
     try:
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     except (FileNotFoundError, ProcessLookupError):
@@ -73,7 +74,7 @@ def memory(pid: int) -> tuple[float, float]:
 
 
 def manifest(options: argparse.Namespace) -> None:
-    """List images: the same three ways, and again when nothing has changed."""
+    """List images from a list, a folder and a prefix, and list each again when nothing has changed."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         (folder / "few").mkdir()
@@ -94,7 +95,7 @@ def manifest(options: argparse.Namespace) -> None:
 
 
 def manifest_sources(folder: Path, options: argparse.Namespace) -> Iterator[tuple[str, str]]:
-    """Name and `images` of each measurement, made when it is its turn; first two pictures, which show what libraries take."""
+    """Name and `images` of each measurement; its files are made in its turn. The first has two pictures and shows what libraries take."""
     yield "two", str(folder / "few")
     if options.rows:
         uris = [f"s3://photographs/{i % 1000:03d}/{i:09d}.jpg" for i in range(options.rows)]
@@ -128,7 +129,7 @@ def pictures(options: argparse.Namespace, scratch: str) -> Path:
 
 
 def storage(options: argparse.Namespace) -> None:
-    """Images a second of the embed stage: from S3, and from local files, in turn."""
+    """Measure images a second of the embed stage, in turn from S3 and from local files."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = pictures(options, scratch)
         prefix = locate(options.prefix, StorageConfig(endpoint_url=options.endpoint))
@@ -161,11 +162,11 @@ while time.perf_counter() - started < 10:
     done += len(pixels)
 print(done / (time.perf_counter() - started))
 """
-"""A process that encodes and does nothing else: says when it is ready, begins at a line, and prints images/s."""
+"""The program of a process that only encodes: it prints a line when it is ready, begins when it reads a line, and prints images/s."""
 
 
 def bare(cores: list[int], model: str) -> float:
-    """Images a second of one such process on each of these cores, together: what the machine gives."""
+    """Images a second of one such process on each of these cores, all together. This is the limit of the machine."""
     started = [
         subprocess.Popen(
             ["taskset", "-c", str(core), sys.executable, "-c", BARE, model],
@@ -183,7 +184,7 @@ def bare(cores: list[int], model: str) -> float:
 
 
 def workers(options: argparse.Namespace) -> None:
-    """Images a second with n encoder workers on n + 1 cores, beside n bare processes on n."""
+    """Measure images a second with n encoder workers on n + 1 cores, beside n processes that only encode on n cores."""
     cores = sorted(os.sched_getaffinity(0))
     script = (
         "import ray, sys; from raycluster.cli import main; "
@@ -209,11 +210,11 @@ def workers(options: argparse.Namespace) -> None:
 
 
 FEW = 16
-"""Pictures of a stage that does hardly more than start."""
+"""The number of pictures of a stage that does hardly more than start."""
 
 
 def kill(options: argparse.Namespace) -> None:
-    """Seconds that the embed stage takes longer, beyond a second start, when its driver is killed and called again."""
+    """Measure how much longer the embed stage takes when its driver is killed and called again. The second start does not count."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = pictures(options, scratch)
         few = linked(sorted(folder.iterdir())[:FEW], FEW, Path(scratch) / "few")
@@ -248,7 +249,7 @@ def kill(options: argparse.Namespace) -> None:
 
 
 def embed_began(output: Path) -> float:
-    """When the stage before it was marked as done."""
+    """When the embed stage began, which is when the stage before it was marked as done."""
     return (output / "_stages" / "manifest.json").stat().st_mtime
 
 
@@ -258,7 +259,7 @@ def rows_below(output: Path) -> int:
 
 
 def node(options: argparse.Namespace) -> None:
-    """Seconds of the embed stage on three nodes of this machine: undisturbed, and when one is killed half-way."""
+    """Measure the seconds of the embed stage on three nodes of this machine: undisturbed, and when one node is killed half-way."""
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
     from ray_nodes import cluster_of
 

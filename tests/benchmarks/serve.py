@@ -1,14 +1,14 @@
-"""The endpoint against the limit of its cores and against a plain FastAPI app.
+"""Compare the endpoint with the limit of its cores and with a plain FastAPI app.
 
     python tests/benchmarks/serve.py --images photos/ --model local-dir:/path/to/clip
     python tests/benchmarks/serve.py                      # drawn pictures and the built-in model
 
-Three servers in turn on the same cores, asked by clients on other cores, `--each` pictures a request over kept connections:
-`limit` is no server at all but decode, preprocess and forward in one process, pictures decoded ahead by threads, the model on all
-of these cores; `plain` is a FastAPI app that calls the model one request at a time; `raycluster` is the endpoint, all of whose processes –
-proxy, ingress, model, Ray's own – share these cores. With `--apart` only the model replica has them, and proxy and
-ingress run on `--other-cores`. Pictures are held in memory by the clients. k-means on their embeddings is the model.
-Beside the rates stands the CPU time that all processes of a server took for a picture: unlike the rates, it says something on a busy machine too.
+Three programs run in turn on the same cores. `limit` is no server: one process decodes, preprocesses and encodes, with threads that decode
+ahead and the model on all of these cores. `plain` is a FastAPI app that calls the model under a lock, for one picture at a time.
+`raycluster` is the endpoint, and all of its processes (proxy, ingress, model and Ray's own) share these cores; with `--apart` only the
+model replica has them, and proxy and ingress run on `--other-cores`. Clients on other cores send `--each` pictures a request over
+connections that stay open, and hold the pictures in memory. The model is k-means on the embeddings of these pictures. Beside the rates the
+script prints the CPU time that all processes of a server take for a picture, because this is meaningful on a busy machine too.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ import numpy as np
 from fastapi import FastAPI, UploadFile
 
 FORWARD = 32
-"""Pictures of a forward pass, of the limit and the endpoint alike."""
+"""The number of pictures of a forward pass, in `limit` and in the endpoint."""
 
 
 def make_model(files: Sequence[Path], encoder: str, folder: Path) -> None:
@@ -108,7 +108,7 @@ def limit(files: list[Path], folder: str, seconds: float, cores: int) -> tuple[f
 
 
 def plain(folder: str, port: int, cores: int) -> None:
-    """The app that most would write: FastAPI, one process, the model behind a lock."""
+    """The app that most people would write: FastAPI, one process, the model behind a lock."""
     import torch
     import uvicorn
 
@@ -140,7 +140,7 @@ def plain(folder: str, port: int, cores: int) -> None:
 
 
 def endpoint(folder: str, port: int, cores: int) -> None:
-    """`raycluster serve`, told that there is room for what it reserves."""
+    """Run `raycluster serve` on a Ray that counts two cores more, so that there is room for all that it reserves."""
     import ray
 
     from raycluster.serving.command import running
@@ -158,7 +158,7 @@ def endpoint(folder: str, port: int, cores: int) -> None:
 def client(
     port: int, files: list[Path], clients: int, seconds: float, each: int
 ) -> tuple[float, float, float, int, int]:
-    """Images a second, p50 and p99 in milliseconds, all requests, failed ones."""
+    """Images a second, p50 and p99 of the latency in milliseconds, the number of pictures sent, and that of failed requests."""
     contents = [file.read_bytes() for file in files]
     bodies = [_form([contents[(i + k) % len(contents)] for k in range(each)]) for i in range(len(contents))]
     times: list[tuple[float, float]] = []
@@ -181,7 +181,7 @@ def client(
         thread.start()
     for thread in threads:
         thread.join()
-    # The first seconds warm up, and what ended after the last second was begun with fewer neighbors.
+    # The first seconds are the warm-up. Requests that ended after the last second do not count, because fewer ran beside them.
     counted = [(a, b) for a, b in times if end - seconds <= b <= end]
     latencies = sorted(1000 * (b - a) for a, b in counted)
     at = lambda share: latencies[min(len(latencies) - 1, int(share * len(latencies)))]  # noqa: E731
@@ -195,7 +195,7 @@ def _form(pictures: list[bytes]) -> bytes:
 
 @contextmanager
 def server(kind: str, folder: str, cores: list[int]) -> Iterator[tuple[int, int]]:
-    """Start a server on these cores; yields its port and process."""
+    """Start a server on these cores; yield its port and process id."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -229,7 +229,7 @@ def _pinned(cores: list[int], *arguments: str, **options: Any) -> subprocess.Pop
 
 
 def _cpu_seconds(pid: int) -> float:
-    """CPU time of a process and all below it, those included that have ended and were waited for."""
+    """CPU time of a process and all processes below it, including those that have ended and were waited for."""
     spent: dict[int, tuple[int, float]] = {}
     for process in Path("/proc").glob("[0-9]*"):
         try:
@@ -245,7 +245,7 @@ def _cpu_seconds(pid: int) -> float:
 
 
 def _move(name: str, cores: list[int]) -> None:
-    """Pin the processes whose title begins with `name`, all threads of them."""
+    """Pin all threads of the processes whose title begins with `name`."""
     for process in Path("/proc").glob("[0-9]*"):
         try:
             if (process / "cmdline").read_bytes().decode().startswith(name):
@@ -294,7 +294,7 @@ def main() -> None:
 
 
 def _act(options: argparse.Namespace) -> None:
-    """What a process started by this one does."""
+    """Do the work of a process that this script has started."""
     cores = len(options.cores)
     if options.role == "limit":
         print(*limit(_files(options.images), options.folder, options.seconds, cores))

@@ -1,12 +1,12 @@
-"""What shards save: passes over originals and over shards, bytes, and how near embeddings stay.
+"""Measure what shards save: the time of passes over originals and over shards, the bytes, and how near the embeddings stay.
 
     python tests/benchmarks/shards.py --images photos/ --model local-dir:/path/to/clip
     python tests/benchmarks/shards.py --images photos/ --model … --enlarge 6          # imitates pictures of a camera
     python tests/benchmarks/shards.py --images photos/ --model … --prefix s3://bucket/bench --endpoint http://127.0.0.1:7480
 
-A pass is what embedding and each epoch of fine-tuning do before the encoder: read and decode to the encoder's size, by the same Ray Data
-tasks. `with shards` counts the writing of the shards too. Copies of the pictures go to `--prefix`, or a temporary folder, first; a local
-folder is read from the page cache. Keys come from the usual AWS variables.
+A pass is the work that embedding and each epoch of fine-tuning do before the encoder: the same Ray Data tasks read the pictures and decode
+them to the encoder's size. `with shards` includes the time to write the shards. First the pictures are copied to `--prefix` or to a
+temporary folder; a local folder is read from the page cache. Keys come from the usual AWS variables.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from raycluster.tables.files import part_files
 
 
 def copied(files: list[Path], count: int, enlarge: float, folder: Location) -> None:
-    """`count` pictures below `folder`, over and over if there are fewer; enlarged ones with the grain of a sensor."""
+    """Write `count` pictures below `folder`, some of them again if there are fewer. Enlarged pictures get grain like that of a sensor."""
 
     def copy(index: int) -> None:
         file = files[index % len(files)]
@@ -79,7 +79,7 @@ def one_pass(job: EmbedJob, files: list[Location], wanted: np.ndarray, resources
 
 
 def nearness(files: list[Path], spec: EncoderSpec, size: int) -> Iterator[np.ndarray]:
-    """Cosine of the embeddings of originals and of what a shard holds of them, picture by picture."""
+    """For each picture, the cosine between the embedding of the original and that of the picture in the shard."""
     encoder, show = ClipEncoder.load(spec, "cpu"), pil_transform(spec)
     side, limit = min(spec.image_size), EncoderConfig().max_pixels
     for start in range(0, len(files), 64):
@@ -95,7 +95,10 @@ def nearness(files: list[Path], spec: EncoderSpec, size: int) -> Iterator[np.nda
 
 
 def report_nearness(files: list[Path], spec: EncoderSpec) -> None:
-    """At the encoder's side and at smaller ones, for which these pictures are large. A network without attention takes any side."""
+    """Print the nearness at the encoder's side and at two others, for which these pictures are large.
+
+    This needs an encoder without attention, because only such a network takes any side.
+    """
     for side in (spec.image_size[0], 96, 64):
         small = replace(spec, image_size=(side, side))
         for factor in (1.15, 1.5, SHARD_SIDE, 2.0):
@@ -153,7 +156,7 @@ def main() -> None:
         writing = time.perf_counter() - started
         assert counts == len(wanted)
         shards = part_files(root / "shards")
-        # In turn, so that what else the machine does befalls both.
+        # The passes alternate, so that other work on the machine slows both alike.
         both = [
             [one_pass(job, files, wanted, resources) for files in (manifest, shards)] for _ in range(options.passes)
         ]
@@ -167,7 +170,7 @@ def main() -> None:
             f"in {len(shards)} files ({stored_bytes / given:.0%} of the bytes on top)\n"
             f"writing the shards: {writing:.1f} s, {len(wanted) / writing:.0f} images/s"
         )
-        # One pass is the median one: a single one may meet anything.
+        # For one pass the median is taken, because other work may disturb a single pass.
         for passes, without, reading in (
             (1, np.median(plain), np.median(through)),
             (options.passes, sum(plain), sum(through)),

@@ -1,9 +1,10 @@
-"""Training of DXMC's heads against a plain loop of the same steps, same threads, side by side.
+"""Compare the training of DXMC's heads with a plain loop of the same steps on the same number of threads.
 
     python tests/benchmarks/training.py --rows 100000 --clusters 1000 --steps 20
 
 `ours` is the loop that every Ray Train worker runs, on shared float16 rows, with counted draws and the global batch's losses; `plain` is
-what one would write by hand: everything in float32, torch's own draws and optimizer, no bookkeeping. Seconds a step, in turns, medians.
+the loop that one would write by hand: everything in float32, torch's own draws and optimizer, no bookkeeping. Both run in turns, and the
+script prints the median seconds of a step.
 """
 
 from __future__ import annotations

@@ -1,3 +1,5 @@
+"""Test k-means: where it ends, how it treats odd rows, and how it clusters many rows by a sample and in chunks."""
+
 from __future__ import annotations
 
 import logging
@@ -8,6 +10,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from raycluster.clustering import kmeans as module
+from raycluster.clustering import seeding
 from raycluster.clustering.kmeans import KMeans, kmeans, nearest_center
 from raycluster.errors import ConfigError
 
@@ -97,7 +100,7 @@ def test_centers_without_rows_move_to_distinct_rows_that_fit_worst() -> None:
     labels, cosine = torch.tensor([0, 0, 0, 0, 2]), torch.tensor([0.9, 0.8, 0.2, 0.2, 0.7])
     moved, repaired = module._update(module._Rows(x, True), labels, cosine, torch.zeros(4, 2))
     assert repaired
-    # The third and fourth row are one: the next worst follows.
+    # The third and the fourth row are equal, so one center moves to them and the other to the next worst row.
     torch.testing.assert_close(moved[[1, 3]], x[[2, 4]])
     torch.testing.assert_close(moved[0], normalize(x[:4].sum(dim=0), dim=0))
 
@@ -135,7 +138,7 @@ def test_every_distinct_row_gets_its_own_center_among_many_repeats() -> None:
 
 def test_seeding_on_a_sample_finds_the_groups_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "SEEDING_ROWS_A_CENTER", 16)
-    monkeypatch.setattr(module, "SEEDING_POOL", 12)
+    monkeypatch.setattr(seeding, "SEEDING_POOL", 12)
     x, truth = blobs(k=5, each=100)
     labels = kmeans(x, 5, seed=0, restarts=3).labels
     assert all(len(labels[truth == group].unique()) == 1 for group in range(5))
@@ -148,7 +151,7 @@ def test_the_global_random_state_is_left_alone() -> None:
 
 
 def raw(n: int = 400, d: int = 6, k: int = 5) -> Tensor:
-    """Overlapping groups of unequal lengths, about a point far from the origin."""
+    """Rows of unequal length in overlapping groups, around a point far from the origin."""
     generator = torch.Generator().manual_seed(3)
     centers = 3 * torch.randn(k, d, generator=generator) + 20
     return centers[torch.arange(n) % k] + 1.5 * torch.randn(n, d, generator=generator)
@@ -202,7 +205,7 @@ def test_the_length_of_rows_means_nothing_to_spherical_k_means(scale: float) -> 
 
 
 def test_comparing_with_changed_centers_only_is_comparing_with_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    """At every step of a run, whatever share of the centers changed; labels may differ only where two centers tie."""
+    """Both comparisons agree at every step, whatever share of the centers changed. Labels may differ only where two centers tie."""
     compare_again, shares = module._compare_again, []
 
     def checked(
@@ -279,7 +282,7 @@ def test_odd_rows_have_a_defined_result(x: Tensor, spherical: bool) -> None:
     assert torch.isfinite(torch.tensor(result.objective))
     assert ((result.labels >= 0) & (result.labels < 6)).all()
     assert result.converged
-    # Each row lies at its own center where there are no more distinct directions (or points) than centers.
+    # If there are no more distinct directions (or points) than centers, each row lies at its own center.
     if len(x.unique(dim=0)) <= 6:
         expected = float((x.abs().amax(dim=1) > 0).double().mean()) if spherical else 0.0
         assert result.objective == pytest.approx(expected, abs=1e-6)

@@ -1,3 +1,5 @@
+"""Test the measure that says, without labels, whether text helps or hurts."""
+
 from __future__ import annotations
 
 import math

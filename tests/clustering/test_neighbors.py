@@ -1,3 +1,5 @@
+"""Test that nearest neighbors are exact, whatever the metric, the size of the blocks and the scale of the rows."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -32,7 +34,7 @@ def rows(n: int = 300, d: int = 6, offset: float = 0.0) -> Tensor:
 
 
 def plain(x: Tensor, metric: str) -> Tensor:
-    """All other rows, best first, in float64."""
+    """For each row all other rows, nearest first, computed in float64."""
     x = x.double()
     if metric == "cosine":
         x = x / x.norm(dim=1, keepdim=True)
@@ -156,5 +158,5 @@ def test_no_more_than_a_block_is_held(monkeypatch: pytest.MonkeyPatch) -> None:
     nearest_neighbors(rows().half(), 3)
     assert max(prepared) == 40
     assert max(blocks) == (40, 40, 1600)
-    # Each pair of blocks once.
+    # Each pair of blocks is computed once.
     assert len(blocks) == 8 * 9 / 2

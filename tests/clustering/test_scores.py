@@ -1,3 +1,5 @@
+"""Test the scores against labels and the scores without labels, with plain loops and with examples worked out by hand."""
+
 from __future__ import annotations
 
 import itertools
@@ -64,7 +66,7 @@ def test_size_imbalance_by_hand() -> None:
 
 
 def plain_scores(images: np.ndarray, clusters: np.ndarray) -> dict[str, float]:
-    """Neighborhood scores and silhouette, image by image."""
+    """Neighborhood scores and silhouette, computed image by image."""
     x = images / np.linalg.norm(images, axis=1, keepdims=True)
     n, used = len(x), sorted(set(clusters.tolist()))
     prototypes = {c: x[clusters == c].sum(axis=0) / np.linalg.norm(x[clusters == c].sum(axis=0)) for c in used}
@@ -94,7 +96,8 @@ def test_label_free_scores_are_those_of_a_plain_loop(n_clusters: int) -> None:
 
 def test_image_text_agreement_by_hand() -> None:
     images, half = np.eye(4), np.full(4, 0.5)
-    # Prototypes point to (2, 0.1) and, as rows count by direction alone, to about (0.98, 1.2): the third is nearer to the first.
+    # The prototypes point to (2, 0.1) and, because rows count by direction alone, to about (0.98, 1.2). The third row is
+    # nearer to the first one.
     counterparts = np.array([[1.0, 0.0], [1.0, 0.1], [1.0, 0.2], [0.0, 9.0]])
     clusters = np.array([0, 0, 1, 1])
     scores = label_free_scores(images, counterparts, clusters, half, half, 2)
@@ -102,7 +105,7 @@ def test_image_text_agreement_by_hand() -> None:
 
 
 def test_a_cluster_without_images_takes_part_in_no_score() -> None:
-    # The second row has a negative cosine to its own prototype: the zero prototype of an empty cluster must not be nearer.
+    # The second row has a negative cosine to its own prototype, but the zero prototype of an empty cluster must not be nearer.
     images = np.array([[1.0, 0.0], [-0.6, 0.8], [1.0, 0.2]])
     assert free(images, np.zeros(3, int), 2)["image_text_agreement"] == 1.0
 

@@ -1,4 +1,4 @@
-"""Votes of labelings whose cluster numbers mean nothing."""
+"""Test the vote of several labelings, whose cluster numbers mean nothing."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ TRUTH = torch.arange(60) % 4
 
 
 def renumbered(order: list[int], wrong: list[int]) -> torch.Tensor:
-    """The truth with other numbers; the rows `wrong` are one cluster further."""
+    """The true labels with other cluster numbers, where the rows `wrong` are in the next cluster."""
     labels = TRUTH.clone()
     labels[wrong] = (labels[wrong] + 1) % 4
     return torch.tensor(order)[labels]

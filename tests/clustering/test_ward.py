@@ -1,4 +1,4 @@
-"""Ward against scipy's, its weights against repeated rows, and the k-means that starts from it."""
+"""Test Ward's method against scipy's, its weights against repeated rows, and the k-means that starts from its result."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def rows(n: int, dim: int = 5, seed: int = 0) -> Tensor:
 @pytest.mark.parametrize("k", [2, 7, 39])
 def test_equal_weights_are_scipys_ward(k: int) -> None:
     x = rows(40)
-    # Not `fcluster`: before SciPy 1.14 it may give fewer clusters than it is asked for.
+    # `fcluster` is not used, because before SciPy 1.14 it may give fewer clusters than it is asked for.
     expected = cut_tree(linkage(x.double().numpy(), "ward"), k).ravel()
     found = ward(x, torch.ones(40), k)
     assert adjusted_rand_score(expected, found) == pytest.approx(1)

@@ -1,4 +1,4 @@
-"""Covariances, whitening and smoothing against plain loops."""
+"""Test covariances, whitening and smoothing against plain loops."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_whitened_rows_have_equal_variance_in_all_directions() -> None:
     x = rows(5000)
     covariance = x.double().T @ x.double() / len(x)
     white = (x @ whitening(x, covariance, shrinkage=1e-9)).double()
-    # Up to the floor, a thousandth of the mean variance.
+    # They are equal up to the floor, which is a thousandth of the mean variance.
     torch.testing.assert_close(white.T @ white / len(x), torch.eye(6).double(), rtol=0.02, atol=0.02)
     half = (x @ whitening(x, covariance, shrinkage=0.3)).double()
     variances = (half.T @ half / len(x)).diagonal()
@@ -85,7 +85,7 @@ def test_smoothing_is_what_its_sentence_says() -> None:
 
 
 def test_directions_that_differ_between_neighbors_shrink() -> None:
-    # Groups differ in the first three dimensions; the last four vary within them, and more.
+    # Groups differ in the first three dimensions. Within the groups the last four vary even more.
     group, generator = torch.arange(300) % 3, torch.Generator().manual_seed(2)
     x = 0.1 * torch.randn(300, 8, generator=generator)
     x[torch.arange(300), group] += 1

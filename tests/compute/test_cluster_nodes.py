@@ -1,4 +1,4 @@
-"""What nodes must have in common, asked of real nodes."""
+"""Test the checks of what all nodes must have in common: versions, code, files and folders."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from raycluster.storage.location import locate
 
 def test_a_difference_is_named_with_node_and_both_versions() -> None:
     here = {"python": "3.11.7", "torch": "2.15.0"}
-    # Two nodes of one machine have one address.
+    # Two nodes on one machine have the same address.
     first, second = nodes.Node("a", "10.0.0.2", 4, 0), nodes.Node("b", "10.0.0.2", 4, 0)
     assert node_checks.differences(here, {first: here, second: here}) == []
     assert node_checks.differences(here, {first: {**here, "torch": "absent"}, second: here}) == [
@@ -47,7 +47,11 @@ def test_a_cluster_where_nothing_listens_is_refused_at_once(monkeypatch: pytest.
 @pytest.mark.parametrize(
     ("said", "kind", "means"),
     [
-        ("Version mismatch: The cluster was started with: Ray: 2.59.0", ConfigError, "give all nodes one image"),
+        (
+            "Version mismatch: The cluster was started with: Ray: 2.59.0",
+            ConfigError,
+            "give all nodes the same container image",
+        ),
         ("RPC error: InvalidAuthToken: …", ConfigError, "wants its token; put it into"),
         ("something else", RayclusterError, "could not be joined (something else); see `ray status`"),
     ],
@@ -59,7 +63,7 @@ def test_why_a_cluster_could_not_be_joined(said: str, kind: type[Exception], mea
 
 
 def test_a_driver_that_holds_cores_leaves_room_for_decoding() -> None:
-    # Two cores, half of one held by the driver of a submitted job, and any number of actors.
+    # The driver of a submitted job holds half a core or a whole one of a node's 2 or 16 cores.
     for cpus, actors in ((1.5, 1), (1.5, 2), (1.0, 1), (15.0, 15), (15.0, 16)):
         found = Resources(cpus, 2 if cpus < 2 else 16, 0.0, actors, 1)
         assert actors * found.reserved_cpus(actors) + replace(found, gpus=1.0).decode_cpus <= cpus
@@ -99,7 +103,7 @@ class TestOnThisMachine:
         for name in ("1.jpg", "5.jpg", "x.tar", "t.parquet", "listed.jpg", "tower"):
             (tmp_path / name).write_bytes(name.encode())
         samples = [
-            [f"{tmp_path}/{number}.jpg" for number in range(7)],  # most are gone
+            [f"{tmp_path}/{number}.jpg" for number in range(7)],  # only two of them exist
             [f"{tmp_path}/x.tar#bytes={first}-{first + 9}/99" for first in (0, 10, 20)],
             [f"{tmp_path}/t.parquet#row=0/9"],
             ["s3://bucket/a.jpg", "s3://bucket/x.tar#bytes=0-9/99", f"file://{tmp_path}/listed.jpg"],
@@ -133,7 +137,7 @@ def test_local_paths_of_addresses() -> None:
     assert node_checks.local_path("/data/a.jpg") == node_checks.local_path("file:///data/a.jpg") == "/data/a.jpg"
 
 
-# Two nodes that differ: one with other code, one that does not see a folder of the driver's.
+# In the following tests two nodes differ: one has other code, or does not see a folder of the driver.
 
 
 @pytest.mark.torture

@@ -1,6 +1,6 @@
-"""Runs on a cluster of several nodes, submitted as a user submits them; everything is in object storage.
+"""Test runs on a cluster of several nodes, submitted as a user submits them, with all files in object storage.
 
-Needs a real S3 endpoint (RAYCLUSTER_TEST_S3, keys from the AWS variables), as tests/test_s3.py does.
+The tests need a real S3 endpoint: RAYCLUSTER_TEST_S3 holds its URL, and the AWS variables hold the keys.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def environment() -> dict[str, str]:
 
 
 def upload(root: Location, pictures: int, scratch: Path, **changes: Any) -> str:
-    """Drawn pictures, a list of nouns and a configuration, all in the bucket; returns the address of the configuration."""
+    """Put drawn pictures, a list of nouns and a configuration into the bucket; return the address of the configuration."""
     draw_dataset(scratch, pictures, KINDS, seed=21)
     files = [path for path in scratch.rglob("*") if path.is_file()]
     with ThreadPoolExecutor(8) as pool:
@@ -73,7 +73,7 @@ def final_line(output: str) -> dict[str, Any]:
 
 
 def check(root: Location, pictures: int) -> np.ndarray:
-    """Every picture has a fate, once, in every table; returns the clusters by row id."""
+    """Check that every table has each picture once and that all are assigned; return the clusters by row id."""
     result = (root / "out" / "run.json").read_json()["result"]
     for name in ("manifest", "embeddings", "assignments"):
         table = read_table(locate(result["tables"][name], root.options).list(".parquet"))
@@ -95,7 +95,7 @@ def test_a_job_on_two_nodes(tmp_path: Path) -> None:
         checks = {check["name"]: check["state"] for check in final_line(looked[1])["checks"]}
         assert checks["nodes' storage"] == "ok"
         assert set(checks.values()) == {"ok"}
-        # The driver takes a core of a worker node: the head computes nothing.
+        # The driver takes half a core of a worker node, because the head computes nothing.
         job = nodes.submit(sys.executable, "jobs/run.py", "--config", config, options=("--entrypoint-num-cpus", "0.5"))
         code, output = finished(job, 400)
     assert code == 0, output
@@ -107,11 +107,11 @@ def test_a_job_on_two_nodes(tmp_path: Path) -> None:
 def test_a_node_dies_while_it_embeds_and_one_while_it_trains(tmp_path: Path) -> None:
     root, pictures = bucket(), 800
     method = {"name": "seic", "epochs": 150, "batch_size": 64}
-    # Three workers of a core each need both nodes.
+    # Three workers with one core each need both nodes.
     config = upload(root, pictures, tmp_path, method=method, resources={"train_workers": 3})
     out = root / "out"
     with cluster_of(2, 2, environment=environment()) as (nodes, (first, second)):
-        # The driver is on the head, which is not to die: a cluster dies with its head.
+        # The driver runs on the head, which is not killed here: a cluster dies with its head.
         job = nodes.submit(sys.executable, "jobs/run.py", "--config", config)
         wait_until(lambda: (out / "embeddings").list(".parquet", recursive=True), job, 300)
         nodes.kill(first)
@@ -141,7 +141,7 @@ def test_the_drivers_node_dies_and_the_job_is_submitted_again(tmp_path: Path) ->
         before = {file: modified(file) for file in kept}
         nodes.kill(only)
         nodes.add(num_cpus=2)
-        # Without its driver's node `ray job submit` loses the log, says that the job is running, and exits 0.
+        # When the node of the driver dies, `ray job submit` loses the log, says that the job is running, and exits with 0.
         finished(job, 200)
         code, output = finished(nodes.submit(*command, options=("--entrypoint-num-cpus", "0.5")), 300)
     assert code == 0, output

@@ -1,4 +1,4 @@
-"""Demands that Ray accepts and that the cluster can meet, over many clusters and configurations. No Ray is needed to add them up."""
+"""Test that Ray accepts the demands of a run and that the cluster can meet them, for many clusters and settings. This needs no Ray."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ WORKERS = (None, 1, 2, 3, 8, 16)
 
 
 def clusters() -> Iterable[tuple[int, int, int, Resources]]:
-    """Nodes, GPUs and cores of a node, and what a run with some `encoder_actors` and `train_workers` makes of them."""
+    """The numbers of nodes, and of GPUs and cores of a node, and the resources of a run with some `encoder_actors` and `train_workers`."""
     for nodes, gpus, cores, encoders, workers in itertools.product(NODES, GPUS, CORES, ENCODERS, WORKERS):
         all_gpus, all_cores = nodes * gpus, nodes * cores
         if (encoders or 1) > max(all_gpus, all_cores) or (workers or 1) > (all_gpus or all_cores):
@@ -38,7 +38,7 @@ def clusters() -> Iterable[tuple[int, int, int, Resources]]:
 
 
 def check(demand: Mapping[str, float], gpus: int) -> None:
-    """What Ray refuses, or would wait for without a word."""
+    """Check that Ray neither refuses this demand nor waits for it without a message."""
     assert demand
     for amount in demand.values():
         assert amount > 0
@@ -48,7 +48,7 @@ def check(demand: Mapping[str, float], gpus: int) -> None:
 
 
 def fit(demands: Iterable[Mapping[str, float]], nodes: int, cores: int, gpus: int) -> bool:
-    """Whether they can be placed, one after the other, each on the first node that has room: on equal nodes as Ray would."""
+    """Whether the demands can be placed one after the other, each on the first node that has room. On equal nodes Ray does the same."""
     free = [[10_000 * cores, *([10_000] * gpus)] for _ in range(nodes)]
     return all(any(_place(node, demand) for node in free) for demand in demands)
 
@@ -68,7 +68,7 @@ def test_all_demands_of_a_stage_fit_the_cluster_together() -> None:
     for nodes, gpus, cores, found in clusters():
         seen += 1
         where = f"{nodes} nodes of {cores} cores and {gpus} GPUs, {found.encoder_actors} encoders, {found.train_workers} workers"
-        # With GPUs decode tasks stand beside the encoders, else encoders decode for themselves.
+        # With GPUs, decode tasks run beside the encoders. Without GPUs, the encoders decode for themselves.
         beside = [found.decode_cpus, WRITER_CPUS] if gpus else [WRITER_CPUS]
         stages = [
             [found.encoder_actor] * found.encoder_actors + [{"num_cpus": cpus} for cpus in beside],
@@ -96,11 +96,11 @@ def worker_demand(found: Resources, cpus: float) -> dict[str, float]:
     ("gpus", "actors", "expected"),
     [
         (8, 3, 1.0),  # 8 / 3 is refused by Ray
-        (2, 1, 1.0),  # two nodes of one GPU have no node with two
+        (2, 1, 1.0),  # if two nodes have one GPU each, no node has two
         (2, 4, 0.5),
         (2, 3, 0.5),
         (1, 3, 0.3333),
-        (1, 7, 0.1428),  # seven of .1429 would not fit
+        (1, 7, 0.1428),  # seven times 0.1429 would be more than 1
     ],
 )
 def test_encoders_have_one_gpu_or_an_equal_share_of_one(gpus: int, actors: int, expected: float) -> None:
@@ -113,11 +113,11 @@ def test_what_ray_accepts() -> None:
 
 
 def test_gpu_nodes_with_few_cores_beside_many_cpu_nodes() -> None:
-    # One node of 8 GPUs and 4 cores, and 100 cores elsewhere: encoders must fit the cores beside the GPUs.
+    # One node has 8 GPUs and 4 cores, and other nodes have 100 cores: the encoders must fit into the 4 cores.
     found = Resources(104.0, 4, 8.0, 8, 8, gpu_cpus=0.5)
     assert 8 * found.encoder_actor["num_cpus"] <= 1
     assert 8 * found.head_worker_cpus <= 4
     assert 8 * found.pixel_cpus(sharded=True).worker <= 2
-    # A GPU node without any.
+    # This GPU node has no cores.
     bare = Resources(100.0, 4, 8.0, 8, 8, gpu_cpus=0.0)
     assert bare.encoder_actor == {"num_cpus": 0.0, "num_gpus": 1.0}

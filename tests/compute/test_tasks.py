@@ -1,3 +1,5 @@
+"""Test tasks on Ray: their results, their errors, and the resources that a run takes by default."""
+
 from __future__ import annotations
 
 import os
@@ -52,7 +54,7 @@ def test_advice_of_ray_data_on_its_settings_is_not_in_what_the_user_reads() -> N
     with streaming(2**27), pytest.raises(Exception, match="SLOW_DOWN") as streamed:
         ray.data.range(2).map_batches(fail).materialize()
     found = str(raised_in_task(streamed.value))
-    assert "SLOW_DOWN during GetObject operation; when it answers" in found
+    assert "SLOW_DOWN during GetObject operation; run the command again when it answers" in found
     assert "UDF" not in found
     assert "DataContext" not in found
 
@@ -82,7 +84,7 @@ def test_resources_default_to_what_the_cluster_has() -> None:
     cpus = int(ray.cluster_resources()["CPU"])
     found = resolve(ResourcesConfig())
     assert (found.encoder_actors, found.train_workers, found.use_gpu) == (cpus, 1, False)
-    # All encoder actors together leave a core for writing: without it the stage would wait for ever.
+    # All encoder actors together leave a core for writing: without it the stage would wait forever.
     assert found.reserved_cpus(found.encoder_actors) * found.encoder_actors <= cpus - 1 + 1e-9
     one_core = replace(found, cpus=1.0, node_cpus=1, encoder_actors=1)
     beside = replace(one_core, gpus=1.0).decode_cpus + WRITER_CPUS

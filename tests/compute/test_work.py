@@ -1,4 +1,4 @@
-"""What was started in Ray ends: when its iterator is closed, when a part of it fails, when its run ends or must stop."""
+"""Test that all work in Ray ends: when its iterator is closed, when a part of it fails, and when its run ends or must stop."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from raycluster.errors import DataQualityError, RayclusterError
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray"), pytest.mark.timeout(240)]
 
-# Ray's processes cannot import this module.
+# Ray's processes cannot import this module, so its functions travel by value.
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 LONG_S = 60.0
@@ -34,7 +34,7 @@ ONE_CORE = Resources(1, 1, 0, encoder_actors=1, train_workers=1)
 
 
 def slow(item: int, folder: str) -> int:
-    """Item 0 is done at once, item 1 fails soon after; the others work for a minute, deaf to every exception."""
+    """Item 0 is done at once, and item 1 fails soon after. The others work for a minute and ignore every KeyboardInterrupt."""
     place = Path(folder)
     (place / f"alive-{item}").touch()
     if item == 0:
@@ -53,13 +53,13 @@ def slow(item: int, folder: str) -> int:
 
 
 def begun(folder: Path, *items: int) -> None:
-    """Wait until these run."""
+    """Wait until the work on these items has begun."""
     while not all((folder / f"alive-{item}").exists() for item in items):
         time.sleep(0.02)
 
 
 def check_ended(folder: Path) -> None:
-    """Nobody works any more, and nobody has got to the end."""
+    """Check that no item is being worked on any more, and that no long item was finished."""
     before = [path.stat().st_mtime_ns for path in sorted(folder.glob("alive-*"))]
     time.sleep(1)
     assert [path.stat().st_mtime_ns for path in sorted(folder.glob("alive-*"))] == before
@@ -127,7 +127,7 @@ def test_a_run_that_must_stop_stops_its_tasks_while_it_waits_for_them(kind: str,
 
 
 def stream(folder: Path, actor: bool, concurrency: int | None = None) -> Iterator[Any]:
-    """An execution of Ray Data over items 0, 2 and 3, in tasks or in an actor, then in tasks that write, so many at a time."""
+    """Run Ray Data over the items 0, 2 and 3: perhaps in an actor first, then in tasks that write, at most `concurrency` at a time."""
 
     class Passes:
         def __call__(self, block: pa.Table) -> pa.Table:
@@ -152,7 +152,7 @@ OTHER_ENDS = [("closed", True), ("run ended", False), ("ended from outside", Tru
 
 
 def test_a_task_whose_result_is_there_is_not_cancelled(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ray aborts the driver if that happens in the moment in which the task completes."""
+    """Ray aborts the driver if a task is cancelled at the moment when it completes."""
     told: list[object] = []
     monkeypatch.setattr(ray, "cancel", lambda *given, **_: told.append(given))
     assert one_task(lambda: 5, ONE_CORE) == 5
@@ -194,12 +194,12 @@ def test_an_execution_of_ray_data_that_is_given_up_has_ended(end: str, actor: bo
     with work.of_run(going, may_go_on):
         use(results)
     check_ended(tmp_path)
-    wait_for_free_cores()  # who keeps the iterator, as a traceback does, keeps no cores
+    wait_for_free_cores()  # even while something keeps the iterator, as a traceback does
     del results
 
 
 def test_no_task_is_started_after_the_end_even_if_ray_is_slow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ray's own wait for the thread that starts tasks is two seconds."""
+    """Ray itself waits only two seconds for the thread that starts tasks."""
     step, slow_now = StreamingExecutor._scheduling_loop_step, threading.Event()
 
     def slow_step(executor: StreamingExecutor, topology: Any) -> bool:

@@ -1,3 +1,5 @@
+"""Test that captions of drawn pictures say what is in the picture, and that the vocabulary is the nouns of the captions."""
+
 from __future__ import annotations
 
 import re

@@ -1,3 +1,5 @@
+"""Test the drawn pictures: they depend only on kind and seed, and the kinds look different."""
+
 from __future__ import annotations
 
 from itertools import combinations
@@ -14,7 +16,7 @@ from raycluster.demo.pen import Pen
 
 
 def bare_sketch(kind: str, seed: int = 0) -> np.ndarray:
-    """Draw a kind upright and centered, in three fixed grays on black: no nuisance at all."""
+    """Draw a kind upright and centered, in three fixed grays on black, so that only its shape varies with the seed."""
     image = Image.new("RGB", (64, 64))
     palette = ((200, 200, 200), (120, 120, 120), (80, 80, 80))
     KINDS[kind].sketch(Pen(ImageDraw.Draw(image), (28, 0, 32, 0, 28, 32), palette, Random(seed)))

@@ -1,3 +1,5 @@
+"""Test the tiny CLIP that is shipped, and the training that made it."""
+
 from __future__ import annotations
 
 from collections.abc import Iterator
@@ -40,7 +42,7 @@ def test_the_shipped_model_names_freshly_drawn_pictures_of_the_dozen_kinds(shipp
 @pytest.fixture
 def one_thread() -> Iterator[None]:
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # threads that wait for each other on a busy machine make two steps take a minute
+    torch.set_num_threads(1)  # on a busy machine threads wait for each other, and two steps take a minute
     yield
     torch.set_num_threads(threads)
 

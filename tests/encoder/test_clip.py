@@ -1,4 +1,4 @@
-"""Encoders from tiny open_clip folders that the tests make themselves, beside open_clip's own loading."""
+"""Test encoders from tiny open_clip folders, which the tests make, against the models that open_clip itself loads."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def fingerprint(folder: Path, **more: Any) -> str:
 
 
 def photo(width: int, height: int, mode: str = "RGB") -> Image.Image:
-    """A smooth picture with a little noise, so that resizing it in another way shows."""
+    """A smooth picture with noise, so that another way of resizing gives other pixels."""
     rng = np.random.default_rng(width * height)
     coarse = Image.fromarray(rng.integers(0, 256, (5, 7, 3), np.uint8)).resize((width, height))
     noisy = np.asarray(coarse) // 2 + rng.integers(0, 128, (height, width, 3), np.uint8)
@@ -89,7 +89,7 @@ def test_pictures_become_open_clips_own_embeddings(
     assert found.dtype == np.float16
     with torch.inference_mode():
         expected = model.eval().encode_image(theirs)
-    # What remains is the rounding to float16.
+    # The only difference left is the rounding to float16.
     np.testing.assert_allclose(found, expected.half().numpy(), rtol=2e-3, atol=1e-4)
 
 
@@ -136,7 +136,7 @@ def test_texts_are_open_clips_own_embeddings_in_any_batch(folder: Path, encoder:
 
 
 def test_texts_are_cut_at_the_models_context_length(encoder: ClipEncoder) -> None:
-    # 20 tokens, of which the first and the last are marks: 18 words fit.
+    # The context has 20 tokens. The first and the last are marks, so 18 words fit.
     fits, longer, longest, shorter = (encoder.encode_texts(["cat " * n])[0] for n in (18, 19, 100, 17))
     assert np.array_equal(fits, longer)
     assert np.array_equal(fits, longest)

@@ -1,3 +1,5 @@
+"""Test the embed stage: how its tasks and actors read, decode and encode, and that a node which differs does nothing."""
+
 from __future__ import annotations
 
 import os
@@ -49,7 +51,7 @@ def listed(tmp_path: Path) -> Location:
 
 def test_without_gpus_the_encoders_read_and_decode_for_themselves(job: EmbedJob, listed: Location) -> None:
     found = resolve(ResourcesConfig(encoder_actors=1))
-    # Whatever the cores of this machine: Ray Data makes one operator of stages whose demands are equal, or two of them.
+    # Ray Data joins steps into one operator only if their demands are equal. They must be equal for any number of cores.
     for cores in (2, 3, 4, 16):
         resources = replace(found, node_cpus=cores, cpus=float(cores), encoder_actors=cores)
         assert resources.decode_cpus == resources.encoder_actor["num_cpus"]
@@ -64,7 +66,10 @@ def test_without_gpus_the_encoders_read_and_decode_for_themselves(job: EmbedJob,
 @pytest.mark.parametrize(
     ("differs", "means"),
     [
-        ({"versions": (("torch", "1.0"),)}, r"^ray: torch is .* on node .* and 1\.0 here; give all nodes one image"),
+        (
+            {"versions": (("torch", "1.0"),)},
+            r"^ray: torch is .* on node .* and 1\.0 here; give all nodes the same container image",
+        ),
         pytest.param(
             {"places": (Place("images", "/nowhere", "/nowhere", "a"),)},
             r"^images: /nowhere is on this machine's disk",
@@ -80,7 +85,7 @@ def test_a_node_that_has_not_what_it_must_have_does_nothing(
     with pytest.raises(ConfigError, match=means) as kept:
         with_plain_errors(lambda: list(embed(job, [listed], np.arange(N), driven_elsewhere)))
     assert not job.folder.list()
-    # Who keeps the error, as a notebook does, keeps no actor with it, whose cores the next run would wait for.
+    # An error that a notebook keeps must not keep an actor alive: the next run would wait for its cores.
     wait_for_free_cores()
     assert kept.value.__context__ is None
 
@@ -90,7 +95,7 @@ def test_an_encoder_actor_compiles_when_it_is_asked_to(
 ) -> None:
     assert resolve(ResourcesConfig(compile_encoder=True)).compile_encoder
     assert not resolve(ResourcesConfig()).compile_encoder
-    # Traced, but not translated, which takes a C++ compiler minutes.
+    # The model is traced but not compiled, because that takes a C++ compiler minutes.
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
     decoded = decode_rows(read_table([listed]).slice(0, 6), job)
     plain, compiled = (EncodeRows(job, threads=1, compile=compile)(decoded) for compile in (False, True))

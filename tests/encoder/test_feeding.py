@@ -1,4 +1,4 @@
-"""Many pictures in one call: the same embeddings as batch by batch, few batches at a time, and words when memory runs out."""
+"""Test many pictures in one call: the same embeddings as batch by batch, few batches in memory, and the error when memory runs out."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def encoder(spec: EncoderSpec) -> ClipEncoder:
 
 
 def pictures(n: int, spec: EncoderSpec) -> np.ndarray:
-    """Read-only, as Ray hands them out."""
+    """Random pictures in a read-only array, as Ray gives them."""
     pixels = np.random.default_rng(n).integers(0, 256, (n, *spec.pixel_shape), np.uint8)
     pixels.flags.writeable = False
     return pixels
@@ -115,7 +115,8 @@ def test_one_compiled_graph_serves_batches_of_all_sizes(
         graphs.append(graph)
         return graph.forward
 
-    # Traced as for a GPU, but not translated: that takes a C++ compiler two minutes. `tests/gpu/check.py` does all of it.
+    # The model is traced as for a GPU but not compiled, because that takes a C++ compiler two minutes. `tests/gpu/check.py`
+    # compiles it too.
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
     pixels = pictures(CPU_ROWS + 5, spec)
     found = ClipEncoder.load(spec, "cpu", compile=True).encode_pixels(pixels)

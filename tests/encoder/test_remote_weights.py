@@ -1,4 +1,4 @@
-"""Weights in a bucket: used as those on the disk are, copied once."""
+"""Test that weights in a bucket are used like those on the disk, and that they are copied once."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CHECKPOINT = "open_clip_model.safetensors"
 
 @pytest.fixture
 def folder(s3: StorageConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Location:
-    """The built-in model in a bucket, on a machine that has seen no weights yet."""
+    """The built-in model in a bucket, while the cache of this machine is empty."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     place = locate(f"s3://raycluster-test/weights-{time.time_ns()}", s3)
     for name in (CONFIG_FILE, CHECKPOINT):

@@ -1,4 +1,4 @@
-"""What find_weights says to every kind of `encoder:` section, without a model being built."""
+"""Test what find_weights finds or refuses for every kind of `encoder:` section. No model is built."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_a_folder_is_no_checkpoint_and_an_unknown_tag_is_answered_with_the_known
 def test_a_checkpoint_file_keeps_the_architecture_it_was_given_with(tmp_path: Path) -> None:
     file = tmp_path / "mine.pt"
     file.write_bytes(b"weights")
-    # The slash is how OpenAI writes its names.
+    # OpenAI writes its names with a slash.
     for name in ("ViT-B/32", "ViT-B-32-quickgelu"):
         weights = find_weights(EncoderConfig(model=name, pretrained=str(file)))
         assert (weights.model, weights.pretrained) == (name.replace("/", "-"), str(file))
@@ -135,7 +135,7 @@ def test_every_published_tag_resolves_to_its_own_activation() -> None:
     for model, tag in open_clip.list_pretrained():
         quick = bool((open_clip.pretrained.get_pretrained_cfg(model, tag) or {}).get("quick_gelu", False))
         if (open_clip.get_model_config(model) or {}).get("quick_gelu", False) and not quick:
-            continue  # refused or switched: tested by name elsewhere
+            continue  # refused or switched; other tests name these models
         used, forced = matching_activation(model, tag, quick)
         has = bool((open_clip.get_model_config(used) or {}).get("quick_gelu", False))
         assert (has or forced) == quick, (model, tag)
@@ -197,7 +197,7 @@ def test_weights_in_the_cache_need_no_network(monkeypatch: pytest.MonkeyPatch, e
     file = repository / "snapshots" / commit / "open_clip_model.safetensors"
     file.write_bytes(b"weights")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    # The classic: these weights were trained with QuickGELU, the plain architecture has none.
+    # This is the usual mistake: these weights were trained with QuickGELU, which the plain architecture does not have.
     weights = find_weights(EncoderConfig(model="ViT-B-32", pretrained="openai"))
     assert (weights.model, weights.pretrained, weights.file) == ("ViT-B-32-quickgelu", "openai", file)
     assert tuple(weights.preprocess["mean"]) == open_clip.OPENAI_DATASET_MEAN

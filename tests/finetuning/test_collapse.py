@@ -1,4 +1,4 @@
-"""The guard of fine-tuning: what it measures, and when it refuses."""
+"""Test the guard of fine-tuning: what it measures, and when it refuses."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ CLUSTERS, EACH = 10, 30
 
 @pytest.fixture(scope="module")
 def embeddings() -> np.ndarray:
-    """Ten tight groups of thirty."""
+    """Embeddings of ten tight groups of thirty rows."""
     rng = np.random.default_rng(0)
     centers = np.repeat(rng.normal(size=(CLUSTERS, 32)), EACH, axis=0)
     return (centers + 0.05 * rng.normal(size=centers.shape)).astype(np.float16)

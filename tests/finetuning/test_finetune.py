@@ -1,4 +1,4 @@
-"""Fine-tuning on Ray: which pictures come when, one worker or two, kills, and what ends it."""
+"""Test fine-tuning on Ray: the order of the pictures, one worker against two, killed workers, and what is refused."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def job(**changes: Any) -> PixelJob:
 
 
 def encoded(images: pa.Table, tower: Mapping[str, torch.Tensor] | None = None) -> torch.Tensor:
-    """Embeddings of the readable pictures, by the encoder as it came or with this vision tower."""
+    """Embeddings of the readable pictures, by the original encoder or, if given, with this vision tower."""
     encoder = ClipEncoder.load(job().spec, "cpu")
     if tower is not None:
         encoder.model.visual.load_state_dict(tower)
@@ -68,7 +68,7 @@ def encoded(images: pa.Table, tower: Mapping[str, torch.Tensor] | None = None) -
 
 @pytest.fixture(scope="module")
 def method(images: pa.Table) -> Method:
-    """Heads that know the four kinds."""
+    """A method that is fitted to the four kinds."""
     made = registry.build(MethodConfig(name="consensus"), 96, CLUSTERS, N, seed=0)
     assert isinstance(made, FittedMethod)
     made.fit(TrainingData(torch.arange(N - 1), encoded(images)), nearest_neighbors)
@@ -166,7 +166,7 @@ def test_a_killed_worker_resumes_in_the_middle_of_an_epoch(
 
 @pytest.fixture(scope="module")
 def stored(images: pa.Table, tmp_path_factory: pytest.TempPathFactory) -> pa.Table:
-    """Where the same pictures lie in shards: row groups of four in two files."""
+    """The places of the same pictures in shards: two files with row groups of four."""
     folder = locate(str(tmp_path_factory.mktemp("shards")))
     rows = images.append_column("image_id", images["uri"])
     for start in (0, 24):
@@ -190,7 +190,7 @@ def test_shards_are_read_in_the_order_of_their_row_groups(stored: pa.Table, imag
         for i, position in enumerate(positions.tolist()):
             assert bool(views.readable[i]) == (position != 7)
             if position != 7:
-                # These drawings are small: their shard holds the originals.
+                # These drawings are small, so their shard holds the originals.
                 picture = Image.open(images["uri"][position].as_py()).convert("RGB")
                 expected = two_views(picture, weak, strong, int(seeds[i]))
                 np.testing.assert_array_equal(views.weak[i], expected[0])

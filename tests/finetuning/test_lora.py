@@ -1,4 +1,4 @@
-"""What is trained of real towers with random weights: exactly the queries' and values' updates, or the last stage."""
+"""Test what is trained in real towers (with random weights): exactly the updates of queries and values, or the last stage."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from raycluster.finetuning.lora import adapt, merge
 
 
 def vit() -> nn.Module:
-    """open_clip's ViT-B-32, two blocks deep to be quick; the full depth is tried once below."""
+    """open_clip's ViT-B-32 with only two blocks, to be quick. One test below uses the full depth."""
     config: dict[str, Any] = open_clip.get_model_config("ViT-B-32")
     config["vision_cfg"]["layers"] = 2
     torch.manual_seed(0)
@@ -29,7 +29,7 @@ def timm_tower(name: str) -> nn.Module:
 
 
 def moved(tower: nn.Module) -> nn.Module:
-    """Every trainable parameter a little off, as after a step."""
+    """Change every trainable parameter a little, as a step does."""
     with torch.no_grad():
         for parameter in tower.parameters():
             if parameter.requires_grad:
@@ -105,7 +105,7 @@ def test_a_tower_without_attention_trains_its_last_stage() -> None:
 def test_resnets_train_layer4() -> None:
     tower = open_clip.create_model("RN50").visual
     adaptation = adapt(tower, rank=8)
-    # The attention pooling after it is no attention block.
+    # The attention pooling after this stage is not an attention block.
     assert adaptation.kind == "last stage"
     assert {name.split(".")[0] for name in adaptation.names} == {"layer4"}
 

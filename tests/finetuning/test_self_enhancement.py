@@ -1,4 +1,4 @@
-"""One step of stage 2: what moves, what it computes, and W workers against one."""
+"""Test one step of SEIC's stage 2: what it changes, what it computes, and W workers against one."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def enhancement(name: str = "seic", sizes: Tensor | None = None, **given: Any) -
         for parameter in method.parameters():
             torch.nn.init.normal_(parameter, generator=torch.Generator().manual_seed(3))
     if name == "seic":
-        # Confidences that differ.
+        # Random weights give confidences that differ.
         torch.nn.init.normal_(
             method.get_submodule("image_clustering").weight, std=0.1, generator=torch.Generator().manual_seed(3)
         )  # type: ignore[arg-type]
@@ -146,7 +146,7 @@ def test_a_checkpoint_goes_on_where_it_was() -> None:
 
 
 def test_a_checkpoint_of_another_model_is_refused() -> None:
-    with pytest.raises(RayclusterError, match="a checkpoint of another encoder or method"):
+    with pytest.raises(RayclusterError, match="the checkpoint is of another encoder or method"):
         enhancement("sic").load_trained_state(enhancement("seic").trained_state())
 
 
@@ -157,7 +157,7 @@ def test_a_method_without_a_head_is_refused() -> None:
 
 def test_a_batch_without_a_readable_picture_is_an_error() -> None:
     model = enhancement()
-    with pytest.raises(RayclusterError, match="none of a batch's pictures could be read"):
+    with pytest.raises(RayclusterError, match="no picture of the batch could be read"):
         model.step(torch.optim.SGD(model.parameters(), lr=0.0), batch(3, unreadable=(0, 1, 2)))
 
 

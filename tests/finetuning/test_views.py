@@ -1,4 +1,4 @@
-"""Weak and strong views of a picture."""
+"""Test the weak and strong views of a picture."""
 
 from __future__ import annotations
 
@@ -41,5 +41,5 @@ def test_views_are_drawn_as_often_as_published() -> None:
     plain = np.mean([np.abs(corner - [200, 60, 60]).max() <= 2 for corner in corners])
     assert 0.4 < flipped < 0.6
     assert 0.13 < grey < 0.27
-    # Neither jitter (0.2) nor grey (0.8).
+    # A view has no jitter with probability 0.2, and is not gray with probability 0.8.
     assert 0.1 < plain < 0.23

@@ -1,4 +1,4 @@
-"""Arrays recorded from the authors' code, and methods that start where they started."""
+"""Load arrays recorded from the authors' code, start a method with the same parameters, and compare with them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def load(name: str) -> dict[str, Tensor]:
 
 
 def start_from(method: torch.nn.Module, arrays: dict[str, Tensor]) -> None:
-    """Load every `param_*` of a golden file; what the method has besides are buffers."""
+    """Load every `param_*` of a golden file into the method. All other values of the method must be buffers."""
     start = {key.removeprefix("param_"): value for key, value in arrays.items() if key.startswith("param_")}
     missing, unexpected = method.load_state_dict(start, strict=False)
     assert not unexpected
@@ -27,7 +27,7 @@ def start_from(method: torch.nn.Module, arrays: dict[str, Tensor]) -> None:
 
 
 def compare(found: dict[str, Tensor], arrays: dict[str, Tensor], prefix: str) -> int:
-    """Each tensor against the golden `prefix + name`; returns how many were compared. float64: rtol 1e-9."""
+    """Compare each tensor in float64, with rtol 1e-9, with the golden array `prefix + name`; return how many were compared."""
     names = [name for name in found if prefix + name in arrays]
     for name in names:
         torch.testing.assert_close(found[name].double(), arrays[prefix + name], rtol=1e-9, atol=1e-12, msg=name)

@@ -1,13 +1,13 @@
-"""Check raycluster on a machine with a real GPU, without Ray, in at most 8 minutes; prints one JSON table, exits 1 for a wrong result.
+"""Check raycluster on a machine with a real GPU, without Ray, in at most 8 minutes; print one JSON table and exit with 1 for a wrong result.
 
     PYTHONPATH=. python tests/gpu/check.py                  # on the machine with the GPU, in the root of the repository
     PYTHONPATH=. python tests/gpu/check.py --compile        # with torch.compile too, which needs a C compiler there
-    PYTHONPATH=. python tests/gpu/check.py --device cpu --small    # whether the script itself works: what the test suite runs
+    PYTHONPATH=. python tests/gpu/check.py --device cpu --small    # tries the script itself, as the test suite does
 
-The machine needs Python 3.11 or newer, 12 GB of GPU memory, 16 GB of memory, 4 GB of disk, and of packages torch with CUDA, torchvision,
-timm, pyarrow, numpy, scipy, scikit-learn, safetensors, pillow, huggingface_hub, filelock, pyyaml, threadpoolctl, tqdm. What it may lack besides
-is 6 MB of wheels: open_clip_torch, ftfy, wcwidth, regex, pydantic, pydantic_core, annotated-types, typing-inspection, typing-extensions.
-Bring them along (for Python 3.12):
+The machine needs Python 3.11 or newer, 12 GB of GPU memory, 16 GB of memory, 4 GB of disk, and these packages: torch with CUDA, torchvision,
+timm, pyarrow, numpy, scipy, scikit-learn, safetensors, pillow, huggingface_hub, filelock, pyyaml, threadpoolctl, tqdm. The script also needs
+open_clip_torch, ftfy, wcwidth, regex, pydantic, pydantic_core, annotated-types, typing-inspection, typing-extensions. If the machine lacks
+these, bring them along as 6 MB of wheels (for Python 3.12):
 
     python -m pip download --python-version 3.12 --only-binary=:all: -d wheels ftfy regex pydantic
     python -m pip download --python-version 3.12 --only-binary=:all: --no-deps -d wheels open_clip_torch
@@ -42,7 +42,7 @@ def main() -> int:
     if options.device == "cuda" and not torch.cuda.is_available():
         raise SystemExit("torch sees no GPU here; use a machine with one, or --device cpu --small to try the script")
     table, started = Table(), time.perf_counter()
-    # Libraries may print; standard output carries the table alone.
+    # Libraries may print, but standard output must hold the table alone.
     with contextlib.redirect_stdout(sys.stderr):
         for check in (check_encoders, check_clusters, check_training):
             check(table, options.device, options.small, options.compile)

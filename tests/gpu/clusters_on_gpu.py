@@ -1,4 +1,4 @@
-"""k-means, neighbors and the consensus: the same on the GPU as on the CPU, and how long they take alone on many rows."""
+"""Check that k-means, neighbors and the consensus agree on GPU and CPU, and measure them on the GPU alone with more rows."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from raycluster.methods.base import FittedMethod, TrainingData
 
 CLUSTERS, NEIGHBORS = 20, 50
 RESTARTS = 20
-"""So many that the best one finds all clusters, however sums are rounded."""
+"""Enough restarts that the best one finds all clusters, however sums are rounded."""
 
 
 def made_up(n: int, dim: int, n_nouns: int = 1000, clusters: int = CLUSTERS) -> tuple[TrainingData, Tensor]:
-    """Rows of that many clusters around nouns, with noise that is stronger in some directions, and the cluster of each row."""
+    """Rows in clusters around nouns, with noise that is stronger in some directions, and the cluster of each row."""
     generator = torch.Generator().manual_seed(0)
     nouns = normalize(torch.randn(n_nouns, dim, generator=generator), dim=1)
     labels = torch.randint(0, clusters, (n,), generator=generator)
@@ -36,7 +36,7 @@ def on(data: TrainingData, device: str) -> TrainingData:
 
 
 def check_clusters(table: Table, device: str, small: bool, _: bool) -> None:
-    """Add the rows of all three."""
+    """Add the rows of k-means, neighbors and the consensus to the table."""
     dim = 32 if small else 512
     data, truth = made_up(1000 if small else 20_000, dim)
     n = len(truth)
@@ -63,7 +63,7 @@ def check_clusters(table: Table, device: str, small: bool, _: bool) -> None:
 
 
 def _all(data: TrainingData, device: str) -> dict[str, tuple[Tensor, float]]:
-    """Results and seconds; the first calls on a GPU load its libraries, which a smaller call does before."""
+    """Results and seconds. The first calls on a GPU load its libraries, so smaller calls come before."""
     nearest_neighbors(data.images[:500], 5)
     kmeans(data.images[:500], 5, seed=0)
     return {
@@ -81,5 +81,5 @@ def _consensus(data: TrainingData, device: str) -> Tensor:
 
 
 def _overlap(a: Tensor, b: Tensor) -> float:
-    """Mean share of a row's neighbors that are the same."""
+    """The mean share of a row's neighbors that are in both."""
     return float((a.unsqueeze(2) == b.unsqueeze(1)).any(dim=2).double().mean())

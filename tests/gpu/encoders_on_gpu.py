@@ -1,4 +1,4 @@
-"""Encoders: bf16 against fp32, and images/s through the real path against a forward pass on tensors that are there already."""
+"""Check encoders: bf16 against fp32, and images/s of `encode_pixels` against a plain forward pass on tensors on the device."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from raycluster.config import EncoderConfig
 from raycluster.encoder.clip import ClipEncoder, EncoderSpec, resolve_encoder
 
 BLOCK = 512
-"""Rows of a call, as the embed stage makes them with GPUs."""
+"""The number of rows of a call, as the embed stage makes it with GPUs."""
 
 
 def random_encoder(name: str, folder: Path) -> str:
-    """An open_clip folder of this architecture with random weights, named as `encoder.model` wants it."""
+    """Write an open_clip folder of this architecture with random weights; return its name for `encoder.model`."""
     import open_clip
     from safetensors.torch import save_model
 
@@ -30,7 +30,7 @@ def random_encoder(name: str, folder: Path) -> str:
 
 
 def check_encoders(table: Table, device: str, small: bool, compiled: bool) -> None:
-    """Add the rows of all encoders."""
+    """Add the rows of all encoders to the table."""
     if small:
         _check_encoder(table, "builtin", "builtin", device, 70, 2, compiled)
         return
@@ -63,7 +63,7 @@ def _check_encoder(table: Table, name: str, model: str, device: str, rows: int, 
 
 
 def _pictures(n: int, spec: EncoderSpec) -> np.ndarray:
-    """Smooth random pictures, all different, read-only as from Ray."""
+    """Smooth random pictures, all different, in a read-only array as Ray gives it."""
     generator = torch.Generator().manual_seed(0)
     coarse = torch.rand(n, 3, 7, 7, generator=generator)
     smooth = torch.nn.functional.interpolate(coarse, size=spec.image_size, mode="bilinear")

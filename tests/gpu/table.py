@@ -18,7 +18,7 @@ class Table:
         self.rows: list[dict[str, Any]] = []
 
     def add(self, name: str, value: float, unit: str = "", at_least: float | None = None) -> None:
-        """One value; with `at_least` a smaller one (or NaN) is a wrong result."""
+        """Add one value. With `at_least`, a smaller value (or NaN) is a wrong result."""
         row: dict[str, Any] = {"name": name, "value": float(f"{value:.5g}"), "unit": unit}
         if at_least is not None:
             row |= {"at_least": at_least, "ok": bool(value >= at_least)}
@@ -46,7 +46,7 @@ def _finish(device: str) -> None:
 
 
 def peak_gib(device: str) -> float:
-    """Most memory of the GPU that was taken since the last call."""
+    """The peak of the GPU's memory since the last call, in GiB."""
     if device == "cpu":
         return 0.0
     peak = torch.cuda.max_memory_allocated() / 2**30

@@ -1,4 +1,4 @@
-"""The script for machines with a GPU runs, here on the CPU with little data, and needs no more than its head says."""
+"""Test that the script for machines with a GPU runs, here on the CPU with little data, and needs only the packages that it names."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from packaging.utils import canonicalize_name
 FOLDER = Path(__file__).parent
 ROOT = FOLDER.parents[1]
 
-# What the head of the script calls the packages of the foreseen machine, and those to bring along.
+# The packages that the docstring of the script expects on the machine, and those that it says to bring along.
 THERE = (
     *("torch", "torchvision", "timm", "pyarrow", "numpy", "scipy", "scikit-learn", "safetensors", "pillow"),
     *("huggingface_hub", "filelock", "pyyaml", "threadpoolctl", "tqdm"),
@@ -43,12 +43,12 @@ folder = sys.argv.pop(1)
 sys.path.insert(0, folder)
 runpy.run_path(folder + "/check.py", run_name="__main__")
 """
-"""Runs the script where these imports fail."""
+"""A program that runs the script while the imports of ABSENT fail."""
 
 
 @pytest.mark.timeout(300)
 def test_the_script_finds_nothing_wrong_and_needs_only_what_it_says() -> None:
-    # One thread: on a busy machine two wait for each other more than they compute.
+    # One thread is used, because on a busy machine two threads wait for each other more than they compute.
     variables = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", RUN, str(FOLDER), "--device", "cpu", "--small"]
     run = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=280, check=False)

@@ -1,4 +1,4 @@
-"""Training: an epoch of heads, and steps of LoRA fine-tuning with small and large batches."""
+"""Check training: an epoch of heads, and steps of LoRA fine-tuning with small and large batches."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ RANK = 128
 
 
 def check_training(table: Table, device: str, small: bool, _: bool) -> None:
-    """Add the rows of heads and fine-tuning."""
+    """Add the rows of heads and fine-tuning to the table."""
     _check_heads(table, device, 1000 if small else 20_000, 32 if small else 512)
     with tempfile.TemporaryDirectory() as folder:
         model = "builtin" if small else random_encoder("ViT-B-32", Path(folder))
@@ -71,7 +71,7 @@ def _check_finetuning(table: Table, model: str, device: str, batch: int, steps: 
     progress = Progress()
 
     def take(count: int) -> None:
-        # As in a training, the pictures come from host memory, a batch ahead of the step that computes on them.
+        # As in a real training, the pictures come from host memory, one batch ahead of the step that uses them.
         finetune(enhancement, optimizer, on_device([views] * count, torch.device(device)), progress, steps + 1)
 
     take(1)
@@ -87,7 +87,7 @@ def _check_finetuning(table: Table, model: str, device: str, batch: int, steps: 
 
 
 def _enhancement(model: str) -> tuple[SelfEnhancement, tuple[int, int, int]]:
-    """As `finetune` builds it: fp32 weights, made on the CPU."""
+    """The model as `finetune` builds it, with fp32 weights made on the CPU; and the shape of its pictures."""
     spec = resolve_encoder(EncoderConfig(model=model, precision="fp32"), False)
     encoder = ClipEncoder.load(spec, "cpu")
     torch.manual_seed(0)

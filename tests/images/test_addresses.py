@@ -1,3 +1,5 @@
+"""Test addresses of pictures inside larger files: how they are made and parsed, and how those of a batch are grouped."""
+
 from __future__ import annotations
 
 import pytest
@@ -75,7 +77,7 @@ def test_a_batch_is_grouped_by_file_and_place() -> None:
         member(0),
         member(5100 + GAP + 1),
         Entry("t.parquet", 2, 1, None, True),
-        member(5000),  # twice
+        member(5000),  # the same picture again
         member(0, file="b.tar"),
     ]
     found = [(unit.file, unit.indices) for unit in units((i, f"u{i}", entry) for i, entry in enumerate(parts))]

@@ -1,4 +1,4 @@
-"""Ugly pictures, made here: each is decoded to the right colors in the right places, or gets its status."""
+"""Test the decoding of unusual and damaged pictures, made here: each gets the right colors in the right places, or its status."""
 
 import io
 import struct
@@ -22,7 +22,7 @@ def encoded(image: Image.Image, fmt: str, **options: object) -> bytes:
 
 
 def four_corners(width: int = 60, height: int = 40) -> Image.Image:
-    """Red, green / blue, yellow quarters, wider than high: any turn or flip shows."""
+    """A picture with red and green quarters above blue and yellow ones. It is wider than high, so any turn or flip shows."""
     image = Image.new("RGB", (width, height))
     for i, color in enumerate((RED, GREEN, BLUE, YELLOW)):
         x, y = (i % 2) * width // 2, (i // 2) * height // 2
@@ -31,7 +31,7 @@ def four_corners(width: int = 60, height: int = 40) -> Image.Image:
 
 
 def photo(width: int, height: int, seed: int = 0) -> Image.Image:
-    """Smooth shapes and some grain: compresses like a photograph."""
+    """Smooth shapes with some grain, which compress like a photograph."""
     rng = np.random.default_rng(seed)
     coarse = Image.fromarray(rng.integers(0, 256, (9, 12, 3), dtype=np.uint8)).resize((width, height), 3)
     return Image.fromarray(np.clip(np.asarray(coarse) + rng.normal(0, 6, (height, width, 3)), 0, 255).astype(np.uint8))
@@ -52,7 +52,7 @@ def rejection(data: bytes, **options: int) -> Rejected:
 
 
 def png(width: int, height: int, depth: int, color_type: int, rows: bytes) -> bytes:
-    """A PNG with any header, for what Pillow does not write."""
+    """A PNG with any header, for the kinds that Pillow does not write."""
 
     def chunk(kind: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
@@ -120,7 +120,8 @@ def test_16_bit_tiff_whose_zero_is_white_is_inverted() -> None:
 
 
 def test_12_bit_tiff_is_scaled_from_12_bits() -> None:
-    # Width, height, bits, no compression, black is zero, offset, samples, rows, bytes. Two pixels: 0x800 and 0xFFF.
+    # The tags are width, height, bits, no compression, black is zero, offset, samples, rows, bytes. The two pixels are 0x800
+    # and 0xFFF.
     tags = {256: 2, 257: 1, 258: 12, 259: 1, 262: 1, 273: 8, 277: 1, 278: 1, 279: 3}
     entries = b"".join(struct.pack("<HHIHH", tag, 3, 1, value, 0) for tag, value in tags.items())
     data = b"II*\0" + struct.pack("<I", 12) + b"\x80\x0f\xff\0" + struct.pack("<H", len(tags)) + entries + bytes(4)
@@ -246,7 +247,7 @@ def test_bombs_are_never_decoded() -> None:
     just_over = encoded(Image.new("1", (101, 100)), "PNG")
     assert rejection(just_over, max_pixels=10_000).status == "too_large"
     assert decode(just_over, max_pixels=10_100).width == 101
-    # 3.6 billion pixels; the missing rows show that none was asked for.
+    # The header announces 3.6 billion pixels. The rows are missing, which shows that none was asked for.
     for limit in (10_000, 3_599_999_999):
         assert rejection(png(60_000, 60_000, 8, 2, b""), max_pixels=limit).status == "too_large"
 

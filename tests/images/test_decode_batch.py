@@ -1,4 +1,4 @@
-"""A batch of pictures: order, fates, and that no damage whatever raises."""
+"""Test the decoding of a batch of pictures: their order, their statuses, and that no damage raises an exception."""
 
 import io
 import random
@@ -65,7 +65,7 @@ def test_no_damage_ever_raises(fmt: str) -> None:
     for _ in range(300):
         broken = bytearray(data[: rng.randrange(len(data))] if rng.random() < 0.3 else data)
         for _ in range(rng.randrange(1, 12) if broken else 0):
-            # Headers break in more ways than pixels.
+            # Headers break in more ways than pixels, so more of the damage is in the first bytes.
             place = rng.randrange(min(len(broken), 200) if rng.random() < 0.6 else len(broken))
             broken[place] ^= 1 << rng.randrange(8)
         damaged.append(Fetched(bytes(broken)))

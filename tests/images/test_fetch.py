@@ -1,3 +1,5 @@
+"""Test that fetching a picture gives its bytes or a status, and that a problem with the storage raises an error."""
+
 import os
 import socket
 import threading
@@ -61,7 +63,7 @@ def test_each_local_file_has_its_fate_at_once(folder: Path, name: str, status: s
 def test_unreadable_file_is_forbidden(folder: Path) -> None:
     (folder / "good.jpg").chmod(0)
     root = os.geteuid() == 0
-    if root:  # whom no mode stops
+    if root:  # root may read every file
         os.seteuid(65534)
     try:
         fetched = fetch(f"{folder}/good.jpg", LOCAL, 100, sleep=never)
@@ -82,7 +84,7 @@ def test_size_limit_holds_to_the_byte_and_larger_files_are_not_read(folder: Path
     assert fetch(f"{folder}/good.jpg", LOCAL, 10).status == "ok"
     assert fetch(f"{folder}/good.jpg", LOCAL, 9).status == "too_large"
     with open(folder / "huge.jpg", "wb") as file:
-        file.truncate(1 << 42)  # sparse: reading four terabytes would be noticed
+        file.truncate(1 << 42)  # a sparse file; if its four terabytes were read, the test would hang
     assert fetch(f"{folder}/huge.jpg", LOCAL, 100).status == "too_large"
 
 
@@ -209,7 +211,7 @@ def test_s3_private_object_is_forbidden(storage: StorageConfig) -> None:
 
 def test_s3_wrong_credentials_are_raised(storage: StorageConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
-    other = storage.model_copy(update={"region": "us-east-2"})  # another client than the cached one
+    other = storage.model_copy(update={"region": "us-east-2"})  # another region, so that no cached client is used
     with pytest.raises(CredentialsError, match="SIGNATURE_DOES_NOT_MATCH"):
         fetch("s3://raycluster-test/fetch/sub/b.PNG", other, 100, sleep=lambda seconds: None)
 

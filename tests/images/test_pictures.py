@@ -1,3 +1,5 @@
+"""Test that the pictures of rows are fetched in slices of limited size, and one slice ahead."""
+
 from __future__ import annotations
 
 import threading
@@ -31,7 +33,7 @@ def lengths(table: pa.Table, **limits: int) -> list[int]:
         ([14_000] * 300, [128, 128, 44]),
         ([5 * MB] * 512, [12] * 42 + [8]),
         ([MB, 63 * MB, MB, 64 * MB, MB], [2, 1, 1, 1]),
-        # Of a picture that is too large nothing is read.
+        # Nothing is read of a picture that is too large.
         ([65 * MB] * 130, [128, 2]),
         # The size of a row of a table is not known.
         ([None] * 130, [128, 2]),
@@ -64,7 +66,7 @@ def test_one_slice_is_fetched_ahead_and_no_more(tmp_path: Path, monkeypatch: pyt
         assert [len(item.data or b"") for item in found] == [SLICE_BYTES // 4] * 4
         seen += part.column("row_id").to_pylist()
         with changed:
-            # The next slice is on its way while this one is in use.
+            # The next slice is being fetched while this one is in use.
             expected = min(24, len(seen) + 4)
             assert changed.wait_for(lambda expected=expected: fetched == expected, 60)
             used += len(found)

@@ -1,3 +1,5 @@
+"""Test the pictures that a shard holds: their size and format, and what a row keeps of the original."""
+
 from __future__ import annotations
 
 import io
@@ -18,7 +20,7 @@ LIMIT = 10**8
 
 
 def grainy(width: int, height: int, seed: int = 0) -> Image.Image:
-    """Waves and noise: as hard to compress as a photograph."""
+    """Waves and noise, which are as hard to compress as a photograph."""
     y, x = np.mgrid[:height, :width]
     waves = np.stack([128 + 90 * np.sin(x / (9 + c) + y / (7 + 2 * c)) for c in range(3)], axis=2)
     noise = np.random.default_rng(seed).normal(0, 12, waves.shape)
@@ -37,7 +39,7 @@ def test_the_ratio_of_sides_is_kept_to_a_fraction_of_a_pixel(sides: tuple[int, i
         new = stored_size(width, height, 256)
         assert 256 <= min(new) <= 256 + ROOM
         assert (new[0] < new[1]) == (width < height)
-        # What an encoder of 224 pixels would make of both: the long side before it is cut.
+        # The long sides, before they are cut, that an encoder of 224 pixels would make of both.
         long = [224 * max(pair) / min(pair) for pair in (new, (width, height))]
         assert abs(long[0] - long[1]) < 0.15
 
@@ -52,7 +54,7 @@ def test_an_original_is_kept_where_nothing_is_gained() -> None:
     assert stored(decode(small, LIMIT).image, small, 256) == small
     flat = encoded(Image.new("RGB", (400, 300), "teal"), "PNG")
     assert stored(decode(flat, LIMIT).image, flat, 256) == flat
-    # A file as small, but nine times the pixels in every pass.
+    # This file is small too, but every pass would have to decode 36 times the pixels.
     huge = encoded(Image.new("RGB", (2400, 1800), "teal"), "PNG", optimize=True)
     assert min(Image.open(io.BytesIO(stored(decode(huge, LIMIT).image, huge, 64))).size) < 100
 
@@ -70,7 +72,7 @@ def test_a_large_picture_becomes_a_small_jpeg_with_all_of_its_color() -> None:
 
 def test_rows_keep_what_happened_and_the_size_of_the_original() -> None:
     exif = Image.Exif()
-    exif[0x0112] = 6  # lies on its side
+    exif[0x0112] = 6  # the orientation: the picture lies on its side
     turned = encoded(grainy(400, 300), quality=90, exif=exif)
     clear = encoded(Image.new("RGBA", (300, 300), (255, 0, 0, 0)), "PNG")
     narrow = encoded(grainy(1, 3000), "PNG")

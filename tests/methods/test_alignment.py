@@ -1,4 +1,4 @@
-"""Distribution alignment: what it does to probabilities, and that it remembers."""
+"""Test distribution alignment: what it does to probabilities, and over how many rows its mean looks back."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_a_cluster_that_has_grown_counts_less() -> None:
     torch.testing.assert_close(alignment.running, grown[0])
     expected = torch.tensor([0.4, 0.3, 0.3]) * TARGET / grown[0]
     torch.testing.assert_close(alignment(torch.tensor([[0.4, 0.3, 0.3]]))[0], expected / expected.sum())
-    # Rows as the running mean has them get the target's sizes.
+    # A row that equals the running mean becomes the target.
     torch.testing.assert_close(alignment(grown[:1])[0], TARGET)
 
 

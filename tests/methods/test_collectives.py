@@ -1,4 +1,4 @@
-"""W workers equal one: the same loss, gradients and running statistics, whatever W and however the rows divide."""
+"""Test that W workers equal one: they have the same loss, gradients and running statistics, whatever W is and however the rows divide."""
 
 from __future__ import annotations
 
@@ -73,13 +73,13 @@ def one_step(rank: int, world: int, constants: dict[str, object], rows: int) -> 
 @pytest.mark.parametrize("constants", TRAINED, ids=lambda constants: str(constants["name"]))
 @pytest.mark.parametrize(("world", "rows"), [(2, 16), (4, 16), (4, 17), (4, 3)])
 def test_a_step_of_workers_is_that_of_one(world: int, rows: int, constants: dict[str, object], tmp_path: Path) -> None:
-    # 17 rows: unequal shares. 3 rows: one worker has none.
+    # 17 rows give unequal shares. With 3 rows one worker has none.
     workers = on_workers(world, tmp_path, one_step, constants, rows)
     assert_equal(workers, one_step(0, 1, constants, rows), rtol=1e-9, atol=1e-12)
 
 
 def whole_training(rank: int, world: int, constants: dict[str, object]) -> Result:
-    # Far apart: one process alone gives other borders through a loose group with other numbers of threads.
+    # The groups are far apart. With loose groups even a single process finds other borders if its number of threads changes.
     data, method = (
         groups(torch.float16, n=402, spread=0.1),
         built({**constants, "batch_size": 101, "epochs": 30}, n=402),
@@ -112,7 +112,7 @@ def normalized(rank: int, world: int, rows: int) -> Result:
         sum_gradients(module)
         assert world == 1 or not module["unused"].weight.grad.any()
     evaluated = layer.eval()(x[:3])
-    # In rank order: back to the order of the batch.
+    # The rows come in the order of the ranks. This brings them back into the order of the batch.
     order = torch.cat([torch.arange(rows)[r::world] for r in range(world)]).argsort()
     total = all_reduce_sum(share.detach().sum(dim=0))
     return {

@@ -1,4 +1,4 @@
-"""The house method on sets whose groups are known, and on real CLIP features where those are at hand."""
+"""Test the method `consensus` on sets whose groups are known, and on real CLIP features where those are available."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ GROUPS, DIM = 12, 32
 
 
 def groups(n: int, seed: int, nuisance: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Unit rows [n, 32] of 12 groups that eight strong directions without meaning hide, their groups, and the groups' nouns."""
+    """Unit rows [n, 32] of 12 groups, hidden by eight strong directions without meaning; the group of each row; the groups' nouns."""
     generator = torch.Generator().manual_seed(seed)
     centers = torch.randn(GROUPS, DIM, generator=torch.Generator().manual_seed(99))
     centers[:, -8:] = 0
@@ -92,7 +92,7 @@ def test_without_nouns_or_text_weight_the_images_vote_alone() -> None:
     method, facts = fitted(300, 5, text_weight=0)
     assert (facts["views"], facts["votes"]) == (1, 3)
     assert "agreement_image_text" not in facts
-    assert "3 labelings voted, 3 of each view: the images alone, as text_weight 0 asks" in method.explain(facts)
+    assert "3 labelings voted, 3 of each view: the images alone, because text_weight is 0" in method.explain(facts)
     x, _, _ = groups(300, 0, 2.5)
     alone = consensus(x.half().float(), None, 5, 0, ConsensusConfig(name="consensus"))
     own = method.predict(x.half()).argmax(dim=1)
@@ -103,8 +103,8 @@ def test_without_nouns_or_text_weight_the_images_vote_alone() -> None:
 def test_the_report_says_who_voted() -> None:
     method, facts = fitted(300, 5)
     words = method.explain(facts)
-    assert words.startswith("9 labelings voted, 3 of each view: the images, the images beside the nouns chosen")
-    assert f"{facts['agreement_image_text']:.2f} among labelings of images alone and of images with text" in words
+    assert words.startswith("9 labelings voted, 3 of each view: the images, the images with the nouns chosen")
+    assert f"{facts['agreement_image_text']:.2f} between labelings of images alone and of images with text" in words
 
 
 def test_a_single_labeling_needs_no_agreement() -> None:
@@ -141,7 +141,7 @@ def test_other_methods_are_drawn_towards_it(name: str) -> None:
     assert isinstance(method, TrainedMethod)
     history = train(method, data, find_neighbors(method, data))
     assert history[-1]["consensus"] < history[0]["consensus"]
-    # The same numbers of the same clusters, not only the same grouping.
+    # The clusters have the same numbers too, not only the same rows.
     assert (method.predict(x).argmax(dim=1) == data.consensus).double().mean() > 0.9
 
 
@@ -174,7 +174,7 @@ def test_real_clip_features_reach_the_recorded_scores(
     images, labels = torch.from_numpy(unit(vectors(table))), table.column("label").to_pylist()
     found = consensus(images, nouns, clusters, 0, ConsensusConfig(name="consensus"))
     scores = supervised_scores(labels, np.asarray(found.labels))
-    # One seed may lie below the mean of several: by 1.6 at most among the recorded ones.
+    # One seed may lie below the mean of several seeds, among the recorded ones by at most 1.6.
     assert scores["acc"] is not None
     assert scores["nmi"] is not None
     assert 100 * scores["acc"] > acc - 2.6

@@ -1,4 +1,4 @@
-"""Sets that no clustering was made for: a clear error or a defined result, never NaN."""
+"""Test that every method gives a clear error or a defined result, never NaN, on sets that no clustering was made for."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_every_method_gives_probabilities(method: dict[str, Any], images: Tensor
     p = fitted(method, images, normalize(random(12, 5), dim=1), clusters=6)
     np.testing.assert_allclose(p.sum(axis=1), 1, rtol=1e-4)
     assert (p >= 0).all()
-    # Equal images are in one cluster, whatever it is.
+    # Equal images are in the same cluster.
     _, first = np.unique(images.half().numpy(), axis=0, return_inverse=True)
     for group in range(first.max() + 1):
         assert len(np.unique(p[first == group].argmax(axis=1))) == 1

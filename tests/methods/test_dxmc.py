@@ -1,3 +1,5 @@
+"""Test DXMC: its constants, its outputs, the neighbors that it draws, and its training."""
+
 from __future__ import annotations
 
 import pytest
@@ -81,7 +83,7 @@ def test_an_outputs_neighbor_is_one_of_the_rows_neighbors_in_that_space() -> Non
             rank = (of_neighbors - outputs[key].unsqueeze(1)).abs().amax(dim=2).min(dim=1)
             assert float(rank.values.max()) < 1e-12
             drawn[key].append(rank.indices.tolist())
-    # All four ranks are drawn, in every epoch anew, and in one space apart from the other.
+    # All four ranks are drawn, anew in every epoch and separately in the two spaces.
     for ranks in drawn.values():
         assert {rank for epoch in ranks for rank in epoch} == {0, 1, 2, 3}
         assert ranks[0] != ranks[1]

@@ -1,3 +1,5 @@
+"""Test the method `kmeans`: its fit, its probabilities, and its limits."""
+
 from __future__ import annotations
 
 import math
@@ -47,5 +49,7 @@ def test_iterations_can_be_limited() -> None:
 
 def test_more_clusters_than_images_is_an_error() -> None:
     method = KMeansMethod(KMeansConfig(name="kmeans"), 8, 61, 60, seed=0)
-    with pytest.raises(ConfigError, match="clusters: k-means into 61 clusters needs at least 61 images, there are 60"):
+    with pytest.raises(
+        ConfigError, match="clusters: k-means into 61 clusters needs at least 61 images, but there are 60"
+    ):
         method.fit(rows())

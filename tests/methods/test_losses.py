@@ -1,3 +1,5 @@
+"""Test the contrastive losses and the entropy against the authors' values and against plain loops."""
+
 from __future__ import annotations
 
 import math
@@ -80,7 +82,7 @@ def test_a_confident_batch_in_single_precision_keeps_a_finite_gradient() -> None
 
 
 def plain_contrast(p: Tensor, q: Tensor, temperature: float) -> float:
-    """Column by column: the partner is the same cluster of the other matrix, the 2C - 2 other columns are negatives."""
+    """The loss column by column. The partner is the same cluster of the other matrix, and the 2C - 2 other columns are negatives."""
     c = p.shape[1]
     columns = [column / column.norm() for matrix in (p, q) for column in matrix.T]
     total = 0.0
@@ -100,7 +102,7 @@ def test_cluster_contrast_is_the_plain_double_loop(rows: int, clusters: int, tem
     expected = plain_contrast(p, q, temperature)
     assert float(cluster_contrast(p, q, temperature)) == pytest.approx(expected, rel=1e-12)
     assert float(cluster_contrast(q, p, temperature)) == pytest.approx(expected, rel=1e-12)
-    # What a worker computes on its share and averages is another loss.
+    # If each worker computed the loss of its share, the average would be another loss.
     if rows % 2 == 0:
         halves = [float(cluster_contrast(p[half::2], q[half::2], temperature)) for half in range(2)]
         assert sum(halves) / 2 != pytest.approx(expected, rel=1e-3)

@@ -1,3 +1,5 @@
+"""Test that methods are found by name, that unknown constants are named, and that a restored method predicts the same."""
+
 from __future__ import annotations
 
 import pytest
@@ -14,7 +16,7 @@ from raycluster.training.loop import find_neighbors, train
 def test_methods_are_found_by_name() -> None:
     assert registry.method_names() == ["consensus", "dxmc", "kmeans", "seic", "sic", "tac"]
     with pytest.raises(
-        ConfigError, match=r"method\.name: unknown method 'umap'; known are consensus, dxmc, kmeans, seic, sic, tac"
+        ConfigError, match=r"method\.name: unknown method 'umap'; choose one of consensus, dxmc, kmeans, seic, sic, tac"
     ):
         registry.method_class("umap")
 

@@ -1,3 +1,5 @@
+"""Test SEIC against recorded values of the authors' code and against plain loops."""
+
 from __future__ import annotations
 
 import math

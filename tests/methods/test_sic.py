@@ -1,3 +1,5 @@
+"""Test SIC against recorded values of the authors' code and against plain sums."""
+
 from __future__ import annotations
 
 import math

@@ -1,4 +1,4 @@
-"""SoftMatch's weights against the recorded ones and against plain sums."""
+"""Test SoftMatch's weights against recorded values and against plain sums."""
 
 from __future__ import annotations
 

@@ -1,3 +1,5 @@
+"""Test TAC, with and without training, against recorded values of the authors' code and against plain sums."""
+
 from __future__ import annotations
 
 import math
@@ -55,10 +57,10 @@ def test_three_training_steps_are_the_authors(name: str) -> None:
         loss.backward()
         optimizer.step()
         if step == 0:
-            # The bias before batch norm has gradient 0, of which Adam amplifies the rounding.
+            # The bias before batch norm is left out: its gradient is 0, and Adam amplifies the rounding error.
             state = {key: value for key, value in method.state_dict().items() if not key.endswith(".0.bias")}
             state |= {key: value for key, value in method.state_dict().items() if key.startswith("instance")}
-            assert compare(state, g, "after1_") == len(state) - 2  # but for the two counts of batches
+            assert compare(state, g, "after1_") == len(state) - 2  # all but the two counts of batches
     method.eval()
     for head, side in ((method.cluster_head_image, "image"), (method.cluster_head_text, "text")):
         torch.testing.assert_close(head(g[f"in_{side}"]).softmax(dim=1), g[f"eval_after3_probs_{side}"], rtol=1e-9, atol=1e-12)  # fmt: skip

@@ -1,3 +1,5 @@
+"""Test drift: its figures, its verdict, and that chance alone is no drift."""
+
 from __future__ import annotations
 
 import math
@@ -83,8 +85,12 @@ def test_chance_alone_is_no_drift(n: int) -> None:
 @pytest.mark.parametrize(
     ("now", "flagged", "words"),
     [
-        (like(1, 300), 30, "10.0% of the pictures are unlike anything the model has seen, 1.0% would be expected"),
-        (like(1, 300, low=0.5), 3, "the model is more sure than on the training set: mean confidence 0.7"),
+        (like(1, 300), 30, "10.0% of the pictures are unlike anything the model has seen, but only 1.0% are expected"),
+        (
+            like(1, 300, low=0.5),
+            3,
+            "the model is more sure of the pictures than of the training set: the mean confidence is 0.7",
+        ),
         (like(1, 300, shares=(0.7, 0.1, 0.1, 0.1)), 3, "cluster sizes have changed (divergence 0."),
     ],
 )

@@ -1,4 +1,4 @@
-"""Model folders that are damaged in every way: an error in words, through every door by which a model is loaded."""
+"""Test that a damaged model folder gives a clear error wherever a model is loaded, whatever the damage is."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def folder(good: Path, tmp_path: Path) -> Path:
-    """A copy to be damaged."""
+    """A copy of the model folder, which a test may damage."""
     return Path(shutil.copytree(good, tmp_path / "model"))
 
 
 def refused_everywhere(folder: Path, reason: str, capfd: pytest.CaptureFixture[str]) -> None:
-    """`reason`: what each of the doors says, in one line."""
+    """Check that every function and command that loads a model refuses this folder with one error that says `reason`."""
     loads: list[Callable[[], object]] = [
         lambda: raycluster.load_model(folder),
         lambda: Loaded.load(str(folder), StorageConfig(), "cpu", 1),
@@ -101,7 +101,7 @@ def test_a_key_of_an_odd_kind_is_named(
 
 
 WRONG: list[tuple[list[str], object, str]] = [
-    (["format"], 1, "model format 1, this raycluster reads 2; install the version that wrote it"),
+    (["format"], 1, "the model has the format 1, but this raycluster reads 2; install the version that wrote it"),
     (["method"], "nothing", r"heads\.safetensors is damaged .*unknown method"),
     (["method"], "seic", r"heads\.safetensors is damaged"),
     (["constants"], {"nothing": 1}, r"heads\.safetensors is damaged .*unknown key `nothing`"),
@@ -141,7 +141,7 @@ def test_a_file_that_is_missing_cut_or_foreign(folder: Path, name: str, capfd: p
 
 
 def unfit() -> Iterator[tuple[str, bytes]]:
-    """Files whose hash is right and whose content is not a model's."""
+    """Names and contents of files that do not belong to a model. The test makes their hashes right."""
     for name in FILES:
         yield name, b""
         yield name, b"\x00\xff" * 50
@@ -197,7 +197,7 @@ def test_pictures_for_a_model_of_embeddings_are_refused_in_words(tmp_path: Path)
 
 
 def test_an_image_of_too_many_pixels_is_not_decoded(good: Path) -> None:
-    """Pillow's own limit is off (:mod:`raycluster.images.decode`), so images that the caller opened are judged as well."""
+    """Pillow's own limit is off (:mod:`raycluster.images.decode`), so images that the caller opened are checked too."""
     images = [Image.new("RGB", (100, 100)), Image.new("RGB", (101, 100))]
     predicted = raycluster.load_model(good).predict(images)
     assert predicted.status == ["ok", "too_large"]

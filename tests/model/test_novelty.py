@@ -1,3 +1,5 @@
+"""Test which rows are flagged as outliers and how often, and what is stored for this."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -11,7 +13,7 @@ from raycluster.model.novelty import FALSE_RATE, Novelty, fit_novelty, spread
 
 
 def blobs(n: int, seed: int, centers: int = 8, dim: int = 32) -> Tensor:
-    """Rows around `centers` directions, the same for every seed."""
+    """Rows around `centers` directions. The directions are the same for every seed."""
     means = torch.randn(centers, dim, generator=torch.Generator().manual_seed(99))
     noise = torch.randn(n, dim, generator=torch.Generator().manual_seed(seed))
     return means[torch.arange(n) % centers] + 0.3 * noise
@@ -30,7 +32,7 @@ def test_known_rows_are_flagged_at_the_promised_rate_and_noise_always(n: int) ->
 
 
 def test_of_few_rows_one_row_sets_the_limit() -> None:
-    # Over many training sets of 40 rows, a new row is the strangest of 41 as often as any other.
+    # Over many training sets of 40 rows, a new row is the strangest of the 41 as often as any other row.
     rates = [(found.expected, share(found, blobs(400, 10_000 + seed))) for seed in range(60) for found in [fit_novelty(blobs(40, seed))]]  # fmt: skip
     expected, measured = np.mean(rates, axis=0)
     assert expected == pytest.approx(1 / 41)

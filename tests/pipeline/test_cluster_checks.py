@@ -1,4 +1,4 @@
-"""What is compared between nodes of the files that a run names: one or two of every source, whatever its kind."""
+"""Test which files of a run are compared between nodes: one or two of every source, whatever its kind."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ def write_table(file: Path, pictures: list[Path]) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_every_kind_of_source_is_compared(tmp_path: Path) -> None:
-    """Tars, tables, lists, one source among several, new pictures for a model; and what no other node reads is not."""
+    """Tars, tables, lists, one source among several, and new pictures for a model are compared. Files that no other node reads are not."""
     hidden, seen, other = tmp_path / "hidden", tmp_path / "seen", tmp_path / "other"
     for place in (hidden, seen, other):
         pictures = draw_dataset(place / "photos", 12, ("fish", "car"), seed=3)
         write_tar(place / "a.tar", pictures[:6] if place == other else pictures)
         write_table(place / "a.parquet", pictures[:6] if place == other else pictures)
     shutil.copytree(seen / "photos", seen / "more")
-    # Named in a list that lies in a bucket, or here on a disk that all nodes see.
+    # These pictures are named in a list that lies in a bucket or, as here, on a disk that all nodes see.
     uris = [str(path) for path in sorted((hidden / "photos").rglob("*.jpg"))]
     pq.write_table(pa.table({"uri": uris}), seen / "list.parquet")
     vectors = np.eye(2, 8)[np.arange(12) % 2] + 0.1 * np.random.default_rng(0).normal(size=(12, 8))
@@ -77,7 +77,7 @@ def test_every_kind_of_source_is_compared(tmp_path: Path) -> None:
         f"images: {hidden}/a.tar is on": words([photos, f"{hidden}/a.tar", str(seen / "a.parquet")]),
         f"model: {hidden}/model/encoder.safetensors": words(photos, model=hidden / "model"),
         f"images: {hidden}/a.tar is": words(f"{hidden}/a.tar", model=seen / "model"),
-        # There is a file of that name, and it is another one.
+        # The other node has a file of that name, but its content differs.
         f"images: {seen}/a.tar": words(f"{seen}/a.tar"),
         f"images: {seen}/a.parquet": words(f"{seen}/a.parquet", model=seen / "model"),
     }
@@ -90,7 +90,7 @@ def test_every_kind_of_source_is_compared(tmp_path: Path) -> None:
             done = command(cluster, *command_words)
             assert done.returncode == 2, done.stderr
             assert said in done.stderr
-            assert "does not see the same there" in done.stderr
+            assert "does not see the same content there" in done.stderr
         for command_words in taken:
             done = command(cluster, *command_words)
             assert done.returncode == 0, done.stderr

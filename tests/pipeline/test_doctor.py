@@ -1,4 +1,4 @@
-"""`raycluster doctor` against what really goes wrong: keys, buckets, permissions, servers that are gone or silent."""
+"""Test `raycluster doctor` with problems that really occur: keys, buckets, permissions, and servers that are gone or silent."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ import pytest
 
 from raycluster.cli import main
 from raycluster.compute import nodes
-from raycluster.config import RunConfig, StorageConfig, validate
+from raycluster.config import RunConfig, StorageConfig
 from raycluster.pipeline.doctor import doctor
+from raycluster.section import validate
 from raycluster.storage.location import locate
 from raycluster.storage.probes import Check, storage_checks
 
@@ -25,7 +26,7 @@ OUTPUT = tuple(f"output {step}" for step in ("list", "put", "get", "delete", "lo
 
 def configured(output: str, images: str = "s3://raycluster-test/", **storage: Any) -> RunConfig:
     options = {"region": "us-east-1", **storage}
-    return validate({"images": images, "output": output, "clusters": 2, "storage": options})
+    return validate({"images": images, "output": output, "clusters": 2, "storage": options}, RunConfig)
 
 
 def checked(config: RunConfig) -> dict[str, Check]:
@@ -48,7 +49,7 @@ def states(found: dict[str, Check]) -> list[str]:
 
 @pytest.fixture
 def keys(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Some keys: what is tried needs none that a server knows."""
+    """Set some keys. These tests need no keys that a server knows."""
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "some")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "keys")
 
@@ -114,7 +115,7 @@ def bucket(s3: StorageConfig) -> Iterator[str]:
     client.create_bucket(Bucket=name)
     yield name
     client.delete_bucket_policy(Bucket=name)
-    # Arrow's client keeps a folder whose last file it deletes, as an empty object.
+    # When Arrow's client deletes the last file of a folder, it keeps the folder as an empty object.
     for key in client.list_objects_v2(Bucket=name).get("Contents", []):
         client.delete_object(Bucket=name, Key=key["Key"])
     client.delete_bucket(Bucket=name)
@@ -129,7 +130,7 @@ def test_all_is_well_and_nothing_is_left_behind(bucket: str, s3: StorageConfig) 
 def test_wrong_keys(bucket: str, s3: StorageConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
     found = checked(configured(f"s3://{bucket}/out", f"s3://{bucket}", endpoint_url=s3.endpoint_url))
-    assert_failed(found["output list"], "access is denied", "check the keys that `credentials` names")
+    assert_failed(found["output list"], "access is denied", "check the keys that the line `credentials` shows")
     assert_failed(found["images list"], "access is denied", "s3:ListBucket")
 
 
@@ -172,7 +173,7 @@ def test_ray_its_nodes_and_the_final_line(tmp_path: Path, capfd: pytest.CaptureF
     assert main([*words, "--resources.use_gpu", "true"]) == 2
     failed = [c for c in json.loads(capfd.readouterr().out)["checks"] if c["state"] == "failed"]
     assert [check["name"] for check in failed] == ["gpus"]
-    assert "remove it, or join a cluster with GPUs" in failed[0]["remedy"]
+    assert "remove the field, or join a cluster with GPUs" in failed[0]["remedy"]
 
 
 @needs_ray

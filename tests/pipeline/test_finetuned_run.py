@@ -1,4 +1,4 @@
-"""A run with fine-tuning from end to end: what it writes, what it keeps, when it is refused, and that it survives kills."""
+"""Test a run with fine-tuning from end to end: what it writes and keeps, when the tuned encoder is refused, and that it survives kills."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def test_new_pictures_are_read_by_the_tuned_encoder(finished: tuple[dict[str, An
     assert predicted.cluster.tolist() == [row["cluster"] for row in rows]
     assert predicted.outlier.tolist() == [row["outlier"] for row in rows]
     np.testing.assert_allclose(predicted.confidence, [row["confidence"] for row in rows], atol=1e-4)
-    # Its memory is of embeddings by the tuned encoder: the training set is no stranger to it.
+    # The model remembers embeddings of the tuned encoder, so it flags no row of the training set.
     embedded = table(result, "embeddings").filter(pa.compute.field("status") == "ok")
     known = np.array(embedded.column("embedding").to_pylist())
     model = raycluster.load_model(tmp_path / "model")
@@ -163,7 +163,7 @@ def test_without_fine_tuning_the_model_before_is_current_again(
 
 
 def forked(finished: tuple[dict[str, Any], RunResult], output: Path, **tuning: Any) -> dict[str, Any]:
-    """The configuration of a run with other fine-tuning, whose first stage is done."""
+    """The configuration of a run with other fine-tuning, in a copy of the finished run, so that only the fine-tuning is left to do."""
     config, _ = finished
     shutil.copytree(config["output"], output)
     return {**config, "output": str(output), "finetune": {**TUNING, **tuning}}
@@ -188,7 +188,7 @@ def test_a_collapse_keeps_the_model_before_and_says_so(
     status = json.loads(capfd.readouterr().out)
     assert warning in status["warnings"]
     assert status["status"] == "ok"
-    # Who wants it nevertheless raises the bounds: nothing is trained again.
+    # A user who wants this encoder nevertheless raises the bounds, and nothing is trained again.
     bounds = {f"max_{name}": 1 for name in ("lost_clusters", "lost_consistency", "added_imbalance")}
     wanted = raycluster.run({**config, "finetune": {**config["finetune"], **bounds}})
     assert ran(wanted) == ["reembed", "assign", "describe", "evaluate", "report"]
@@ -201,7 +201,7 @@ def test_the_command_needs_it_enabled(photos: Path, tmp_path: Path) -> None:
 
 
 def latest_step(output: Path) -> int:
-    """The highest step of a checkpoint of fine-tuning; one that is just being written or removed does not count."""
+    """The highest step of the checkpoints of fine-tuning. A checkpoint that is just being written or removed does not count."""
     found = [0]
     for path in checkpoints(output / "training"):
         with contextlib.suppress(FileNotFoundError, json.JSONDecodeError):

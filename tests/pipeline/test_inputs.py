@@ -1,4 +1,4 @@
-"""Pictures inside tars and tables, local and in a bucket, through a whole run."""
+"""Test a whole run on pictures inside tars and tables, on the disk and in a bucket."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
 
 
 def write_sources(root: Location, pictures: dict[str, bytes]) -> list[str]:
-    """A third of the pictures in two shards, a third in a table, a third as files with a list; one of each unreadable."""
+    """Write a third of the pictures into two tars, a third into a table, and a third as listed files. Each has one that cannot be read."""
     items = list(pictures.items())
     for shard in range(2):
         buffer = io.BytesIO()
@@ -117,14 +117,14 @@ def test_tars_tables_and_lists_go_through_a_run(pictures: dict[str, bytes], tmp_
     assert {stage["state"] for stage in raycluster.run(config).stages.values()} == {"skipped"}
     status = __import__("raycluster.pipeline.status", fromlist=["status"]).status(config["output"], StorageConfig())
     assert status["stages"]["embed"]["failed"] == {"empty": 2, "missing": 2}
-    # What was missing is there now; a list does not say so, and only a run that is told to looks again.
+    # The missing file is there now. A list does not show this, so only a run with `retry_failed` looks again.
     (root / "files/gone.png").write_bytes(next(iter(pictures.values())))
     assert raycluster.run(config).stages["embed"]["state"] == "skipped"
     again = raycluster.run(config, retry_failed=True)
     assert again.stages["train"]["state"] == "skipped"
     assert [row["status"] for row in rows(again, "assignments", StorageConfig())].count("ok") == 37
     assert {stage["state"] for stage in raycluster.run(config).stages.values()} == {"skipped"}
-    # A shard written anew makes its pictures new ones.
+    # When a tar is written again, its pictures count as new.
     shard = root / "shards/000.tar"
     shard.write_bytes(shard.read_bytes() + bytes(1024))
     third = raycluster.run(config, until="assign")

@@ -1,5 +1,5 @@
-"""The whole plan of a cluster with GPUs, on a machine that has none: Ray counts two that do not exist, and what they would compute
-runs on the CPU (:func:`raycluster.compute.resources.own_device`). The tables are those of a run without GPUs.
+"""Test the whole plan of a cluster with GPUs on a machine without GPUs: Ray counts two that do not exist, and their work runs on the CPU
+(:func:`raycluster.compute.resources.own_device`). The tables must equal those of a run without GPUs.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def two_gpus(own_ray: Any) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """96 pictures and one that is none."""
+    """96 pictures, and a file that is no picture."""
     folder = tmp_path_factory.mktemp("photos")
     draw_dataset(folder, 96, drawn_run.KINDS, seed=11)
     (folder / "text.jpg").write_text("not a picture")
@@ -47,7 +47,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def configuration(photos: Path, output: Path, **changes: Any) -> dict[str, Any]:
-    """Encoders at fp32: `auto` is bf16 where there are GPUs, and the tables would differ."""
+    """A configuration whose encoder has fp32, because `auto` is bf16 where there are GPUs, and the tables would differ."""
     output.parent.mkdir(exist_ok=True)
     return drawn_run.configuration(photos, output, **{"method": {"name": "consensus"}, "resources": {}, **changes})
 
@@ -77,7 +77,7 @@ WITHOUT = {"use_gpu": False, "encoder_actors": 1}
 
 
 def both_ways(photos: Path, folder: Path, **changes: Any) -> tuple[RunResult, RunResult, float]:
-    """A run with the GPUs, the same without, and the fewest GPUs that were free during the first."""
+    """A run with the GPUs, the same run without them, and the fewest GPUs that were free during the first run."""
     resources = changes.pop("resources", {})
     with LeastFree() as free:
         with_gpus = raycluster.run(configuration(photos, folder / "gpu" / "out", resources=resources, **changes))
@@ -95,7 +95,7 @@ def tables(result: RunResult) -> dict[str, pa.Table]:
 
 
 def same(with_gpus: RunResult, without: RunResult) -> None:
-    """Every table, and every stage was done on both sides."""
+    """Check that both runs did every stage, and that all of their tables are equal."""
     assert list(with_gpus.stages) == list(without.stages)
     assert {entry["state"] for entry in with_gpus.stages.values()} == {"ran"}
     run_commands.compare(tables(with_gpus), tables(without))
@@ -113,10 +113,10 @@ def test_pictures_to_consensus(consensus: tuple[RunResult, RunResult, float]) ->
     with_gpus, without, free = consensus
     assert free == 0  # two encoders held a GPU each
     same(with_gpus, without)
-    # Both also say that one of the images is none.
+    # Both runs also warn of the image that is none. Only the run with GPUs has another warning.
     (warning,) = set(with_gpus.warnings) - set(without.warnings)
     assert warning.startswith("Ray counts GPUs on node ")
-    assert "PyTorch sees none there: what reserves them computes on CPUs" in warning
+    assert "PyTorch sees none there: work that reserves them runs on CPUs" in warning
 
 
 def test_several_encoders_on_a_gpu(photos: Path, tmp_path: Path, consensus: tuple[RunResult, RunResult, float]) -> None:
@@ -131,7 +131,7 @@ def test_several_encoders_on_a_gpu(photos: Path, tmp_path: Path, consensus: tupl
 def test_embeddings_to_dxmc_with_two_train_workers(
     photos: Path, tmp_path: Path, consensus: tuple[RunResult, RunResult, float]
 ) -> None:
-    """The embeddings are those of the runs before, in copies of their folders."""
+    """The embeddings are those of the earlier runs, in copies of their folders."""
     for run, name in zip(consensus, ("gpu", "cpu"), strict=False):
         shutil.copytree(run.output, tmp_path / name / "out")
     method = {"name": "dxmc", "epochs": 3}
@@ -153,7 +153,7 @@ def test_shards_to_a_tuned_encoder_that_embeds_again(photos: Path, tmp_path: Pat
 def test_a_tuned_encoder_from_the_originals(
     photos: Path, tmp_path: Path, consensus: tuple[RunResult, RunResult, float]
 ) -> None:
-    """What comes of it was compared above; here it reads the originals, in a copy of a finished run."""
+    """The result of fine-tuning was compared above. Here it reads the originals, in a copy of a finished run."""
     shutil.copytree(consensus[0].output, tmp_path / "out")
     config = configuration(photos, tmp_path / "out", finetune=TUNING, resources={"train_workers": 2})
     with LeastFree() as free:
@@ -184,7 +184,7 @@ def test_new_pictures(consensus: tuple[RunResult, RunResult, float], tmp_path: P
 
 @contextmanager
 def endpoint(run: RunResult) -> Iterator[ServeEndpoint]:
-    # Nothing is said of `model.num_gpus`: a replica takes one where the cluster has any.
+    # `model.num_gpus` is not given, so a replica takes one GPU where the cluster has any.
     with ServeEndpoint({"run": run.output}) as served:
         yield served
 

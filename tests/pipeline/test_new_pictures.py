@@ -1,4 +1,4 @@
-"""New pictures for a finished model, from end to end: real Ray, the built-in encoder, drawn pictures."""
+"""Test new pictures for a finished model from end to end, with real Ray, the built-in encoder and drawn pictures."""
 
 from __future__ import annotations
 
@@ -150,7 +150,7 @@ def test_what_a_killed_call_has_written_is_kept(kmeans_run: RunResult, finished:
     lost = sorted((output / "embeddings" / embeddings).iterdir())[0]
     ids = set(pq.read_table(lost)["row_id"].to_pylist())
     lost.unlink()
-    # Assigned after the markers' loss: the part that goes with it.
+    # The assignments of these rows are removed too, because they are written after the embeddings.
     for part in (output / "assignments" / assignments).iterdir():
         if ids & set(pq.read_table(part)["row_id"].to_pylist()):
             part.unlink()
@@ -180,7 +180,7 @@ def test_the_model_alone_is_enough(
     status = json.loads(capfd.readouterr().out)
     assert status["status"] == "ok"
     assert status["metrics"] == finished.metrics
-    # The folder above names the run's current model.
+    # Loading the parent folder finds the run's current model.
     assert raycluster.load_model(Path(kmeans_run.model or "").parent).folder.uri == kmeans_run.model
 
 
@@ -195,12 +195,12 @@ def test_too_many_failures_are_exit_3(kmeans_run: RunResult, new_photos: Path, t
     given = {"model": kmeans_run.output, "images": str(new_photos), "output": str(tmp_path / "out"), "resources": ONE}
     with pytest.raises(DataQualityError, match=r"1 of 81 images \(1\.2%\) could not be read"):
         raycluster.assign(**given, max_failed_fraction=0.0)
-    assert states(raycluster.assign(**given))["embed"] == "ran"  # the rest of it
+    assert states(raycluster.assign(**given))["embed"] == "ran"  # embeds the rest
 
 
 @pytest.fixture(scope="module")
 def of_embeddings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """A run on ready-made embeddings of three kinds; its file grows in a test."""
+    """The configuration of a run on ready-made embeddings of three kinds, up to its model. One test adds rows to its file."""
     folder = tmp_path_factory.mktemp("ready")
     write(folder / "embeddings.parquet", 60, 0)
     config = {"embeddings": str(folder / "embeddings.parquet"), "output": str(folder / "run"), "clusters": 3}
@@ -249,7 +249,7 @@ def test_bad_input_is_one_clear_error_before_any_work(
     cases: list[tuple[dict[str, Any], str]] = [
         ({**pictures, "model": str(tmp_path)}, "neither a run folder with a finished model nor a model folder"),
         ({**pictures, "model": of_embeddings["output"]}, "images: .* was trained on ready-made embeddings"),
-        ({**numbers, "model": kmeans_run.output}, "embeddings: they have 16 dimensions, the model takes 96"),
+        ({**numbers, "model": kmeans_run.output}, "embeddings: they have 16 dimensions, but the model takes 96"),
         ({**pictures, **numbers, "model": kmeans_run.output}, "exactly one of `images` and `embeddings`"),
         ({"output": str(tmp_path / "out"), "model": kmeans_run.output}, "exactly one of `images` and `embeddings`"),
         ({**pictures, "model": kmeans_run.output, "output": kmeans_run.output}, "output: .* is the folder of a run"),

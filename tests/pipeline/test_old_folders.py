@@ -1,4 +1,4 @@
-"""A run folder and a model folder that an earlier version wrote are skipped, continued, served and assigned with."""
+"""Test that folders of an earlier version still work: its run is skipped or continued, and its model is served and assigns pictures."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.usefixtures("local_
 
 @pytest.fixture(scope="module")
 def old() -> Iterator[Path]:
-    """The folder as it was written."""
+    """The folder as the earlier version wrote it."""
     with FileLock(f"{old_run.PLACE}.lock"):
         shutil.rmtree(old_run.PLACE, ignore_errors=True)
         old_run.PLACE.mkdir()

@@ -1,3 +1,5 @@
+"""Test the plan: which stages a change makes run again, and which earlier results are used."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -8,13 +10,14 @@ import pyarrow as pa
 import pytest
 
 from raycluster.compute.resources import Resources
-from raycluster.config import MethodConfig, RunConfig, validate
+from raycluster.config import MethodConfig, RunConfig
 from raycluster.methods import registry
 from raycluster.pipeline.context import Manifest, RunContext, Vocabulary
 from raycluster.pipeline.plan import make_plan
 from raycluster.pipeline.stage import Keeps, Outcome, Recipe, Stage
 from raycluster.pipeline.stages import NEW_PICTURES, RUN
 from raycluster.pipeline.step import Step
+from raycluster.section import validate
 from raycluster.storage.location import locate
 from raycluster.tables.markers import Marker, RunFolder, now
 
@@ -27,7 +30,7 @@ TUNED = {"finetune": {"enabled": True}}
 
 
 def config(**changes: Any) -> RunConfig:
-    return validate({"images": "photos", "output": "out", "clusters": 10, **changes})
+    return validate({"images": "photos", "output": "out", "clusters": 10, **changes}, RunConfig)
 
 
 def context(
@@ -40,7 +43,7 @@ def context(
     vocabulary: str = "v1",
     **changes: Any,
 ) -> RunContext:
-    """What `prepare` makes of a configuration, without looking at any image."""
+    """The context that `prepare` makes of a configuration, but without any image."""
     return RunContext(
         config=run or config(),
         folder=folder,
@@ -61,7 +64,7 @@ def make(
 
 
 def for_model(folder: RunFolder, record: str, **changes: Any) -> dict[str, Step]:
-    """The plan of new pictures for a model, known by its record."""
+    """The plan of new pictures for the model with this record."""
     return make(folder, stages=NEW_PICTURES, finished_model=SimpleNamespace(record=record), **changes)
 
 
@@ -189,7 +192,7 @@ def test_a_refused_encoder_leaves_the_model_before(folder: RunFolder) -> None:
     assert "reembed" not in steps
     assert steps["assign"].fingerprint == steps["baseline"].fingerprint
     assert to_run(steps) == ["assign", "describe", "evaluate", "report"]
-    # Another bound is judged anew, without training.
+    # With another bound the encoder is judged again, without training.
     wider = make(folder, config(finetune={"enabled": True, "max_lost_clusters": 0.5}))
     assert "reembed" in wider
     assert to_run(wider) == []
@@ -225,7 +228,7 @@ def test_new_pictures_are_assigned_once_for_each_model(folder: RunFolder) -> Non
 
 def test_a_model_of_an_earlier_format_is_trained_again(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     finish(folder, make(folder))
-    monkeypatch.setattr("raycluster.model.files.FORMAT", 3)
+    monkeypatch.setattr("raycluster.pipeline.stages.train.FORMAT", 3)
     steps = make(folder)
     assert to_run(steps)[0] == "train"
     assert steps["train"].reason == "changed: format"

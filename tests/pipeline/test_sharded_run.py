@@ -1,4 +1,4 @@
-"""Runs that read their pictures from shards: the same result as from the originals, row by row, whatever happens in between."""
+"""Test that a run which reads its pictures from shards gives the same rows as one on the originals, whatever happens in between."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ BAD = {"empty.jpg": "empty", "text.jpg": "undecodable", "gone.jpg": "missing"}
 
 
 def draw(folder: Path, count: int, first: int = 0) -> None:
-    """Pictures large enough to be made smaller for the built-in encoder."""
+    """Draw pictures that are large enough to be made smaller for the built-in encoder."""
     folder.mkdir(parents=True, exist_ok=True)
     for number in range(first, first + count):
         kind = KINDS[number % len(KINDS)]
@@ -139,7 +139,7 @@ def test_originals_fall_into_the_clusters_of_their_shards(
 
 def test_the_report_shows_what_the_shards_hold(sharded: tuple[dict[str, Any], RunResult]) -> None:
     _, result = sharded
-    # The originals are spoiled.
+    # The originals are spoiled, so these pictures come from the shards.
     assert Path(result.report or "").read_text().count("data:image/jpeg") > 30
     assert result.warnings == ["3 of 51 images could not be read: empty 1, missing 1, undecodable 1"]
 
@@ -199,7 +199,7 @@ def test_what_cannot_work_is_refused(photos: Path, tmp_path: Path) -> None:
 
 @pytest.fixture
 def manifest(photos: Path, tmp_path: Path) -> Location:
-    """A manifest of 400 rows, each picture eight times or so."""
+    """A manifest of 400 rows, in which each picture occurs about eight times."""
     listing = number_rows(list_images((str(photos),), StorageConfig(), None).table, None, 0)
     rows = pa.concat_tables([listing] * 8).slice(0, 400)
     rows = rows.set_column(0, "row_id", pa.array(np.arange(400)))
@@ -241,7 +241,7 @@ def test_the_stage_goes_on_where_it_was_and_pictures_are_found_again(manifest: L
 @pytest.mark.torture
 @pytest.mark.timeout(900)
 def test_killed_while_it_writes_shards_it_goes_on(tmp_path: Path) -> None:
-    """Whole process group, three times; parts that were there stay as they are."""
+    """The whole process group is killed three times. Parts that were there stay as they are."""
     draw(tmp_path / "seed", 40)
     files, folder = sorted((tmp_path / "seed").iterdir()), tmp_path / "photos"
     folder.mkdir()

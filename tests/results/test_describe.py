@@ -1,3 +1,5 @@
+"""Test the names of clusters, and the table that sums up each cluster."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -13,12 +15,12 @@ def unit(rows: np.ndarray) -> np.ndarray:
 
 
 def groups(k: int, each: int, d: int = 32) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Unit images around k things, their clusters, and the nouns of the things; pictures and texts in cones of their own."""
+    """Unit image embeddings around k things, their clusters, and the nouns of the things. Images and texts lie in different cones."""
     rng = np.random.default_rng(1)
     things = unit(rng.normal(size=(k, d)))
     image_cone, text_cone = unit(rng.normal(size=(1, d))), unit(rng.normal(size=(1, d)))
     images = unit(np.repeat(things, each, axis=0) + image_cone + 0.02 * rng.normal(size=(k * each, d)))
-    decoy = unit(image_cone + text_cone)  # close to all pictures, says nothing about any
+    decoy = unit(image_cone + text_cone)  # close to all images, but says nothing about any
     return images, np.repeat(np.arange(k), each), np.vstack([unit(things + text_cone), decoy])
 
 

@@ -1,4 +1,4 @@
-"""Scores of an assignment made with another encoder than the one that is the yardstick."""
+"""Test the scores of an assignment that is measured with the embeddings of another encoder, and the share of images that agree."""
 
 from __future__ import annotations
 

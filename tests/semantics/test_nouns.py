@@ -1,4 +1,4 @@
-"""The built-in list of nouns."""
+"""Test the built-in list of nouns."""
 
 from __future__ import annotations
 

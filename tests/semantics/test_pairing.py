@@ -1,3 +1,5 @@
+"""Test which nouns are kept and how text counterparts are made, against the authors' values and against plain sums."""
+
 from __future__ import annotations
 
 import math
@@ -15,14 +17,15 @@ GOLDEN = Path(__file__).parents[1] / "golden" / "tac_filter_retrieve_N90_K12_M20
 
 def test_nouns_and_counterparts_are_the_authors() -> None:
     with np.load(GOLDEN, allow_pickle=False) as g:
-        # Normalized by numpy, as the authors do: at τ̃ = 0.005 the last bit of the input counts 200 times.
+        # numpy normalizes the rows, as in the authors' code, because τ̃ = 0.005 amplifies the last bit of the input 200 times.
         raw = (g[key].astype(np.float32) for key in ("images", "nouns"))
         images, nouns = (torch.from_numpy(rows / np.linalg.norm(rows, axis=1, keepdims=True)) for rows in raw)
         kept = nouns_of_centers(torch.from_numpy(g["fp32_centers"]).float(), nouns, 5)
         assert kept.tolist() == g["fp32_selected_indices"].tolist()
         counterparts = text_counterparts(images, nouns[kept], 0.005)
-        # The authors' values are float32 of one CPU: a last bit of a cosine, 6e-8, is 1.2e-5 of a noun's weight, and they are 1.6e-6
-        # off what exact arithmetic gives. That is the same on every CPU; how float32 rounds is not.
+        # The authors' values are float32 numbers from one CPU. The last bit of a cosine, 6e-8, changes a noun's weight by a
+        # share of 1.2e-5, and the values are 1.6e-6 off what exact arithmetic gives. Exact arithmetic is the same on every CPU,
+        # but the rounding of float32 is not.
         exact = text_counterparts(images.double(), nouns[kept].double(), 0.005)
         torch.testing.assert_close(exact, torch.from_numpy(g["fp32_text_counterpart"]).double(), rtol=1e-5, atol=2e-6)
         torch.testing.assert_close(counterparts.double(), exact, rtol=1e-5, atol=4e-6)

@@ -1,3 +1,5 @@
+"""Test the vocabulary: how nouns and their embeddings are read, which files are refused, and what the cache depends on."""
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -54,7 +56,7 @@ def test_wordnet_as_a_source_gives_unique_nouns_without_underscores(tmp_path: Pa
         ("n.csv", b"noun\ncaf\xe9\n", "cannot be read as UTF-8"),
         ("n.csv", b"noun\ncat,dog\n", "cannot be read as UTF-8"),
         ("n.csv", b"", "cannot be read as UTF-8"),
-        ("n.csv", b"word\ncat\n", "has no column `noun`; it has word"),
+        ("n.csv", b"word\ncat\n", "has no column `noun`, only word; name"),
         ("n.parquet", b"nothing", "cannot be read"),
         ("n.parquet", b"PAR1" + b"\0" * 40 + b"\x10\0\0\0PAR1", "cannot be read"),
         ("n.doc", b"cat", "neither `builtin`, `wordnet` nor"),
@@ -99,7 +101,7 @@ def test_ready_made_embeddings_become_unit_rows(
         ({"noun": ["a"], "embedding": [[float("inf")]]}, "zero, NaN or infinite"),
         ({"noun": ["a"], "embedding": [[1e300]]}, "zero, NaN or infinite"),
         ({"noun": ["a"], "embedding": [[]]}, "zero, NaN or infinite"),
-        ({"noun": ["a", "b"], "embedding": [[1.0], None]}, "all be there"),
+        ({"noun": ["a", "b"], "embedding": [[1.0], None]}, "every noun needs an embedding"),
         ({"noun": [None, ""], "embedding": [[1.0], [1.0]]}, "holds no noun"),
         ({"noun": ["a"], "embedding": [1.0]}, "`embedding` lists of numbers"),
         ({"noun": ["a"], "embedding": ["[1.0]"]}, "`embedding` lists of numbers"),

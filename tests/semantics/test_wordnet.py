@@ -1,3 +1,5 @@
+"""Test the nouns of WordNet: from its database files, from the `wn` package, and the error when there is neither."""
+
 from __future__ import annotations
 
 import sys
@@ -102,7 +104,7 @@ def test_a_lexicon_of_another_language_is_taken_only_by_name(nowhere: None, tmp_
 def test_with_neither_the_message_gives_the_commands(nowhere: None, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"apt-get install wordnet-base.*python -m wn download oewn:2024"):
         wordnet.load_wordnet(None)
-    with pytest.raises(ConfigError, match=r"holds no `index\.noun` and `data\.noun`"):
+    with pytest.raises(ConfigError, match=r"lacks `index\.noun` or `data\.noun`"):
         wordnet.load_wordnet(str(tmp_path))
 
 

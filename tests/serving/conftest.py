@@ -1,4 +1,4 @@
-"""The endpoint, on a run with every kind of file that it must cope with."""
+"""Fixtures of the endpoint, on a run with every kind of file that it must handle."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ def local(live: LiveModel) -> Iterator[LocalEndpoint]:
 
 @pytest.fixture(scope="module")
 def endpoint(run: RunResult) -> Iterator[ServeEndpoint]:
-    """The endpoint on the shared Ray, deployed as `serve deploy` does; tight limits where a test wants to reach them.
+    """The endpoint on the shared Ray, deployed as `serve deploy` does. Limits that a test wants to reach are tight.
 
-    Not for the session: its replicas reserve CPUs, for which the runs of other tests would wait for ever.
+    It does not live for the session, because its replicas reserve CPUs, and runs of other tests would wait for these forever.
     """
     limits = {"max_items": 16, "max_body_bytes": 2**20, "body_seconds": 3.0, "max_waiting_items": 64}
     with ServeEndpoint({"run": run.output, "limits": limits}) as endpoint:

@@ -1,4 +1,4 @@
-"""Tokens, and the places that a request may name."""
+"""Test the tokens, and the places that a request may name."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ SIZE = 100
 
 @pytest.fixture
 def containers(tmp_path: Path) -> Path:
-    """`open` and `secret`, each with a tar and a table whose pictures are the folder's name, and links between them."""
+    """The folders `open` and `secret`, each with tars and a table whose pictures are the folder's name, and links between them."""
     for name in ("open", "secret"):
         folder = tmp_path / name
         (folder / "deep").mkdir(parents=True)
@@ -130,7 +130,7 @@ def containers(tmp_path: Path) -> Path:
         "named.jpg": inside / f"out.tar#bytes=0-5/{SIZE}",
     }.items():
         os.symlink(target, inside / link)
-    # Files that bear the names of addresses. As a URI such a name is always an address inside the container.
+    # The names of these files look like addresses. As a URI such a name always means a picture inside the container.
     (inside / f"out.tar#bytes=0-5/{SIZE}").parent.mkdir()
     (inside / f"out.tar#bytes=0-5/{SIZE}").write_bytes(b"literal")
     (inside / "out.parquet#row=0").write_bytes(b"literal")
@@ -146,7 +146,7 @@ BYTES, ROW = f"#bytes=0-5/{SIZE}", "#row=0"
         (f"x.tar{BYTES}", b"open.."),
         (f"X.TAR{BYTES}", b"open.."),
         (f"in.tar{BYTES}", b"open.."),
-        (f"blob.tar{BYTES}", b"open.."),  # its name without a suffix is no hindrance: the link's name counts
+        (f"blob.tar{BYTES}", b"open.."),  # the file `blob` has no suffix, but the name of the link counts
         (f"near/x.tar{BYTES}", b"open.."),
         (f"x.parquet{ROW}", b"open"),
         (f"in.parquet{ROW}", b"open"),
@@ -165,7 +165,7 @@ BYTES, ROW = f"#bytes=0-5/{SIZE}", "#row=0"
 )
 @pytest.mark.parametrize("scheme", ["", "file://"])
 def test_pictures_inside_local_files(containers: Path, scheme: str, path: str, found: bytes | None) -> None:
-    """What is judged is the file that is opened, with all links resolved."""
+    """The file that is opened is judged, with all links resolved."""
     prefixes = allowed_locations([str(containers / "open")], StorageConfig())
     place = permitted(f"{scheme}{containers}/open/{path}", prefixes, StorageConfig())
     if found is None:

@@ -1,4 +1,4 @@
-"""What the API answers, over real HTTP, without Ray."""
+"""Test what the API answers, over real HTTP but without Ray."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_embeddings(local: LocalEndpoint, run: RunResult, files: list[Path], liv
     expected = raycluster.load_model(run.output).predict(rows)
     assert found[2]["cluster"] == expected.cluster[2]
     assert abs(found[2]["confidence"] - expected.confidence[2]) < 1e-4
-    assert len(found[2]["top"]) == 4  # all there are
+    assert len(found[2]["top"]) == 4  # all clusters
 
 
 @pytest.mark.parametrize(
@@ -353,11 +353,11 @@ def test_thumbnails_that_the_storage_did_not_give_are_asked_for_again(
             flaky.fails = lambda path: True
             assert await shown() == [False, False]
             flaky.fails = lambda path: False
-            # What is there is found once the storage answers, however long that takes on a busy machine.
+            # A picture that exists is found once the storage answers, however long that takes on a busy machine.
             end = time.monotonic() + 400
             while await shown() != [True, False]:
                 assert time.monotonic() < end
-            # What is gone stays gone, and neither is asked for again.
+            # A picture that is gone stays gone, and neither of the two is asked for again.
             flaky.fails = lambda path: True
             assert await shown() == [True, False]
 
@@ -367,7 +367,8 @@ def test_thumbnails_that_the_storage_did_not_give_are_asked_for_again(
 def test_credentials_that_died_are_no_fault_of_the_picture(
     live: LiveModel, monkeypatch: pytest.MonkeyPatch, s3: StorageConfig
 ) -> None:
-    other = s3.model_copy(update={"region": "eu-west-1"})  # other options: a client of its own, made with the bad key
+    # Another region makes a new client, which has the bad key.
+    other = s3.model_copy(update={"region": "eu-west-1"})
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "a wrong secret")
     prefix = "s3://raycluster-test/shown"
     with LocalEndpoint(live, storage=other.model_dump(), allowed_prefixes=[prefix]) as endpoint:

@@ -1,4 +1,4 @@
-"""Batches of what waits."""
+"""Test how waiting requests are put together into batches."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from raycluster.serving.batching import Batcher
 
 
 class Recorder:
-    """Doubles each request's numbers; keeps the batches; the first one waits until told."""
+    """A computation that doubles the numbers of each request, records the batches, and waits until `go` is set."""
 
     def __init__(self) -> None:
         self.batches: list[list[int]] = []
@@ -35,7 +35,7 @@ def batcher_of(compute: Recorder, max_rows: int) -> Batcher[list[int], list[int]
 
 
 async def submitted(batcher: Batcher[list[int], list[int]], sizes: list[int]) -> list[asyncio.Task[list[int]]]:
-    """The first is being computed when the others come."""
+    """Submit requests of these sizes. The first one is being computed when the others come."""
     tasks = []
     for index, size in enumerate(sizes):
         tasks.append(asyncio.create_task(batcher.submit([index] * size)))
@@ -52,7 +52,7 @@ def test_what_waits_goes_together_in_order_and_within_the_limit() -> None:
         compute.go.set()
         results = await asyncio.gather(*tasks)
         assert [result[0] for result in results] == [2 * index for index in range(7)]
-        # Nobody is overtaken; the request that is larger than a batch is one by itself.
+        # No request is overtaken. The request that is larger than a batch is a batch by itself.
         assert compute.batches == [[1], [1, 3, 4], [1], [20], [2]]
 
     asyncio.run(scenario())

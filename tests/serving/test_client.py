@@ -1,4 +1,4 @@
-"""The client against an endpoint that answers, and against servers that do not."""
+"""Test the client with an endpoint that answers, and with servers that do not."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_no_more_is_taken_than_is_being_sent(local: LocalEndpoint, files: list[P
 
 
 def test_large_pictures_are_sent_in_smaller_requests(live: LiveModel, files: list[Path]) -> None:
-    # What follows the end of a JPEG is ignored.
+    # Bytes after the end of a JPEG are ignored.
     large = [path.read_bytes() + bytes(2**20) for path in files[:5]] + [files[5].read_bytes() + bytes(4 * 2**20)]
     with LocalEndpoint(live, limits={"max_body_bytes": 3 * 2**20}) as endpoint:
         items = list(Client(endpoint.url, batch=6, patience=10).assign(large))

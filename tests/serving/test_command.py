@@ -1,4 +1,4 @@
-"""`raycluster serve` as a user runs it."""
+"""Test `raycluster serve` as a user runs it."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_a_cluster_is_not_for_this_command(run: RunResult, monkeypatch: pytest.M
 def served(run: str, log: Path, *options: str, **environment: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
     port = free_port()
     command = [sys.executable, "-m", "raycluster.cli", "serve", "--run", run, "--port", str(port), *options]
-    # Its own Ray, on two cores however many there are.
+    # The command starts a Ray of its own.
     with (
         log.open("w") as stderr,
         subprocess.Popen(
@@ -95,7 +95,7 @@ def test_from_the_start_to_the_end(run: RunResult, files: list[Path], tmp_path: 
         )
         assert odd.status_code == 200
         assert odd.headers["x-request-id"].isascii()
-        # The run is run again, with another method: its marker names another model.
+        # As after another run with another method, the marker names another model.
         marker = json.loads((output / "_stages/train.json").read_text())
         make_model(run, output / "model/other", {"name": "tac", "trained": False})
         (output / "_stages/train.json").write_text(

@@ -1,4 +1,4 @@
-"""The endpoint on a real Ray Serve: the batch table over HTTP, metrics, other models under load, too much at once."""
+"""Test the endpoint on a real Ray Serve: the batch table over HTTP, its metrics, other models under load, and too many requests."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_another_model_takes_over_under_load(
     shutil.copytree(run.model or "", old)
     (old / "model.json").write_text(json.dumps({"format": 0}))
     with Load(endpoint.url, files[:3]) as load:
-        # In place: the same replica loads, warms up and swaps.
+        # The same replica loads the model, warms it up and swaps to it.
         endpoint.deploy([{"name": "Model", "user_config": {"run": other}}])
         wait_until(lambda: endpoint.model()["method"] == "tac")
         swapped = endpoint.model()
@@ -113,7 +113,7 @@ def test_other_arguments_under_load(endpoint: ServeEndpoint, run: RunResult, fil
 
 
 def test_too_much_at_once(endpoint: ServeEndpoint, files: list[Path]) -> None:
-    """More clients than there is room for: an answer or 503 with Retry-After, and afterwards all is as before."""
+    """If there are more clients than room, each gets an answer or 503 with Retry-After. Afterwards all is as before."""
     codes: list[tuple[int, str | None]] = []
 
     def ask() -> None:

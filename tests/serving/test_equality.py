@@ -1,6 +1,7 @@
-"""Batch equals serving: the batch stages and the API say the same of the same pictures, for every method.
+"""Test that batch equals serving: for every method, the batch stages and the API give the same results for the same pictures.
 
-In the suite by the stages' functions, with untrained heads; `make torture` trains them, and compares the tables on the disk with Ray Serve.
+The usual tests call the functions of the stages and have untrained heads. `make torture` trains the heads, and compares the tables on the
+disk with Ray Serve.
 """
 
 from __future__ import annotations
@@ -39,19 +40,19 @@ TUNED = [name for name in registry.method_names() if registry.method_class(name)
 
 
 def batch_table(model: Model, files: list[Path]) -> pa.Table:
-    """What `embed` and `assign` write of these files."""
+    """The table that `embed` and `assign` write for these files."""
     ids = list(range(len(files)))
     uris = [str(path) for path in files]
     manifest = pa.table({"row_id": ids, "image_id": uris, "uri": uris, "size": [path.stat().st_size for path in files]})
     job = EmbedJob(model.spec, EncoderConfig(model="builtin"), StorageConfig(), locate("/nowhere"))
-    # Other batches than those of a request: what a row gets must not depend on its neighbors.
+    # These batches differ from those of a request, because the result of a row must not depend on its neighbors.
     encode, decoded = EncodeRows(job, threads=1), decode_rows(manifest, job)
     embeddings = pa.concat_tables(encode(decoded.slice(start, 5)) for start in range(0, len(files), 5))
     return assign_rows(model.method, embeddings, manifest, model.novelty)
 
 
 def check_equal(model: str, files: list[Path]) -> np.ndarray:
-    """Returns the confidences."""
+    """Check that the API answers as the batch table says; return the confidences."""
     expected = batch_table(load_model(model), files)
     with LocalEndpoint(LiveModel(model, StorageConfig(), "cpu", 32)) as endpoint:
         reply = post(endpoint.url, files)
@@ -60,7 +61,7 @@ def check_equal(model: str, files: list[Path]) -> np.ndarray:
 
 
 def check_items(items: list[dict[str, Any]], expected: pa.Table) -> np.ndarray:
-    """Returns the confidences."""
+    """Check that the items of a reply equal the rows of a table; return the confidences."""
     assert [item["error"]["code"] if item["error"] else "ok" for item in items] == expected["status"].to_pylist()
     # The tables of a run itself do not say which rows are outliers.
     for key in {"cluster", "outlier"} & set(expected.column_names):

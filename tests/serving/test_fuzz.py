@@ -1,4 +1,4 @@
-"""The API fuzzed from its own description: no 500, and every reply as described."""
+"""Fuzz the API from its own description: no reply may be 500, and every reply must be as described."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ SLOW = [HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_
 
 
 def fuzz(url: str, examples: int, repeatable: bool) -> Counter[tuple[str, int]]:
-    """As described and not as described, so many of each for each operation. Returns how often each answered which status."""
+    """Send valid and invalid requests, `examples` of each to each operation; return how often each operation answered with which status."""
     schema = schemathesis.openapi.from_url(f"{url}/openapi.json")
     answered: Counter[tuple[str, int]] = Counter()
     for result in schema.get_all_operations():
         operation = result.ok()
         for mode in GenerationMode:
-            # Not every operation can be asked for wrongly.
+            # Some operations take no input, so no request to them can be invalid.
             if mode == GenerationMode.NEGATIVE and not (operation.body or operation.query or operation.path_parameters):
                 continue
 
@@ -31,7 +31,8 @@ def fuzz(url: str, examples: int, repeatable: bool) -> Counter[tuple[str, int]]:
             def ask(case: schemathesis.Case) -> None:
                 reply = case.call(timeout=30)
                 answered[case.operation.label, reply.status_code] += 1
-                # In a form, a list of one is the same as one, and none the same as left out: whether that was wrong nobody can tell.
+                # In a form, a list of one value equals that value, and an empty list equals a missing field, so nobody can tell
+                # whether the request was invalid.
                 form = case.media_type == "multipart/form-data"
                 case.validate_response(reply, excluded_checks=[negative_data_rejection] if form else [])
 

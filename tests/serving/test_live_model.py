@@ -1,4 +1,4 @@
-"""How one model takes the place of another, or is refused."""
+"""Test how one model replaces another, or is refused."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_what_cannot_be_used_is_refused_with_its_reason(run: RunResult, tmp_path
         "no json": "model.json is damaged",
         "foreign": "are not those the model was trained with",
         "incomplete": "model.json is damaged (its keys: `method` is missing)",
-        "nan": "does not give 4 probabilities",
+        "nan": "does not give 4 finite probabilities",
         "provided": "trained on ready-made embeddings",
     }
     for name, reason in reasons.items():
@@ -135,20 +135,20 @@ def test_a_new_model_of_the_run_is_seen_and_what_was_refused_is_not_tried_again(
     assert not live.look()
     assert live.info.refused == refused
     (output / "_stages/train.json").unlink()
-    assert not live.look()  # a run in the making
+    assert not live.look()  # a run that has no model yet
     (output / "model/next/heads.safetensors").write_bytes(heads)
     (output / "_stages/train.json").write_text(json.dumps({**marker, "path": "model/next"}))
     # What was refused is looked at again, since its files have changed.
     assert live.look()
     assert live.info.method == "seic"
     assert live.info.refused is None
-    # Its clusters are not described yet: those of the old model are not shown for it.
+    # Its clusters are not described yet, and those of the old model must not be shown for it.
     assert not live.gallery.described
     assert live.gallery.clusters[0]["exemplars"] == []
 
 
 def unreadable(file: Path) -> Callable[[], None]:
-    """Make a file one that cannot be read at present, whoever asks; returns what undoes that."""
+    """Replace a file by a folder, so that nobody can read it; return a function that undoes this."""
     content = file.read_bytes()
     file.unlink()
     file.mkdir()
@@ -161,7 +161,7 @@ def unreadable(file: Path) -> Callable[[], None]:
 
 
 def look_when_due(live: LiveModel) -> bool:
-    """Sleep as the replica does."""
+    """Sleep until the next look is due, as the replica does, and look."""
     pause = live.next_look(None)
     assert pause is not None
     time.sleep(pause)
@@ -207,12 +207,12 @@ def test_a_pause_is_kept_but_not_for_another_model(run: RunResult, tmp_path: Pat
     refused = live.info.refused
     assert live.next_look(10.0) <= 1.0  # type: ignore[operator]
     assert not live.look()
-    assert live.info.refused == refused  # asked at once again, it did not try
+    assert live.info.refused == refused  # the pause was not over, so it did not try again
     make_model(run, output / "model/third", {"name": "tac", "trained": False})
     (output / "_stages/train.json").write_text(json.dumps({**marker, "path": "model/third"}))
     assert live.look()
     assert live.info.method == "tac"
-    # The run goes back to the model in use before the pause of another is over: nothing waits any more.
+    # The run goes back to the model in use before the pause of another model is over, so nothing waits any more.
     for name, waits in (("next", True), ("third", False)):
         (output / "_stages/train.json").write_text(json.dumps({**marker, "path": f"model/{name}"}))
         assert not live.look()

@@ -1,4 +1,4 @@
-"""Prometheus text of several nodes as one."""
+"""Test that the Prometheus texts of several nodes become one."""
 
 from __future__ import annotations
 

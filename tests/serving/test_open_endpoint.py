@@ -1,4 +1,4 @@
-"""An endpoint that anyone may ask is never deployed in silence."""
+"""Test that an endpoint which answers everybody is never deployed without a warning."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_the_builder_warns_of_an_open_endpoint(
     run = str(small_model(tmp_path / "model"))
     with caplog.at_level(logging.WARNING):
         build(ServeSettings.model_validate({"run": run, "model": {"num_gpus": 0}, **given}))
-    said = [record.message for record in caplog.records if "no token is asked for" in record.message]
+    said = [record.message for record in caplog.records if "no token is needed" in record.message]
     assert len(said) == warned
     assert all("RAYCLUSTER_TOKENS" in each for each in said)
 
@@ -66,7 +66,7 @@ def test_which_names_are_this_machine_alone() -> None:
 @pytest.mark.torture
 @pytest.mark.timeout(400)
 def test_serve_deploy_of_our_file_asks_for_the_token(tmp_path: Path) -> None:
-    """The file as it is, but for the run, the token and the port, on a cluster of its own."""
+    """Only the run, the token and the port in the file are changed, and it is deployed on a cluster of its own."""
     config = yaml.safe_load((ROOT / "cluster_configs" / "serve.yaml").read_text())
     (application,) = config["applications"]
     application["args"]["run"] = str(small_model(tmp_path / "model"))
@@ -86,7 +86,7 @@ def test_serve_deploy_of_our_file_asks_for_the_token(tmp_path: Path) -> None:
         address = f"http://127.0.0.1:{cluster.dashboard}"
 
         def deploy() -> str:
-            """Status of the application once it is settled."""
+            """Deploy the application, and return its status once that is settled."""
             file.write_text(yaml.safe_dump(config))
             command = [sys.executable, "-m", "ray.serve.scripts", "deploy", str(file), "--address", address]
             environment = {**os.environ, "RAY_AUTH_MODE": "disabled"}
@@ -99,7 +99,7 @@ def test_serve_deploy_of_our_file_asks_for_the_token(tmp_path: Path) -> None:
 
             return str(wait_until(settled, 180))
 
-        # Whoever forgets to replace the placeholder has no endpoint.
+        # If the placeholder is not replaced, there is no endpoint.
         assert deploy() == "DEPLOY_FAILED"
         application["runtime_env"]["env_vars"]["RAYCLUSTER_TOKENS"] = f"another-token-of-ours {TOKEN}"
         assert deploy() == "RUNNING"

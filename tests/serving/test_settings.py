@@ -1,19 +1,21 @@
+"""Test which shares of cores and GPUs the settings of the endpoint accept."""
+
 from __future__ import annotations
 
 from typing import Any
 
 import pytest
 
-from raycluster.config import validate
 from raycluster.errors import ConfigError
+from raycluster.section import validate
 from raycluster.serving.settings import ServeSettings
 
 
 @pytest.mark.parametrize(
     ("given", "means"),
     [
-        ({"model": {"num_cpus": 1.5}}, r"`model\.num_cpus`: Ray takes a fraction only below one; give a whole number"),
-        ({"ingress": {"num_cpus": 2.5}}, r"`ingress\.num_cpus`: Ray takes a fraction only below one"),
+        ({"model": {"num_cpus": 1.5}}, r"`model\.num_cpus`: Ray takes a fraction only below 1; give a whole number"),
+        ({"ingress": {"num_cpus": 2.5}}, r"`ingress\.num_cpus`: Ray takes a fraction only below 1"),
         ({"model": {"num_gpus": 2}}, r"`model\.num_gpus`: Input should be less than or equal to 1"),
     ],
 )

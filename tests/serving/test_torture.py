@@ -1,4 +1,4 @@
-"""Kills, bad clients and a soak, on a real Ray Serve. Minutes each: run by `make torture`."""
+"""Test a real Ray Serve with kills, bad clients and a long load. Each test takes minutes, so only `make torture` runs them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SOAK_SECONDS = float(os.environ.get("RAYCLUSTER_SOAK_SECONDS", "600"))
 
 
 def processes(title: str) -> list[int]:
-    """The actors of this process' Ray whose title begins so."""
+    """Ids of the actors of this process' Ray whose title begins with `title`."""
     found = []
     for entry in Path("/proc").glob("[0-9]*"):
         try:
@@ -45,7 +45,7 @@ def _ours(pid: int) -> bool:
 
 
 def kill_and_wait(title: str) -> float:
-    """Kill one, and wait until Serve has put another in its place; returns the seconds that took."""
+    """Kill one of these processes, and wait until Serve has replaced it; return the seconds that this took."""
     before, started = processes(title), time.monotonic()
     os.kill(before[0], signal.SIGKILL)
     wait_until(lambda: before[0] not in (now := processes(title)) and len(now) == len(before), 180)
@@ -89,7 +89,7 @@ def test_a_killed_model_replica_costs_nothing(twice: ServeEndpoint, files: list[
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("title", ["ServeReplica:raycluster:Ingress", "ProxyActor"])
 def test_a_killed_ingress_or_proxy_costs_a_retry(twice: ServeEndpoint, files: list[Path], title: str) -> None:
-    """Requests that were under way there are answered by an error or not at all; the client sends them again."""
+    """Requests that the killed process had taken get an error or no answer, and the client sends them again."""
     items: list[dict] = []
     stop = threading.Event()
 
@@ -117,7 +117,7 @@ def test_a_killed_ingress_or_proxy_costs_a_retry(twice: ServeEndpoint, files: li
 
 @pytest.mark.timeout(300)
 def test_bad_clients_tie_nothing_up(endpoint: ServeEndpoint, files: list[Path]) -> None:
-    """Hundreds that send slowly, send nothing, or hang up: others are answered as quickly as before."""
+    """Hundreds of clients send slowly, send nothing or hang up. For others, the median time is at most ten times the usual one plus 1 s."""
     head = b"POST /v1/assign HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 100000\r\n\r\n{"
 
     def connect(data: bytes) -> socket.socket:
@@ -148,7 +148,7 @@ def test_bad_clients_tie_nothing_up(endpoint: ServeEndpoint, files: list[Path]) 
     for _ in range(3):
         for connection in [connect(head) for _ in range(100)]:
             connection.close()
-    # Those that hang up in the middle of an answer.
+    # These clients hang up before their answer is complete.
     big = requests.Request("POST", f"{endpoint.url}/v1/assign", files=multipart(files[:16])).prepare()
     for _ in range(50):
         lines = [f"{key}: {value}" for key, value in big.headers.items()]
@@ -168,7 +168,7 @@ def test_bad_clients_tie_nothing_up(endpoint: ServeEndpoint, files: list[Path]) 
 def test_memory_stays_flat(
     endpoint: ServeEndpoint, run: RunResult, files: list[Path], photos: Path, tmp_path: Path
 ) -> None:
-    """All that can be asked, over and over, with swaps and overload in between."""
+    """All kinds of requests are sent over and over, with swaps of the model and requests that are too large in between."""
     other = make_model(run, tmp_path / "other", {"name": "tac", "trained": False})
     titles = ("ServeReplica:raycluster:Model", "ServeReplica:raycluster:Ingress", "ProxyActor")
     pids = {title: processes(title)[0] for title in titles}

@@ -1,4 +1,4 @@
-"""The page at `/` in a real browser; skipped where there is no Chromium."""
+"""Test the page at `/` in a real browser. The test is skipped where there is no Chromium."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_a_picture_its_cluster_and_its_exemplars(
         assert f"{100 * items[0]['confidence']:.1f} %" in row["title"]
         assert (row["bars"], HOSTILE in row["text"]) == (3, True)
         assert row["shown"] == min(12, local.model.live.gallery.clusters[items[0]["cluster"]]["size"])
-        # Dropped: two files at once, one of which is none.
+        # Two files are dropped at once, and one of them is no picture.
         tab.evaluate(DROP)
         wait_until(lambda: len(rows(tab)) == 3)
         assert {row["title"] for row in rows(tab)} >= {"undecodable"}

@@ -1,4 +1,4 @@
-"""How storage is reached: credentials, server, region, who pays; and what every kind of path does with it."""
+"""Test how storage is reached, with which credentials, server, region and payer, and that every kind of path uses them."""
 
 from __future__ import annotations
 
@@ -20,10 +20,11 @@ import pyarrow as pa
 import pytest
 
 from raycluster.cli import load_config, main
-from raycluster.config import StorageConfig, validate
+from raycluster.config import StorageConfig
 from raycluster.errors import ConfigError
 from raycluster.images.fetch import StorageError, fetch, fetch_batch
 from raycluster.images.listing.manifest import list_images
+from raycluster.section import validate
 from raycluster.storage import s3 as clients
 from raycluster.storage.location import locate, read_table
 
@@ -32,7 +33,7 @@ BUCKET = "raycluster-test"
 
 @contextmanager
 def gateway(endpoint: str, host: str = "127.0.0.1", needs: str | None = None) -> Iterator[tuple[str, list[Any]]]:
-    """A server that hands requests on to another and notes method, path and headers; without the header `needs` it refuses."""
+    """A server that passes requests on to another and notes method, path and headers. It refuses requests without the header `needs`."""
     noted: list[Any] = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -46,7 +47,7 @@ def gateway(endpoint: str, host: str = "127.0.0.1", needs: str | None = None) ->
                 self._answer(403, {"Content-Type": "application/xml"}, refusal)
                 return
             target = http.client.HTTPConnection(urlsplit(endpoint).netloc, timeout=30)
-            # The host is signed: it stays the one that the client meant.
+            # The host is part of the signature, so it stays as the client sent it.
             target.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
             for name, value in self.headers.items():
                 target.putheader(name, value)
@@ -170,7 +171,7 @@ def test_the_requester_pays_for_every_request(s3: StorageConfig) -> None:
         (place / "x.json").delete()
         assert [(place / "lock").create(b"") for _ in range(2)] == [True, False]
     assert len(noted) > 20
-    # Deletes and the parts of an upload ask nobody to pay.
+    # Deletes and the parts of an upload do not carry the header. All reads must.
     unpaid = [(method, path) for method, path, headers in noted if headers.get("x-amz-request-payer") != "requester"]
     assert not [request for request in unpaid if request[0] in ("GET", "HEAD")]
 
@@ -191,7 +192,7 @@ def test_the_bucket_stands_where_it_was_asked_for(s3: StorageConfig, path_style:
     with gateway(str(s3.endpoint_url), host="localhost") as (url, noted):
         storage = s3.model_copy(update={"endpoint_url": url, "path_style": path_style})
         place = locate(f"s3://{BUCKET}/style/a.jpg", storage)
-        # Not every server takes the bucket from the host name; how it was asked is what counts.
+        # Not every server takes the bucket from the host name. Only the form of the request counts here.
         with suppress(OSError):
             place.read_bytes()
         assert noted
@@ -235,7 +236,7 @@ def test_each_bucket_is_met_in_its_own_region(asked: list[str], monkeypatch: pyt
     assert [locate(f"s3://far/{i}").located_options.region for i in range(3)] == ["ap-south-1"] * 3
     assert locate("s3://far/x").filesystem.region == "ap-south-1"
     assert asked == ["far"]
-    # Named, or on another server, there is nothing to ask.
+    # If the region is named, or the server is not AWS, nothing is asked.
     assert locate("s3://far/x", StorageConfig(region="us-west-2")).located_options.region == "us-west-2"
     here = StorageConfig(endpoint_url="http://127.0.0.1:9")
     assert locate("s3://far/x", here).located_options.region == "eu-west-1"

@@ -1,3 +1,5 @@
+"""Test the lock of a run folder: one run at a time holds it, and the lock of a dead run is taken over."""
+
 from __future__ import annotations
 
 import errno
@@ -41,7 +43,7 @@ def foreign(**fields: Any) -> dict[str, Any]:
 
 @pytest.fixture
 def fast(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A minute is a second."""
+    """Shorten the times of the lock: a silent run counts as dead after a second and not after a minute."""
     monkeypatch.setattr(lock, "HEARTBEAT", 0.1)
     monkeypatch.setattr(lock, "DEAD_AFTER", 1.0)
     monkeypatch.setattr(lock, "LOOK", 0.02)
@@ -83,7 +85,7 @@ def test_a_process_that_has_got_the_id_of_the_dead_one_does_not_keep_its_lock(tm
 
 
 def test_a_container_with_the_same_host_name_is_another_machine(tmp_path: Path, fast: None) -> None:
-    # Its process 1 is not ours; its monotonic clock is that of the same kernel, but nobody relies on it.
+    # The ids of its processes are not ours. Its monotonic clock is that of the same kernel, but nobody relies on it.
     record = foreign(host=socket.gethostname(), machine=f"{lock._machine()}x", pid=2**22 + 1)
     (tmp_path / "_lock.json").write_text(json.dumps(record))
     started = time.monotonic()
@@ -123,7 +125,7 @@ def test_a_lock_that_was_never_written_is_taken_over(tmp_path: Path, fast: None)
 
 
 def race(take: Callable[[int], bool], count: int) -> list[int]:
-    """The numbers of those for whom it gave True, of so many that do it at the same time."""
+    """Call `take` with the numbers below `count`, all at the same time; return the numbers for which it gave True."""
     start, won = threading.Barrier(count), []
 
     def one(number: int) -> None:
@@ -183,7 +185,7 @@ def test_of_many_racing_writers_one_swaps_the_content(folder: Location) -> None:
 def test_of_many_runs_that_find_a_dead_one_one_takes_over(
     folder: Location, fast: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lock, "HEARTBEAT", 60.0)  # the winner's heart does not beat here
+    monkeypatch.setattr(lock, "HEARTBEAT", 60.0)  # the winner writes no heartbeat here
     (folder / "_lock.json").write_json(foreign(beat=0.0))
 
     def take(number: int) -> bool:
@@ -236,7 +238,7 @@ def test_a_storage_that_is_away_for_a_beat_does_not_end_the_beats(
         (tmp_path / "run").rename(tmp_path / "away")
         (tmp_path / "run").write_text("no folder")  # every read and write fails
         time.sleep(0.5)
-        mine.check()  # it may be back before another run could have taken the lock
+        mine.check()  # no error yet: the storage may be back before another run could have taken the lock
         with monkeypatch.context() as later:
             later.setattr(lock, "DEAD_AFTER", 0.3)
             with pytest.raises(RayclusterError, match="could not be written for"):

@@ -1,4 +1,4 @@
-"""A whole run from object storage to object storage."""
+"""Test whole runs from object storage to object storage."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def root(s3: StorageConfig) -> Location:
     "method", [{"name": "consensus"}, {"name": "seic", "epochs": 20}], ids=lambda method: method["name"]
 )
 def test_ready_made_embeddings_from_a_bucket_to_a_bucket(method: dict[str, Any], root: Location) -> None:
-    """With a method that is trained, for Ray Train's checkpoints lie there too."""
+    """One of the methods is trained, because Ray Train's checkpoints lie in the bucket too."""
     rng = np.random.default_rng(0)
     centers, truth = rng.normal(size=(4, 16)).astype(np.float32), np.arange(80) % 4
     rows = centers[truth] + 0.2 * rng.normal(size=(80, 16)).astype(np.float32)

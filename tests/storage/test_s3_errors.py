@@ -1,4 +1,4 @@
-"""The causes of S3 errors, from texts of Arrow's client, of botocore and of s3fs."""
+"""Test that the causes of S3 errors are found in the messages of Arrow's client, of botocore and of s3fs."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_the_name_of_a_picture_is_no_cause(key: str) -> None:
 def test_only_what_cannot_pass_is_a_refusal() -> None:
     refused = ("ACCESS_DENIED during HeadObject operation", "UNKNOWN (HTTP status 403) during HeadObject operation")
     assert all(is_refusal(OSError(f"AWS Error {text}")) for text in refused)
-    # A role renews its keys, so that the next try may succeed.
+    # The keys of a role are renewed, so the next try may succeed.
     assert not is_refusal(OSError("AWS Error EXPIRED_TOKEN during GetObject operation"))
     assert not is_refusal(PermissionError(13, "Permission denied", "/photos/ACCESS_DENIED"))
     assert not is_s3_error(PermissionError(13, "Permission denied"))

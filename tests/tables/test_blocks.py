@@ -1,3 +1,5 @@
+"""Test that blocks of rows hold the wanted rows once, in the order of the files."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -13,7 +15,7 @@ from raycluster.tables.blocks import find_blocks
 
 @pytest.fixture
 def files(tmp_path: Path) -> list[Location]:
-    """Rows 0 to 299 in three files of 100, in row groups of 30, ids falling in the second."""
+    """Rows 0 to 299 in three files of 100, in row groups of 30. In the second file the ids fall."""
     ids = np.arange(300)
     ids[100:200] = ids[100:200][::-1]
     made = []

@@ -1,3 +1,5 @@
+"""Test that the names of part files sort like their rows."""
+
 from __future__ import annotations
 
 import numpy as np

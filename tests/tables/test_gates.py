@@ -1,3 +1,5 @@
+"""Test the gates that a table passes before it counts as finished."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -15,9 +17,9 @@ def test_count_gate_passes_complete_tables_in_any_order() -> None:
 @pytest.mark.parametrize(
     ("found", "problem"),
     [
-        ([1, 3], "1 rows missing .row_id 2."),
-        ([1, 2, 2, 3], "1 rows twice .row_id 2."),
-        ([1, 2, 3, 9], "1 rows not in the manifest"),
+        ([1, 3], "1 rows are missing .row_id 2."),
+        ([1, 2, 2, 3], "1 rows occur twice .row_id 2."),
+        ([1, 2, 3, 9], "1 rows are not in the manifest"),
     ],
 )
 def test_count_gate_names_what_is_wrong(found: list[int], problem: str) -> None:

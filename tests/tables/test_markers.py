@@ -1,3 +1,5 @@
+"""Test the markers of a run folder: which stages they show as finished, and that damaged ones give a clear error."""
+
 from __future__ import annotations
 
 import json
@@ -80,7 +82,7 @@ def test_a_damaged_marker_names_its_file(tmp_path: Path) -> None:
 
 
 def broken(record: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The record without each of its keys, and with an odd value in its place."""
+    """For each key of the record, a copy without the key and a copy with null in its place."""
     for key in record:
         yield f"without {key}", {other: value for other, value in record.items() if other != key}
         yield f"odd {key}", {**record, key: None}
@@ -93,7 +95,7 @@ def test_a_marker_that_lacks_something_is_an_error_in_words(tmp_path: Path, stag
     good = json.loads(file.read_text())
     cases = [*broken(good), *((what, {**good, "facts": changed}) for what, changed in broken(FACTS[stage]))]
     for what, record in [*cases, ("a list", []), ("a number", 5)]:
-        if what in ("without statuses", "without refused"):  # none is the same as an empty one
+        if what in ("without statuses", "without refused"):  # a missing one counts as empty
             continue
         file.write_text(json.dumps(record))
         with pytest.raises(ArtifactError, match=rf"_stages/{stage}\.json is damaged .*; restore it, or delete it"):
@@ -122,7 +124,7 @@ def test_damaged_figures_are_an_error_in_words(tmp_path: Path, capfd: pytest.Cap
 
 def test_a_marker_whose_table_is_gone_is_an_error(tmp_path: Path) -> None:
     folder = RunFolder(locate(str(tmp_path)))
-    with pytest.raises(ArtifactError, match="promises 5 rows"):
+    with pytest.raises(ArtifactError, match="records 5 rows"):
         folder.part_files(marker("assign", path="assignments/aa"))
 
 

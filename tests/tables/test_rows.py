@@ -1,3 +1,5 @@
+"""Test that ids, statuses, vectors and failures of rows are read from Parquet tables."""
+
 from __future__ import annotations
 
 from pathlib import Path

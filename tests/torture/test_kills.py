@@ -1,8 +1,9 @@
-"""Kill the driver, an encoder actor, a Train worker or the raylet at random moments of every stage: the tables end as if nothing had happened.
+"""Test that a run writes the same tables when a process is killed at a random moment of a stage.
 
     make torture                                                      # or: pytest -m torture tests/torture/test_kills.py -s
 
-Every trial is seeded by its number, starts from nothing, kills one process once, and calls the run again until it ends well.
+The process is the driver, an encoder actor, a Train worker, a task that writes shards, or the raylet. Every trial is seeded by its number,
+starts from nothing, kills one process once, and calls the run again until it ends well.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ VICTIMS = {
     "EncodeRows": ("embed", "reembed"),
     "RayTrainWorker": ("train", "finetune"),
 }
-"""Who is killed, and the stages in which there is such a process."""
+"""The processes that are killed, and the stages in which there is such a process."""
 VICTIMS_ON_SHARDS = {
     "write_part": ("shard",),
     "driver": ("shard", "finetune"),
@@ -61,7 +62,7 @@ VICTIMS_ON_SHARDS = {
     "raylet": ("shard", "finetune"),
 }
 RUNS = 4
-"""Calls of the command until it must have ended well."""
+"""The number of calls of the command after which it must have ended well."""
 
 
 @dataclass(frozen=True)
@@ -144,7 +145,7 @@ def find(victim: str, driver: int) -> int | None:
 
 
 def kill(run: subprocess.Popen[bytes], log: Path, victim: str, stage: str, delay: float) -> bool:
-    """Kill the victim so many seconds after the stage has begun; False if it was not there before the stage was over."""
+    """Kill the victim `delay` seconds after the stage has begun; return False if it was not there before the stage was over."""
     begun = f"{stage:<9} running".encode()
     while begun not in log.read_bytes():
         if run.poll() is not None:

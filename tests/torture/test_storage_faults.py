@@ -1,8 +1,8 @@
-"""A real S3 server that stops, stands still, answers 503 or refuses the keys in the middle of a run, and objects that vanish or change.
+"""Test runs whose S3 server stops, stands still, answers 503 or refuses the keys, and runs whose objects vanish or change.
 
     make torture        # or: pytest -m torture tests/torture/test_storage_faults.py -s
 
-Needs the folder `shared` with its `s3/s3server.sh`. Faults begin when the first embeddings are written.
+The tests need the folder `shared` with its `s3/s3server.sh`, which runs a real server. Faults begin when the first embeddings are written.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Server:
     expected: dict[str, pa.Table]
 
     def do(self, command: str, *arguments: str) -> None:
-        """One of the script's commands."""
+        """Run one of the script's commands."""
         subprocess.run(
             ["bash", str(self.script), command, str(self.folder), *arguments], check=True, capture_output=True
         )
@@ -130,7 +130,7 @@ def test_a_transient_fault_costs_time_and_no_row(fault: str, server: Server, tmp
     result = finish(run)
     print(f"{fault}: ended {'well' if result else 'with an error'} {time.monotonic() - began:.0f} s after it began")
     if result is None:
-        # An outage longer than its patience may stop a run; it must say so, and go on when called again.
+        # An outage that lasts longer than the retries may stop a run. It must say so, and go on when it is called again.
         assert "run the command again" in (tmp_path / "log").read_text()
         result = finish(start(*configuration(server, tmp_path)))
     assert result is not None, (tmp_path / "log").read_text()
@@ -183,6 +183,6 @@ def test_objects_that_vanish_or_change_get_their_status(server: Server, tmp_path
     kinds = {row["status"] for row in late}
     print(f"{kinds}")
     assert len(late) == 40
-    # Whatever was read before it vanished is ok; nothing else may be said of the others.
+    # A picture that was read before it vanished is ok. The others must be missing or changed.
     assert kinds <= {"ok", "missing", "changed"}
     assert {"missing", "changed"} & kinds

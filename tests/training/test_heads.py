@@ -1,4 +1,4 @@
-"""Training on Ray: one worker or two, a killed worker, a killed driver – the same model."""
+"""Test that training on Ray gives the same model with one worker or two, and after a worker or the driver was killed."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def test_a_killed_driver_resumes_at_the_last_checkpoint(tmp_path: Path) -> None:
     assert before
     resumed = raycluster.run({**config, "output": str(tmp_path / "killed")}, until="train")
     undisturbed = raycluster.run({**config, "output": str(tmp_path / "whole")}, until="train")
-    # What had been written before the kill was not written again: the training went on from there.
+    # Files from before the kill were not written again, so the training went on from there.
     assert any(path.exists() and path.stat().st_mtime_ns == time for path, time in before.items())
     models = [raycluster.load_model(result.output).method.state_dict() for result in (resumed, undisturbed)]
     for name, value in models[1].items():

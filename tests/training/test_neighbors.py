@@ -1,4 +1,4 @@
-"""Neighbor searches in blocks on Ray give what one process gives."""
+"""Test that neighbor searches in blocks on Ray give the same as a search in one process."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from raycluster.training.neighbors import find_graphs, spread_search
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
 
 MANY_NODES = Resources(cpus=4, node_cpus=1, gpus=0, encoder_actors=1, train_workers=1)
-"""As if each core were a node: a search takes three places beside the caller's own."""
+"""Resources as if each core were a node. A search takes three places beside the caller's own."""
 
 
 def test_spread_search_is_exact(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -42,8 +42,8 @@ def list_rows(parquet: pq.ParquetFile, file: Location, file_size: int, modified_
     largest = max((parquet.metadata.row_group(g).num_rows for g in range(parquet.num_row_groups)), default=0)
     if largest > LARGE_GROUP:
         log.warning(
-            "images: %s has row groups of %d pictures, of which every task reads those before its own too; write it with "
-            "row groups of some hundred",
+            "images: %s has row groups of up to %d pictures, and a task reads its row group from the beginning to reach its own "
+            "pictures; write the file with row groups of a few hundred pictures",
             file.uri,
             largest,
         )
@@ -106,7 +106,7 @@ def _image_column(schema: pa.Schema, file: Location | None) -> str:
     """Return the path of the column or its field `bytes`, for Parquet. Raises :class:`ConfigError` if it holds no bytes."""
     where = f"images: {file.uri}: " if file else ""
     if schema.names.count(COLUMN) != 1:
-        raise ConfigError(f"{where}the table has no column `image`, or several")
+        raise ConfigError(f"{where}the table has no column `image`, or several; it needs exactly one")
     kind = schema.field(COLUMN).type
     if _is_bytes(kind):
         return COLUMN

@@ -87,7 +87,7 @@ def list_images(
     return Listing(table, tuple(map(_samples, tables)), other_files)
 
 
-_WANTED = "give files named .jpg .jpeg .png .webp .gif .bmp .tif .tiff, .tar shards, or a .parquet or .csv list with a column `uri`"
+_WANTED = "give files named .jpg .jpeg .png .webp .gif .bmp .tif .tiff, .tar shards, or a .parquet or .csv list with a column `uri`, or .parquet files with a column `image`"
 
 
 def number_rows(
@@ -195,7 +195,7 @@ def _describe(others: Counter[str]) -> str:
     if not others:
         return "it is empty"
     kinds = ", ".join(f"{number} {suffix}" for suffix, number in others.most_common(5))
-    hint = "; shards are named by a pattern, <folder>/*.tar" if others[".tar"] else ""
+    hint = "; to read these shards, give the pattern <folder>/*.tar" if others[".tar"] else ""
     return f"{others.total()} other files: {kinds}{hint}"
 
 
@@ -215,5 +215,5 @@ def _refuse_duplicates(table: pa.Table) -> None:
         examples.append(f"{item['values']!r} ({item['counts'] + 1} times: {one}, {other})")
     raise ConfigError(
         f"images: {len(counts)} image_ids occur more than once: {', '.join(examples)}; "
-        "give one common folder, or a list whose column `image_id` is unique"
+        "give one folder that holds them all, or a list whose column `image_id` is unique"
     )

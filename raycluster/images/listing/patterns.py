@@ -52,6 +52,8 @@ def matching(pattern: Location, output: Location | None = None) -> list[Location
             absent.append(place.uri)
     if not _GLOB.search(pattern.path):
         absent = _absent(files)
+    if absent and len(paths) == 1:
+        raise ConfigError(f"images: no file matches {pattern.uri}; correct the pattern")
     if absent:
         raise ConfigError(
             f"images: {pattern.uri}: {len(absent)} of {len(paths)} names have no file, the first is {absent[0]}; "

@@ -57,7 +57,9 @@ def _listed(rows: pa.Table, file: Location, labels: Labels) -> pa.Table:
     lacking = pc.fill_null(pc.equal(pc.utf8_trim_whitespace(written), ""), True)
     if pc.any(lacking).as_py():
         first = pc.index(lacking, True).as_py() + 1
-        raise ConfigError(f"images: {file.uri}: {pc.sum(lacking)} rows have no uri, the first is row {first}")
+        raise ConfigError(
+            f"images: {file.uri}: {pc.sum(lacking)} rows have no uri, the first is row {first}; give each row a uri, or remove these rows"
+        )
     by_folder = labels == "folder" and "label" not in rows.column_names
     columns = {
         # Without a column `image_id`, the columns `image_id` and `uri` can share the same memory.
@@ -88,7 +90,7 @@ def _read_csv(file: Location) -> pa.Table:
 def _require_uri(names: list[str], file: Location) -> None:
     if names.count("uri") != 1:
         raise ConfigError(
-            f"images: {file.uri}: a list needs one column `uri`, or Parquet a column `image` with the pictures; found: {', '.join(names) or 'no column'}"
+            f"images: {file.uri}: a list needs one column `uri`, or in Parquet a column `image` with the pictures; found: {', '.join(names) or 'no column'}"
         )
 
 

@@ -82,15 +82,17 @@ def call_storage(operation: Callable[[], T], uri: str) -> T:
         try:
             return operation()
         except pa.ArrowException as error:
-            raise ConfigError(f"images: {uri}: {error}") from None
+            raise ConfigError(
+                f"images: {uri} cannot be read: {error}; correct the path, or write the file again"
+            ) from None
         except OSError as error:
             if cause_of(error) in MENDABLE:
-                remedy = (
-                    "; correct the credentials (AWS variables or profile), `storage`, or what the bucket allows them"
-                )
+                remedy = "; correct the name of the bucket, the credentials (AWS variables or profile), their permissions, or `storage`"
                 raise ConfigError(f"images: {uri} cannot be read: {error}{remedy}") from None
             if isinstance(error, PermissionError | FileNotFoundError) or damaged(error):
-                raise ConfigError(f"images: {uri} cannot be read: {error}") from None
+                raise ConfigError(
+                    f"images: {uri} cannot be read: {error}; check that it exists, may be read and is not damaged"
+                ) from None
             raise
 
     return retry(attempt, uri)
@@ -120,7 +122,9 @@ def _walk_local(root: str, output: Location | None) -> Iterator[tuple[str, os.Di
                     elif not entry.is_symlink() or _identity(entry) not in above:
                         folders.append((path, above))
         except OSError as error:
-            raise ConfigError(f"images: {os.path.join(root, folder)!a} cannot be listed: {error.strerror}") from None
+            raise ConfigError(
+                f"images: {os.path.join(root, folder)!a} cannot be listed: {error.strerror}; make it readable, or give `images` without it"
+            ) from None
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

@@ -1,4 +1,7 @@
-"""Give every image its cluster."""
+"""Give every image its cluster.
+
+Libraries that are slow to import are imported in the functions that use them, so that `raycluster --help` answers at once.
+"""
 
 from __future__ import annotations
 
@@ -59,7 +62,7 @@ STAGE = Stage(
     keeps=Keeps.ROWS,
     recipe=recipe,
     run=run,
-    help="give every image its cluster; with --model, new images those of a finished model",
+    help="assign every image to a cluster; with --model, assign new images to the clusters of a finished model",
     facts=Covers,
     table="assignments",
 )

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from raycluster.config import fingerprint
 from raycluster.pipeline.context import RunContext
 from raycluster.pipeline.stage import Covers, Keeps, Outcome, Recipe, Stage
 from raycluster.pipeline.stages.assign import assign_recipe, assign_rows
 from raycluster.pipeline.step import Step
+from raycluster.section import fingerprint
 
 
 def recipe(ctx: RunContext) -> Recipe:

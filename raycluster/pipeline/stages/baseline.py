@@ -17,10 +17,7 @@ def recipe(ctx: RunContext) -> Recipe | None:
 
 def run(ctx: RunContext, step: Step) -> Outcome:
     """Assign as a run without fine-tuning does."""
-    from raycluster.model.files import load_model
-
-    before = load_model(ctx.place(ctx.plan["train"]), ctx.config.storage)
-    return assign_rows(ctx, step, before.method, ctx.part_files("embed"))
+    return assign_rows(ctx, step, ctx.load_model("train").method, ctx.part_files("embed"))
 
 
 STAGE = Stage(

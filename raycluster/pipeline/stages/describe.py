@@ -1,4 +1,7 @@
-"""Sum up each cluster: name, size, typical images."""
+"""Sum up each cluster: name, size, typical images.
+
+Libraries that are slow to import are imported in the functions that use them, so that `raycluster --help` answers at once.
+"""
 
 from __future__ import annotations
 

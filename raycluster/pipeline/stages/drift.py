@@ -1,4 +1,7 @@
-"""Compare new images with those that the model was trained on."""
+"""Compare new images with those that the model was trained on.
+
+Libraries that are slow to import are imported in the functions that use them, so that `raycluster --help` answers at once.
+"""
 
 from __future__ import annotations
 

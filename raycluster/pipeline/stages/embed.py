@@ -1,4 +1,7 @@
-"""Embed the images."""
+"""Embed the images.
+
+Libraries that are slow to import are imported in the functions that use them, so that `raycluster --help` answers at once.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from raycluster.config import RunConfig
+from raycluster.encoder import ready_made
 from raycluster.pipeline.context import RunContext
 from raycluster.pipeline.failures import check_all, failure_gate
 from raycluster.pipeline.stage import Covers, Keeps, Outcome, Recipe, Stage
@@ -50,8 +54,6 @@ def run(ctx: RunContext, step: Step) -> Outcome:
 
 
 def _import_ready_made(ctx: RunContext, step: Step) -> None:
-    from raycluster.encoder import ready_made
-
     place = ctx.place(step)
     done = rows.row_ids(part_files(place))
     files = ready_made.find_files(ctx.config.embedding_sources, ctx.config.storage, ctx.folder.root)

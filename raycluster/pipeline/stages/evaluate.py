@@ -1,4 +1,7 @@
-"""Score the clusters."""
+"""Score the clusters.
+
+Libraries that are slow to import are imported in the functions that use them, so that `raycluster --help` answers at once.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Fine-tune the encoder on its own confident clusters, and see whether the result can be trusted."""
+"""Fine-tune the encoder on its own confident clusters, and see whether the result can be trusted.
+
+Libraries that are slow to import are imported in the functions that use them, so that `raycluster --help` answers at once.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ import pyarrow as pa
 from pydantic import Field
 
 from raycluster.errors import DataQualityError
+from raycluster.model.record import ENCODER_FILE
 from raycluster.pipeline.context import RunContext
 from raycluster.pipeline.stage import Keeps, Outcome, Recipe, Stage
 from raycluster.pipeline.stages.embed import stream
@@ -55,7 +59,6 @@ def run(ctx: RunContext, step: Step) -> Outcome:
     """Fine-tune, write the model, and look at a sample through both encoders."""
     from raycluster.finetuning.finetune import finetune
     from raycluster.finetuning.pixels import PixelJob
-    from raycluster.model.files import load_model
     from raycluster.model.prediction import probabilities
     from raycluster.randomness import sampled
 
@@ -65,14 +68,14 @@ def run(ctx: RunContext, step: Step) -> Outcome:
     images = _images(ctx, sample)
     batch = min(config.batch_size, len(images))
     job = PixelJob(ctx.spec, ctx.config.encoder, ctx.config.storage, seed, len(images), batch)
-    before = load_model(ctx.place(ctx.plan["train"]), ctx.config.storage)
+    before = ctx.load_model("train")
     guarded = sampled(sample, GUARDED, seed)
     sizes = probabilities(before.method, rows.gather(ctx.part_files("embed"), guarded)).mean(dim=0)
     training = ctx.folder.root / "training" / step.fingerprint
     tuned = finetune(config, job, before.method, sizes, images, training, ctx.resources)
     readable = _embed_sample(ctx, step, tuned, guarded)
     _save(ctx, step, before, tuned, rows.gather(ctx.part_files("reembed"), readable))
-    measures = _measure(ctx, step, before, readable)
+    measures = _measure(ctx, before, readable)
     facts = FinetuneFacts(guard=measures, kind=tuned.kind, history=tuned.history)
     return Outcome(len(images), facts=facts, note=f"{tuned.kind}, {measures['agreement']:.1%} keep their cluster")
 
@@ -93,7 +96,6 @@ def _embed_sample(ctx: RunContext, step: Step, tuned: Tuned, chosen: np.ndarray)
     from safetensors.torch import save
 
     from raycluster.encoder.clip import TunedTower
-    from raycluster.model.record import ENCODER_FILE
 
     assert ctx.spec is not None
     file, content = ctx.place(step) / ENCODER_FILE, save(tuned.tower)
@@ -103,7 +105,7 @@ def _embed_sample(ctx: RunContext, step: Step, tuned: Tuned, chosen: np.ndarray)
     readable = rows.statuses(part_files(ctx.place(again)), chosen)[0]
     if not len(readable):
         raise DataQualityError(
-            "finetune: none of the images could be read again for a look at the result; mend the storage and run again"
+            "finetune: no image could be read again to check the result; check that the storage can be reached, and run again"
         )
     return readable
 
@@ -114,7 +116,6 @@ def _save(ctx: RunContext, step: Step, before: Model, tuned: Tuned, embeddings: 
 
     from raycluster.model.files import save_model
     from raycluster.model.model import make_memory
-    from raycluster.model.record import ENCODER_FILE
 
     record = {
         **{key: before.record[key] for key in ("seed", "training")},
@@ -125,13 +126,12 @@ def _save(ctx: RunContext, step: Step, before: Model, tuned: Tuned, embeddings: 
     save_model(ctx.place(step), tuned.method, memory, before.record["encoder"], before.clusters, record, files)
 
 
-def _measure(ctx: RunContext, step: Step, before: Model, sample: np.ndarray) -> dict[str, float]:
+def _measure(ctx: RunContext, before: Model, sample: np.ndarray) -> dict[str, float]:
     """Compare the clusters of a sample before and after."""
     from raycluster.finetuning import collapse
-    from raycluster.model.files import load_model
     from raycluster.model.prediction import probabilities
 
-    after = load_model(ctx.place(step), ctx.config.storage)
+    after = ctx.load_model("finetune")
     images = rows.gather(ctx.part_files("embed"), sample)
     own = probabilities(before.method, images).argmax(dim=1).numpy()
     tuned = probabilities(after.method, rows.gather(ctx.part_files("reembed"), sample)).argmax(dim=1).numpy()
@@ -140,17 +140,19 @@ def _measure(ctx: RunContext, step: Step, before: Model, sample: np.ndarray) -> 
 
 def refused(ctx: RunContext) -> str:
     """Why the tuned encoder is refused under today's bounds; empty if it is not, or not known yet."""
+    marker = ctx.plan["finetune"].marker
+    return _refusal(ctx, marker) if marker else ""
+
+
+def _refusal(ctx: RunContext, marker: Marker) -> str:
     from raycluster.finetuning.collapse import refusal
 
-    marker = ctx.plan["finetune"].marker
-    return refusal(marker.typed(FinetuneFacts).guard, ctx.config.finetune) if marker else ""
+    return refusal(marker.typed(FinetuneFacts).guard, ctx.config.finetune)
 
 
 def judged(ctx: RunContext, marker: Marker) -> Marker:
     """The marker under today's bounds. If the result is refused, it names the model before."""
-    from raycluster.finetuning.collapse import refusal
-
-    reason = refusal(marker.typed(FinetuneFacts).guard, ctx.config.finetune)
+    reason = _refusal(ctx, marker)
     path = ctx.plan["train"].path if reason else f"{MODEL_FOLDER}/{marker.fingerprint}"
     return marker.model_copy(update={"path": path, "facts": {**marker.facts, "refused": reason}})
 

@@ -44,7 +44,7 @@ def run(ctx: RunContext, step: Step) -> Outcome:
     for start in range(0, len(table), ROWS_A_FILE):
         (place / f"part-{start:012d}.parquet").write_table(table.slice(start, ROWS_A_FILE), ROWS_A_GROUP)
     others = ctx.manifest.other_files
-    return Outcome(len(table), facts=_facts(ctx), note=f"{others} other files" if others else "")
+    return Outcome(len(table), facts=_facts(ctx), note=f"{others} files are no pictures" if others else "")
 
 
 def judged(ctx: RunContext, marker: Marker) -> Marker:

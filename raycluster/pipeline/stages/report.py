@@ -1,14 +1,19 @@
-"""Write the HTML page."""
+"""Write the HTML page.
+
+Libraries that are slow to import are imported in the functions that use them, so that `raycluster --help` answers at once.
+"""
 
 from __future__ import annotations
 
 import numpy as np
 
+from raycluster.images.pictures import COLUMNS
 from raycluster.pipeline.context import RunContext
 from raycluster.pipeline.stage import Keeps, Outcome, Recipe, Stage
 from raycluster.pipeline.stages import evaluate, finetune
 from raycluster.pipeline.step import Step
 from raycluster.storage.location import read_table
+from raycluster.tables.blocks import Block, find_blocks
 from raycluster.tables.markers import now
 
 PAGE = "index.html"
@@ -72,9 +77,7 @@ def run(ctx: RunContext, step: Step) -> Outcome:
 def _thumbnails(ctx: RunContext, wanted: np.ndarray) -> dict[int, bytes]:
     """Row id → small JPEG, of those of the images (ids ascending) that can still be read; without pictures none."""
     from raycluster.compute.tasks import map_tasks
-    from raycluster.images.pictures import COLUMNS
     from raycluster.results.report.thumbnails import thumbnails
-    from raycluster.tables.blocks import Block, find_blocks
 
     if ctx.spec is None or not len(wanted):
         return {}

@@ -1,4 +1,7 @@
-"""Keep the nouns that fit the images, and pair each image with them."""
+"""Keep the nouns that fit the images, and pair each image with them.
+
+Libraries that are slow to import are imported in the functions that use them, so that `raycluster --help` answers at once.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from raycluster.pipeline.context import RunContext
 from raycluster.pipeline.stage import Covers, Keeps, Outcome, Recipe, Stage
 from raycluster.pipeline.stages.manifest import source
 from raycluster.pipeline.step import Step
+from raycluster.semantics import vocabulary
 from raycluster.tables import rows
 from raycluster.tables.files import part_files
 from raycluster.tables.gates import check_rows
@@ -57,12 +61,12 @@ def run(ctx: RunContext, step: Step) -> Outcome:
             bar.update(count)
     check_rows(place.uri, rows.row_ids(part_files(place)), ok, exact=False)
     facts = SemanticsFacts(manifest=ctx.manifest.fingerprint, kept_nouns=len(names))
-    return Outcome(len(ok), facts=facts, note=f"{len(names)} nouns kept of {len(ctx.vocabulary.nouns)}")
+    return Outcome(len(ok), facts=facts, note=f"{len(names)} of {len(ctx.vocabulary.nouns)} nouns kept")
 
 
 def _choose_nouns(ctx: RunContext, step: Step) -> None:
     from raycluster.methods import registry
-    from raycluster.semantics import counterparts, vocabulary
+    from raycluster.semantics import counterparts
 
     assert ctx.vocabulary is not None
     # What a killed run has left was perhaps paired with other nouns.
@@ -87,9 +91,7 @@ def noun_embeddings(ctx: RunContext) -> np.ndarray:
 
 def kept_nouns(ctx: RunContext) -> tuple[list[str], np.ndarray]:
     """The nouns that the method's semantic space kept, and their unit embeddings [M, d] float32."""
-    from raycluster.semantics.vocabulary import read_nouns
-
-    return read_nouns(ctx.place(ctx.plan["semantics"]) / "nouns.parquet")
+    return vocabulary.read_nouns(ctx.place(ctx.plan["semantics"]) / "nouns.parquet")
 
 
 STAGE = Stage(

@@ -1,4 +1,7 @@
-"""Store all pictures in few large files, so that later passes read little."""
+"""Store all pictures in few large files, so that later passes read little.
+
+Libraries that are slow to import are imported in the functions that use them, so that `raycluster --help` answers at once.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Train the cluster heads and name the clusters."""
+"""Train the cluster heads and name the clusters.
+
+Libraries that are slow to import are imported in the functions that use them, so that `raycluster --help` answers at once.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from raycluster.model.record import FORMAT
 from raycluster.pipeline.context import RunContext
 from raycluster.pipeline.stage import Keeps, Outcome, Recipe, Stage
 from raycluster.pipeline.stages.semantics import kept_nouns, noun_embeddings, training_recipe
@@ -28,8 +32,6 @@ class TrainFacts(Facts):
 
 def recipe(ctx: RunContext) -> Recipe:
     """The method, and what it is trained on."""
-    from raycluster.model.files import FORMAT
-
     nouns, method = ctx.fingerprint("semantics"), ctx.method.model_dump(mode="json")
     # A model of an earlier format is trained again: this version could not read it.
     return Recipe({**training_recipe(ctx), "semantics": nouns, "method": method, "format": FORMAT})

@@ -88,7 +88,7 @@ def facts(config: RunConfig, method: dict[str, Any], encoder: str, other_files: 
     constants = ", ".join(f"{key} {value}" for key, value in method.items())
     return {
         "Images" if config.images is not None else "Embeddings": sources,
-        "Other files there": str(other_files),
+        "Files that are no pictures": str(other_files),
         "Encoder": f"{config.encoder.model} {config.encoder.pretrained or ''} ({encoder})"
         if config.images is not None
         else "none: ready-made embeddings",

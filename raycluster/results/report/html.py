@@ -170,7 +170,7 @@ def _key_numbers(data: ReportData) -> list[tuple[str, str, str]]:
     if "Method" in data.facts:
         numbers.append(("Method", data.facts["Method"].partition(" ")[0], ""))
     if (accuracy := data.metrics.get("acc")) is not None:
-        numbers.append(("ACC", percent(accuracy), f"on {grouped(data.metrics.get('n_labelled'))} labelled"))
+        numbers.append(("ACC", percent(accuracy), f"on {grouped(data.metrics.get('n_labelled'))} labeled"))
     if (confidence := data.metrics.get("confidence")) is not None:
         numbers.append(("Confidence", f"{confidence:.2f}", "mean"))
     return numbers

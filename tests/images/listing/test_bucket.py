@@ -1,3 +1,5 @@
+"""Test that the listing of a bucket has every key once, asks for pages side by side, and names what it cannot reach."""
+
 from __future__ import annotations
 
 import bisect
@@ -46,7 +48,7 @@ def test_halfway_lies_between() -> None:
 
 
 class Server:
-    """Pages of so many keys, in S3's order, with what was asked."""
+    """A server that gives pages of `page` keys in S3's order, and counts the requests."""
 
     def __init__(self, keys: list[str], page: int = 10, wait: float = 0.0) -> None:
         self.keys, self.page, self.wait = sorted(set(keys)), page, wait
@@ -153,7 +155,7 @@ def test_what_a_listing_cannot_reach_is_named(s3: StorageConfig, monkeypatch: py
     with pytest.raises(ConfigError, match=r"s3://raycluster-test cannot be read: .*AccessDenied"):
         list(list_objects(locate("s3://raycluster-test", nobody), call_storage))
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
-    other = s3.model_copy(update={"region": "us-east-2"})  # other clients than the cached ones
+    other = s3.model_copy(update={"region": "us-east-2"})  # another region, so that no cached client is used
     with pytest.raises(ConfigError, match=r"cannot be read: .*SignatureDoesNotMatch"):
         list(list_objects(locate("s3://raycluster-test/pages", other), call_storage))
     with pytest.raises(ConfigError, match=r"raycluster-test/pages cannot be read: .*ACCESS_DENIED"):

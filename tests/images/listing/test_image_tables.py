@@ -1,3 +1,5 @@
+"""Test pictures inside Parquet tables: how they are listed and read, and which tables are refused."""
+
 from __future__ import annotations
 
 import logging
@@ -123,7 +125,7 @@ def test_tables_without_pictures_or_with_two_kinds_are_refused(tmp_path: Path) -
         "numbers": ({"image": [[1, 2]]}, "column `image` holds list"),
         "struct": ({"image": [{"path": "a.jpg"}]}, r"column `image` holds struct<path: string>"),
         "typed": ({"image": [{"bytes": "text"}]}, r"column `image` holds struct<bytes: string>"),
-        "none": ({"picture": [b"x"]}, "needs one column `uri`, or Parquet a column `image`"),
+        "none": ({"picture": [b"x"]}, "needs one column `uri`, or in Parquet a column `image`"),
         "zero": ({"image": pa.array([], pa.binary())}, "no pictures"),
         "ids": ({"image": [b"x"], "image_id": [["a"]]}, "column `image_id` holds list"),
         "twice": (
@@ -153,7 +155,7 @@ def test_huge_row_groups_are_warned_of(
     monkeypatch.setattr(image_tables, "LARGE_GROUP", 7)
     with caplog.at_level(logging.WARNING):
         listed(write(tmp_path / "t.parquet", {"image": IMAGES}))
-    assert "row groups of 8 pictures" in caplog.text
+    assert "row groups of up to 8 pictures" in caplog.text
 
 
 def test_tables_in_a_bucket(s3: StorageConfig) -> None:

@@ -1,3 +1,5 @@
+"""Test the manifest: what is listed from folders and lists, how rows are numbered, and what changes the digest."""
+
 import datetime
 import os
 import tracemalloc
@@ -78,7 +80,7 @@ def test_links_are_followed_and_dangling_ones_kept(tmp_path: Path) -> None:
     (photos / "dangling.jpg").symlink_to("/nowhere/x.jpg")
     (photos / "itself.jpg").symlink_to("itself.jpg")
     (photos / "more").symlink_to(tmp_path / "elsewhere")
-    (photos / "up").symlink_to(photos)  # must not run in circles
+    (photos / "up").symlink_to(photos)  # a loop that must not be followed forever
     listing = listed(photos)
     assert dict(zip(ids(listing), listing.table["size"].to_pylist(), strict=True)) == {
         "a.jpg": 12,
@@ -196,14 +198,14 @@ def test_unusable_lists_are_refused(tmp_path: Path) -> None:
     (tmp_path / "columns.csv").write_text("path;x\na.jpg;1\n")
     (tmp_path / "ragged.csv").write_text("uri,x\na.jpg\n")
     for name, message in {
-        "columns.parquet": "needs one column `uri`, or Parquet a column `image` with the pictures; found: url, x",
+        "columns.parquet": "needs one column `uri`, or in Parquet a column `image` with the pictures; found: url, x",
         "null.parquet": "2 rows have no uri, the first is row 2",
         "zero.parquet": "no pictures",
         "nested.parquet": "column `uri` holds list",
-        "text.parquet": r"text\.parquet: .*Parquet",
+        "text.parquet": r"text\.parquet cannot be read: .*Parquet",
         "footer.parquet": r"footer\.parquet cannot be read",
         "twice.csv": "needs one column `uri`.*; found: uri, uri",
-        "empty.csv": r"empty\.csv: Empty CSV",
+        "empty.csv": r"empty\.csv cannot be read: Empty CSV",
         "columns.csv": "needs one column `uri`.*; found: path;x",
         "ragged.csv": "Expected 2 columns, got 1",
     }.items():
@@ -286,7 +288,7 @@ def test_digest_follows_the_content_and_nothing_else(tmp_path: Path) -> None:
     assert int(digest, 16)
     pq.write_table(manifest, tmp_path / "m.parquet")
     doubled = pa.concat_tables([manifest.slice(2), manifest.slice(0, 1), manifest.slice(1, 1)])
-    # Garbage under a null, as computations leave it, is no content.
+    # A value under a null, which a computation may leave there, is no content.
     buffers = [pa.py_buffer(b"\x05"), pa.array([1, 77, 0], pa.int64()).buffers()[1]]
     garbage = manifest.set_column(3, MANIFEST.field("size"), pa.Array.from_buffers(pa.int64(), 3, buffers))
     for same in (
@@ -297,7 +299,7 @@ def test_digest_follows_the_content_and_nothing_else(tmp_path: Path) -> None:
     ):
         assert content_digest(same) == digest
     others = [
-        grid(**rows | {"image_id": ["ab", "c", "d"]}),  # the same letters, cut elsewhere
+        grid(**rows | {"image_id": ["ab", "c", "d"]}),  # the same letters, divided into other ids
         grid(**rows | {"uri": ["/p/a", "/p/bc", "/p/e"]}),
         grid(**rows | {"size": [1, 0, 0]}),
         grid(**rows | {"size": [1, 0, None]}),
@@ -318,7 +320,7 @@ def test_rows_that_are_to_be_tried_again_get_new_numbers() -> None:
 
 
 def test_listing_keeps_no_python_object_for_a_row(tmp_path: Path) -> None:
-    """A hundred thousand rows as Python objects would be tens of megabytes; as Arrow's they are outside of Python's memory."""
+    """A hundred thousand rows would be tens of megabytes as Python objects, but Arrow holds them outside of Python's memory."""
     touch(tmp_path, *(f"{i % 50}/{i}.jpg" for i in range(4000)))
     uris = [f"s3://bucket/{i}.jpg" for i in range(200_000)]
     write_list(tmp_path / "list.parquet", {"uri": uris})
@@ -335,6 +337,6 @@ def test_listing_keeps_no_python_object_for_a_row(tmp_path: Path) -> None:
     finally:
         tracemalloc.stop()
     assert (folder.table.num_rows, table.num_rows, sum(progress)) == (80, 204_000, 204_080)
-    # What numpy holds are the numbers of the rows.
+    # numpy holds only the numbers of the rows.
     assert after - before < 3e6
     assert peak - before < 15e6

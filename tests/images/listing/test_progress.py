@@ -1,3 +1,5 @@
+"""Test how the progress of a long count is shown: as lines in a log, and as a bar on a terminal."""
+
 from __future__ import annotations
 
 import logging

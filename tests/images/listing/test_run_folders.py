@@ -1,4 +1,4 @@
-"""Run folders below the folder that is read, and ready-made embeddings whose first rows are null."""
+"""Test that run folders below the input folder are not read, and that ready-made embeddings may begin with nulls."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_pictures_in_the_run_folder_are_no_input(root: Location) -> None:
     assert found(root / "photos") == (["a.jpg", "run.jpg", "runs/b.jpg"], 1)
     assert found(root)[0] == ["photos/a.jpg", "photos/run.jpg", "photos/runs/b.jpg"]
     assert found(root / "photos", output=root / "photos" / "absent")[1] == 3
-    # Who names a place in the run folder means it, and a run may write beside the pictures.
+    # A place in the run folder that is named as the source is read. A run may also write into the folder of the pictures.
     assert found(output / "deep")[0] == ["d.jpg"]
     assert found(root / "photos", output=root / "photos")[1] == 3
 
@@ -76,7 +76,7 @@ def test_a_link_into_the_run_folder_is_no_way_in(tmp_path: Path) -> None:
 
 
 def test_a_glob_does_not_reach_into_the_run_folder(root: Location) -> None:
-    """The run's own manifest has the column `uri`."""
+    """The run's own manifest has a column `uri`, so it looks like a list of pictures."""
     for name in ("lists/a.parquet", "run/manifest.parquet", "run/manifest/part-0.parquet"):
         (root / name).write_table(pa.table({"uri": [f"/{name}.jpg"]}))
 
@@ -145,13 +145,13 @@ class TestRuns:
         ids = [f"null {i}" for i in range(10)]
         nulls = pa.nulls(10, pa.list_(pa.float32()))
         pq.write_table(pa.table({"image_id": ids, "embedding": nulls}), feats / "a.parquet")
-        # What a writer makes of nulls that it knows no type of.
+        # A writer makes such a column if it does not know the type of the nulls.
         pq.write_table(pa.table({"image_id": ["x", "y"], "embedding": pa.nulls(2)}), feats / "b.parquet")
         pq.write_table(ready_made(0), feats / "c.parquet")
         given = {"embeddings": str(feats), "output": str(tmp_path / "out"), "max_failed_fraction": 0.5, **KMEANS}
         result = raycluster.run(given, until="assign")
         assert statuses(result) == {"failed": 12, "ok": 20}
-        # More nulls that come later, before all that is known.
+        # Another file with nulls is added later, and its name sorts before all others.
         pq.write_table(pa.table({"image_id": ["z"], "embedding": pa.nulls(1)}), feats / "0.parquet")
         assert statuses(raycluster.run(given, until="assign")) == {"failed": 13, "ok": 20}
 

@@ -1,3 +1,5 @@
+"""Test pictures inside tars: how they are listed, that few requests read them, and which tars are refused."""
+
 from __future__ import annotations
 
 import io
@@ -85,14 +87,14 @@ def test_several_tars_by_range_and_glob(tmp_path: Path) -> None:
     for source, message in {
         "0{03..14}.tar": r"3 of 12 names have no file, the first is .*/012\.tar",
         "none{0..9}.tar": "10 of 10 names have no file",
-        "none*.tar": "1 of 1 names have no file",
+        "none*.tar": r"no file matches .*/none\*\.tar",
         "{5..3}.tar": "must run upwards",
         "{000000..999999}.tar": "at most 100000 files",
         "absent.tar": "absent.tar does not exist",
     }.items():
         with pytest.raises(ConfigError, match=message):
             listed(tmp_path / source)
-    with pytest.raises(ConfigError, match=r"12 \.tar.*; shards are named by a pattern, <folder>/\*\.tar"):
+    with pytest.raises(ConfigError, match=r"12 \.tar.*; to read these shards, give the pattern <folder>/\*\.tar"):
         listed(tmp_path / "more")
 
 
@@ -126,7 +128,7 @@ def test_what_is_no_whole_tar_is_refused(tmp_path: Path) -> None:
 
 
 def test_headers_that_lead_back_end_the_listing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Newer Pythons refuse a negative size themselves; older ones go round for ever."""
+    """Newer Pythons refuse a negative size themselves; older ones would read the same headers forever."""
     header = bytearray(tarfile.TarInfo("a.jpg").tobuf())
     header[124:136] = b"\xff" * 10 + b"\xfc\x00"  # size −1024
     header[148:156] = b"%06o\0 " % tarfile.calc_chksums(bytes(header))[0]
@@ -140,7 +142,7 @@ def test_an_unreadable_tar_is_named(tmp_path: Path) -> None:
     path.write_bytes(tar_bytes({"x.jpg": b"x"}))
     path.chmod(0)
     root = os.geteuid() == 0
-    if root:  # whom no mode stops
+    if root:  # root may read every file
         os.seteuid(65534)
     try:
         with pytest.raises(ConfigError, match="secret"):
@@ -185,7 +187,7 @@ def test_members_side_by_side_are_read_at_once(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(
         "raycluster.images.fetch.locate", lambda *given: (opened.append(given[0]), locate_once(*given))[1]
     )
-    order = [101, *range(99, -1, -1)]  # all but the far one, which is too far to be read along
+    order = [101, *range(99, -1, -1)]  # all but far.jpg, which is too large to be read along with last.jpg
     rows = table.take(order)
     found = fetch_batch(rows["uri"].to_pylist(), rows["size"].to_pylist(), LOCAL, 2000)
     assert [item.data for item in found] == [list(members.values())[i] for i in order]

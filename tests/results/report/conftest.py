@@ -1,3 +1,5 @@
+"""Fixtures for the tests of the report: the data of a report, and a function that opens a picture."""
+
 from __future__ import annotations
 
 import io
@@ -19,7 +21,7 @@ METRICS = {
 
 
 def photograph(seed: int, side: int = 96) -> bytes:
-    """A thumbnail about as heavy as a photograph's: smooth shapes with some grain."""
+    """A thumbnail with about as many bytes as that of a photograph: smooth shapes with some grain."""
     rng = np.random.default_rng(seed)
     coarse = Image.fromarray(rng.integers(0, 256, (8, 10, 3), np.uint8)).resize((300, 240), Image.Resampling.BICUBIC)
     grainy = np.clip(np.asarray(coarse, np.int16) + rng.normal(0, 30, (240, 300, 3)), 0, 255).astype(np.uint8)

@@ -1,3 +1,5 @@
+"""Test the charts of the report: their proportions, their ticks, and their colors."""
+
 from __future__ import annotations
 
 import re

@@ -1,4 +1,4 @@
-"""The page in a real browser; skipped where there is no Chromium."""
+"""Test the report page in a real browser. The tests are skipped where there is no Chromium."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from raycluster.results.report.html import ReportData, render
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: the report is not opened in a browser")
 
-# Headless Chromium has no window narrower than about 500 pixels; a frame has any width.
+# A window of headless Chromium cannot be narrower than about 500 pixels, but a frame can have any width.
 FRAME = """<!doctype html><body style="margin:0"><iframe src="page.html" style="border:0;width:{width}px;height:{height}px"></iframe>
 <script>
 document.querySelector("iframe").onload = ({{ target }}) => {{

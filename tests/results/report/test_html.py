@@ -1,3 +1,5 @@
+"""Test the report page: what it shows, that it needs nothing outside itself, and that hostile strings stay text."""
+
 from __future__ import annotations
 
 import base64
@@ -84,7 +86,7 @@ def test_first_screen_has_the_key_numbers_and_the_funnel(make_data: Make) -> Non
     text = flat(Page(render(data)).text)
     assigned = sum(card.size for card in data.cards)
     assert f"Images {assigned + 6} Assigned {assigned} {assigned / (assigned + 6):.1%}" in text
-    assert "Clusters 5 Method dxmc ACC 83.1% on 90 labelled Confidence 0.87" in text
+    assert "Clusters 5 Method dxmc ACC 83.1% on 90 labeled Confidence 0.87" in text
     funnel = f"Listed{assigned + 6}100%undecodable4{4 / (assigned + 6):.1%}missing2{2 / (assigned + 6):.1%}Embedded{assigned}"
     assert funnel in text.replace(" ", "")
 
@@ -98,11 +100,11 @@ def test_failures_show_at_most_three_examples_with_reasons(make_data: Make) -> N
 def test_scores_say_how_many_rows_were_labelled_or_that_none_were(make_data: Make) -> None:
     data = make_data()
     with_labels = flat(Page(render(data)).text)
-    assert f"on 90 labelled of {data.n_images} images" in with_labels
+    assert f"on 90 labeled of {data.n_images} images" in with_labels
     assert "83.1%" in with_labels
     assert "−0.091" in with_labels
     without = flat(Page(render(replace(data, metrics={**data.metrics, "acc": None, "nmi": None, "ari": None}))).text)
-    assert "carry no labels" in without
+    assert "have no labels" in without
     assert "Adjusted Rand" not in without
 
 
@@ -115,7 +117,7 @@ def test_training_is_drawn_term_by_term_and_the_advice_is_a_sentence(make_data: 
     without = render(make_data(training=[{"mean_cosine": 0.8}], advice=""))
     fitted = Page(render(make_data(training=[{"views": 3.0}], fit="9 labelings voted, <b>3</b> of each view.")))
     assert "9 labelings voted, <b>3</b> of each view." in fitted.text
-    assert "epochs. A curve" not in fitted.text
+    assert "epochs. If a curve" not in fitted.text
     assert 'id="training"' not in without
     assert "asymmetry" not in without
 

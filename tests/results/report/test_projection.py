@@ -1,3 +1,5 @@
+"""Test the map of embeddings: the seed alone decides it, groups stay together, and few or equal rows have a defined place."""
+
 from __future__ import annotations
 
 import numpy as np

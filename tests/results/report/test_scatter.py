@@ -1,3 +1,5 @@
+"""Test the drawing of the map: where points and names stand, and when the points become a picture."""
+
 from __future__ import annotations
 
 import base64
@@ -35,7 +37,7 @@ def test_each_cluster_has_its_color_its_title_and_a_link_to_its_card() -> None:
     groups = re.findall(
         r'<a href="#cluster-(\d)" tabindex="-1"><g fill="(#\w+)"><title>(\w+)</title>(.*?)</g></a>', svg
     )
-    # Largest first: small clusters end up on top.
+    # The largest cluster is drawn first, so that small ones are on top.
     assert [(int(c), color, name) for c, color, name, _ in groups] == [(c, colors(3)[c], NAMES[c]) for c in (2, 1, 0)]
     assert [drawn.count("<circle") for *_, drawn in groups] == [30, 20, 10]
 
@@ -81,7 +83,7 @@ def test_long_names_are_cut_and_the_first_name_always_fits() -> None:
 
 
 def test_name_stands_on_a_point_of_its_cluster() -> None:
-    # Two islands: the median lies in the empty middle.
+    # The points form two islands, so their median lies in the empty middle.
     points = np.array([[0.0, 0.0], [0.0, 0.1], [1.0, 0.0], [1.0, 0.1]])
     svg = scatter(points, np.zeros(4, int), NAMES, colors(3))
     text = re.search(r'<text x="([\d.]+)%" y="([\d.]+)%"[^>]*>cat</text>', svg)

@@ -1,3 +1,5 @@
+"""Test thumbnails: their size and colors, and that metadata is removed."""
+
 from __future__ import annotations
 
 from collections.abc import Callable
