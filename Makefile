@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 PYTEST := $(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-slow torture lint lint-style lint-types lint-dependencies install
+.PHONY: demo test fast test-slow torture lint lint-style lint-types lint-dependencies style bench install
 
 demo: $(INSTALLED)
 	$(BIN)/raycluster demo >/dev/null
@@ -16,6 +16,10 @@ test: $(INSTALLED)
 	$(MAKE) --no-print-directory --jobs=2 lint
 	$(PYTEST)
 
+# While one works: the tests without Ray, processes, servers and real data, in less than a minute.
+fast: $(INSTALLED)
+	$(PYTEST) -m "fast and not slow and not torture"
+
 # What is slow by nature: whole runs with logical GPUs, with several nodes or workers, notebooks, browsers of many sizes.
 test-slow: $(INSTALLED)
 	$(PYTEST) -m "slow and not torture"
@@ -23,6 +27,18 @@ test-slow: $(INSTALLED)
 # Kills, soaks and fuzzing: minutes each.
 torture: $(INSTALLED)
 	$(BIN)/pytest -m torture --timeout 1800
+
+# Mend the style of the code as far as ruff can.
+style: $(INSTALLED)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# The benchmarks that need no data and end within minutes; CONTRIBUTING.md names the others.
+bench: $(INSTALLED)
+	$(BIN)/python tests/benchmarks/clustering.py --sizes 10000 --clusters 100
+	$(BIN)/python tests/benchmarks/consensus.py --sizes 10000 --clusters 100 --threads 2
+	$(BIN)/python tests/benchmarks/training.py --rows 20000 --clusters 100 --steps 10
+	$(BIN)/python tests/benchmarks/decode.py --rows 128
 
 lint: lint-types lint-style lint-dependencies
 

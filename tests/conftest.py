@@ -154,8 +154,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             assert item.nodeid.startswith(USERS_OF_IT), f"add {item.nodeid} to USERS_OF_IT"
         if item.nodeid.startswith(USERS_OF_IT):
             with_shared_run.add(item.path)
-        if hasattr(getattr(item, "module", None), "on_workers"):
+        module = getattr(item, "module", None)
+        if hasattr(module, "on_workers"):
             with_forks.add(item.path)
+        elif not (item.get_closest_marker("ray") or hasattr(module, "subprocess") or {"s3", "shared"} & fixtures):
+            item.add_marker(pytest.mark.fast)
     orders = (with_shared_run, with_forks, with_ray)
     items.sort(key=lambda item: (*(item.path not in files for files in orders), -limits[item.path]))
 

@@ -311,7 +311,7 @@ def test_a_program_that_handles_signals_itself_goes_on_doing_so(handler: Callabl
 def test_a_command_without_stages_says_no_more_than_that(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("raycluster.pipeline.status.status", lambda *_: signal.raise_signal(signal.SIGINT))
+    monkeypatch.setattr("raycluster.cli.status", lambda *_: signal.raise_signal(signal.SIGINT))
     assert main(["status", str(tmp_path)]) == 130
     assert json.loads(capfd.readouterr().out) == {
         "command": "status",

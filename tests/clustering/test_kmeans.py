@@ -53,7 +53,7 @@ def test_more_restarts_are_never_worse() -> None:
 
 
 def test_more_clusters_than_rows_is_an_error() -> None:
-    with pytest.raises(ConfigError, match="needs at least 4 images, there are 3"):
+    with pytest.raises(ConfigError, match="needs at least 4 images, but there are 3"):
         kmeans(torch.eye(3), 4, seed=0)
 
 

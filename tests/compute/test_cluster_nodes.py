@@ -187,9 +187,9 @@ def test_a_folder_that_another_node_does_not_see_is_refused(tmp_path: Path) -> N
         assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.torture
 @pytest.mark.timeout(400)
-@pytest.mark.parametrize("hidden", [pytest.param("code", marks=pytest.mark.torture), "output"])
+@pytest.mark.parametrize("hidden", ["code", "output"])
 def test_a_node_that_joins_a_run_and_differs_stops_it_and_harms_nothing(hidden: str, tmp_path: Path) -> None:
     """The node that embeds dies, and the one that takes its place has other code, or does not see the output."""
     drawn = draw_dataset(tmp_path / "drawn", 100, ("fish", "car"), seed=3)

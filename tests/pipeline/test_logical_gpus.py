@@ -27,7 +27,7 @@ from raycluster.pipeline.run import RunResult
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(900)]
 
-TUNING = {"enabled": True, "rank": 8, "learning_rate": 1e-4, "batch_size": 16, "epochs": 2}
+TUNING = {"enabled": True, "rank": 8, "learning_rate": 1e-4, "batch_size": 16, "epochs": 1, "train_sample": 48}
 
 
 @pytest.fixture(scope="module", autouse=True)

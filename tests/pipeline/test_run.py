@@ -355,7 +355,7 @@ def test_without_nouns_only_methods_without_text_run(ready_made: dict[str, Any],
         ({"encoder": {"model": "ViT-Z", "pretrained": "x"}}, "encoder.model: open_clip knows no architecture 'ViT-Z'"),
         ({"encoder": {"model": "local-dir:/nowhere"}}, "encoder.model: the folder /nowhere does not exist"),
         ({"vocabulary": {"source": "nouns.doc"}}, "vocabulary.source"),
-        ({"vocabulary": {"source": "wordnet", "path": "nothing:1"}}, "vocabulary.source"),
+        ({"vocabulary": {"source": "wordnet", "path": "nothing:1"}}, "vocabulary.path"),
         ({"output": "/proc/raycluster"}, "output: /proc/raycluster cannot be written"),
         ({"resources": {"train_workers": 4000}}, "resources.train_workers is 4000"),
         (

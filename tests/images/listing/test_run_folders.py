@@ -86,7 +86,7 @@ def test_a_glob_does_not_reach_into_the_run_folder(root: Location) -> None:
 
     assert found("*/*.parquet") == ["/lists/a.parquet.jpg"]
     assert found("run/m*.parquet") == ["/run/manifest.parquet.jpg"]
-    with pytest.raises(ConfigError, match=r"ha(s|ve) no file"):
+    with pytest.raises(ConfigError, match="no file matches"):
         found("*/manifest/*.parquet")
 
 
