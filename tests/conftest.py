@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import before_imports  # the first of all
 import drawn_run
 import pytest
 import s3_server
@@ -31,23 +32,6 @@ def shared() -> Path:
     return SHARED
 
 
-if "PYTEST_XDIST_WORKER" in os.environ:
-    # Another process runs tests on the same cores. With more threads than cores, the threads would wait for each other.
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-
-# By default Ray's workers have a niceness of 15 and yield to every other process. Beside two busy ones, a test of seconds
-# would take minutes.
-os.environ.setdefault("RAY_worker_niceness", "0")
-
-S3 = os.environ.get("RAYCLUSTER_TEST_S3")
-"""URL of a real S3 server for the tests, with the keys of the AWS variables. If it is not set, moto's server is started."""
-
-if S3 is None:
-    # The keys are set before Ray's workers start, and replace any real keys.
-    for name in ("AWS_SESSION_TOKEN", "AWS_PROFILE", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"):
-        os.environ.pop(name, None)
-    os.environ.update(s3_server.KEYS)
-
 BUCKET = "raycluster-test"
 
 
@@ -56,7 +40,7 @@ def s3() -> Iterator[StorageConfig]:
     """How to reach an S3 server with the bucket `raycluster-test`, which is empty (or, on a real server, may have been used before)."""
     from pyarrow import fs
 
-    with contextlib.nullcontext(S3) if S3 else s3_server.started() as url:
+    with contextlib.nullcontext(before_imports.S3) if before_imports.S3 else s3_server.started() as url:
         storage = StorageConfig(endpoint_url=url, region="us-east-1")
         fs.S3FileSystem(endpoint_override=url, region="us-east-1", allow_bucket_creation=True).create_dir(BUCKET)
         yield storage
