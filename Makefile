@@ -6,6 +6,8 @@ BIN := $(VENV)/bin
 # tests/conftest.py says which tests one process must run, and in which order.
 PYTEST := $(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 INSTALLED := $(VENV)/.installed
+# Tests start hundreds of processes. Without byte code on the disk each of them would compile the package anew.
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: demo test fast test-slow torture lint lint-style lint-types lint-dependencies style bench install
 
@@ -18,7 +20,7 @@ test: $(INSTALLED)
 
 # While one works: the tests without Ray, processes, servers and real data, in less than a minute.
 fast: $(INSTALLED)
-	$(PYTEST) -m "fast and not slow and not torture"
+	$(PYTEST) -p no:schemathesis $(addprefix --ignore tests/,serving training compute gpu torture) -m "fast and not long and not slow and not torture"
 
 # What is slow by nature: whole runs with logical GPUs, with several nodes or workers, notebooks, browsers of many sizes.
 test-slow: $(INSTALLED)

@@ -76,10 +76,10 @@ def source(module: str) -> ast.Module:
 def loaded(module: str) -> frozenset[str]:
     """Libraries that are loaded, through other modules of raycluster too, when this module is imported.
 
-    The parts of Ray count one by one, because Ray itself does not load them.
+    The parts of Ray and scipy count one by one, because these packages do not load them.
     """
     if module not in MODULES:
-        return frozenset([".".join(module.split(".")[: 2 if module.startswith("ray.") else 1])])
+        return frozenset([".".join(module.split(".")[: 2 if module.startswith(("ray.", "scipy.")) else 1])])
     found: set[str] = set()
     waiting, seen = [module], {module}
     while waiting:

@@ -1,4 +1,7 @@
-"""Drift: whether new pictures spread over the clusters as the training pictures did. Pure functions that use no labels."""
+"""Drift: whether new pictures spread over the clusters as the training pictures did. Pure functions that use no labels.
+
+scipy.stats takes more than a second to import, so the functions that need it import it: every run and every replica imports this module.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.stats import chi2, ks_2samp
 
 CONFIDENCES = 16_384
 """Largest number of confidences that are kept for a set of pictures."""
@@ -48,6 +50,8 @@ def drift(
     - confidence_shift: the Kolmogorov–Smirnov statistic of the confidences, from 0 (the same) to 1;
     - size_divergence: the Jensen–Shannon divergence of the cluster sizes in bits, from 0 (the same shares) to 1.
     """
+    from scipy.stats import ks_2samp
+
     n = int(now.sizes.sum())
     figures: dict[str, Any] = {
         "n": n,
@@ -110,6 +114,8 @@ def _confidence(then: Snapshot, now: Snapshot, figures: dict[str, Any], dim: int
 
 
 def _sizes(then: Snapshot, now: Snapshot, figures: dict[str, Any]) -> list[str]:
+    from scipy.stats import chi2
+
     divergence, used = figures["size_divergence"], int(((then.sizes + now.sizes) > 0).sum())
     # For small differences the divergence in nats is an eighth of the χ² distance; ln 2 converts it to bits. By chance the divergence
     # exceeds this value once in a thousand times, as above.

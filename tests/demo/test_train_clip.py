@@ -47,6 +47,7 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("one_thread")
 def test_two_steps_of_training_give_a_model_that_loads_and_depend_on_the_seed_alone(tmp_path: Path) -> None:
     folders = [tmp_path / name for name in ("one", "same", "other")]

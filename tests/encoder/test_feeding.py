@@ -106,6 +106,7 @@ def test_too_little_memory_for_the_model_is_no_fault_of_its_weights(
         ClipEncoder.load(spec, "cpu")
 
 
+@pytest.mark.long
 def test_one_compiled_graph_serves_batches_of_all_sizes(
     encoder: ClipEncoder, spec: EncoderSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -80,6 +80,7 @@ def test_gradients_reach_queries_and_values_and_nothing_else(make: Any, side: in
         assert not torch.equal(tower.state_dict()[name][2 * rows :], before[name][2 * rows :])
 
 
+@pytest.mark.long
 def test_the_whole_vit_b_32_trains_two_matrices_a_block() -> None:
     tower = open_clip.create_model("ViT-B-32").visual.eval()
     adaptation = adapt(tower, rank=128)
@@ -89,6 +90,7 @@ def test_the_whole_vit_b_32_trains_two_matrices_a_block() -> None:
     assert shapes == {(2, 128, 768), (2, 768, 128)}
 
 
+@pytest.mark.long
 def test_a_tower_without_attention_trains_its_last_stage() -> None:
     tower, x = timm_tower("mobilenetv2_050"), pictures(64)
     plain = copy.deepcopy(tower)
@@ -102,6 +104,7 @@ def test_a_tower_without_attention_trains_its_last_stage() -> None:
     merge(tower)
 
 
+@pytest.mark.long
 def test_resnets_train_layer4() -> None:
     tower = open_clip.create_model("RN50").visual
     adaptation = adapt(tower, rank=8)

@@ -124,6 +124,7 @@ def test_other_searches_are_asked_for_every_graph() -> None:
     assert calls == [(DIM, 15)] * 3 + [(2 * DIM, 15)] * 2 + [(DIM, 15)] * 3
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["tac", "dxmc", "sic", "seic"])
 def test_other_methods_are_drawn_towards_it(name: str) -> None:
     x, group, nouns = groups(1200, 0, 2.5)

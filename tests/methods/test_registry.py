@@ -33,6 +33,7 @@ def test_a_constant_of_another_method_is_named() -> None:
 ALL = [{"name": "consensus"}, {"name": "kmeans"}, {"name": "tac", "trained": False}, {"name": "tac"}, {"name": "dxmc"}, {"name": "sic"}, {"name": "seic"}]  # fmt: skip
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("constants", ALL, ids=str)
 def test_a_restored_method_predicts_the_same(constants: dict[str, object]) -> None:
     x = torch.randn(50, 8, generator=torch.Generator().manual_seed(0))

@@ -159,6 +159,7 @@ def test_paper_constants_and_the_floor_for_many_clusters() -> None:
     assert SEIC(SEICConfig(name="seic"), 4, 200, 4114, 0).constants["history_floor"] == 0.1 / 200
 
 
+@pytest.mark.long
 def test_training_finds_plain_groups_and_predicts_by_the_image_side() -> None:
     generator = torch.Generator().manual_seed(0)
     truth = torch.arange(3).repeat_interleave(50)

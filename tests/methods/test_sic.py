@@ -103,6 +103,7 @@ def groups(scale: float = 1.0) -> tuple[TrainingData, Tensor]:
     return TrainingData(torch.arange(160), (scale * normalize(images, dim=1)).half(), None, nouns), truth
 
 
+@pytest.mark.long
 def test_training_brings_embeddings_to_norm_ten_and_finds_plain_groups() -> None:
     data, truth = groups()
     method = SIC(SICConfig(name="sic"), 16, 4, 160, seed=0)

@@ -65,6 +65,7 @@ def test_a_server_that_is_gone() -> None:
     assert states(found) == ["failed", "skipped", "skipped", "skipped", "skipped"]
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("keys")
 def test_a_server_that_takes_connections_and_says_nothing() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:

@@ -16,6 +16,7 @@ def groups(n: int, k: int, d: int = 32) -> tuple[np.ndarray, np.ndarray]:
     return (rng.normal(size=(k, d))[labels] + 0.2 * rng.normal(size=(n, d))).astype(np.float32), labels
 
 
+@pytest.mark.long
 def test_same_rows_and_seed_give_the_same_map_on_any_number_of_threads() -> None:
     rows, _ = groups(150, 5)
     with threadpool_limits(1):
@@ -32,6 +33,7 @@ def test_map_is_centered_and_fills_the_unit_square() -> None:
     np.testing.assert_allclose(plane.max(axis=0) + plane.min(axis=0), 0, atol=1e-6)
 
 
+@pytest.mark.long
 def test_groups_stay_together() -> None:
     rows, labels = groups(200, 8)
     plane = project(rows, 0)
