@@ -1,7 +1,4 @@
-"""Compare new images with those that the model was trained on.
-
-Libraries that are slow to import are imported in the functions that use them, so that `raycluster --help` answers at once.
-"""
+"""Compare new images with those that the model was trained on."""
 
 from __future__ import annotations
 
@@ -9,6 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from raycluster.model.drift import drift, snapshot
 from raycluster.pipeline.context import RunContext
 from raycluster.pipeline.stage import Keeps, Outcome, Recipe, Stage
 from raycluster.pipeline.step import Step
@@ -24,8 +22,6 @@ def recipe(ctx: RunContext) -> Recipe:
 
 def run(ctx: RunContext, step: Step) -> Outcome:
     """Compare how the new images fall to the clusters with how the training images did."""
-    from raycluster.model.drift import drift, snapshot
-
     model = ctx.model
     table = read_table(ctx.part_files("assign"), ["cluster", "confidence", "outlier"])
     table = table.filter(pc.is_valid(table.column("cluster")))
