@@ -6,12 +6,13 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from raycluster.config import StorageConfig
 from raycluster.storage.location import locate, read_table
@@ -48,6 +49,31 @@ def compare(found: Mapping[str, pa.Table], expected: Mapping[str, pa.Table], but
         assert found[name]["row_id"].equals(table["row_id"]), name
         for column in set(table.column_names) - set(but):
             _compare(found[name][column].combine_chunks(), table[column].combine_chunks(), f"{name} {column}")
+
+
+def stamp(parts: Iterable[Path]) -> list[int]:
+    """Replace the embeddings in these files by vectors of ones, and return the ids of their rows.
+
+    :func:`check_stamped` finds out whether a later run has kept the rows, wherever they lie by then.
+    """
+    ids: list[int] = []
+    for part in parts:
+        table = pq.read_table(part)
+        column = table.column("embedding").combine_chunks()
+        ones = np.ones((len(table), column.type.list_size), np.float16)
+        stamped = pa.array(
+            [row if ok else None for row, ok in zip(ones, column.is_valid().to_pylist(), strict=True)], column.type
+        )
+        pq.write_table(table.set_column(table.column_names.index("embedding"), "embedding", stamped), part)
+        ids += table.column("row_id").to_pylist()
+    return ids
+
+
+def check_stamped(embeddings: str, ids: list[int]) -> None:
+    """Check that exactly these rows have the embeddings of :func:`stamp`."""
+    table = pq.read_table(embeddings, columns=["row_id", "embedding"])
+    found = [row["row_id"] for row in table.to_pylist() if row["embedding"] and set(row["embedding"]) == {1.0}]
+    assert sorted(found) == sorted(ids)
 
 
 def _compare(left: pa.Array, right: pa.Array, what: str) -> None:

@@ -194,7 +194,7 @@ print(len(ids))
 """
 
 
-@pytest.mark.slow
+@pytest.mark.torture
 @pytest.mark.ray
 @pytest.mark.timeout(600)
 def test_in_a_notebook_an_interrupt_is_a_keyboard_interrupt_and_nothing_goes_on(

@@ -14,7 +14,8 @@ from raycluster.config import StorageConfig
 from raycluster.errors import ConfigError
 from raycluster.images.listing.run_folders import without_runs
 from raycluster.storage.location import Location, locate
-from raycluster.tables.files import part_name
+from raycluster.tables.files import write_pieces
+from raycluster.tables.rows import among
 from raycluster.tables.schemas import MANIFEST, embeddings_schema
 
 BATCH = 4096
@@ -46,15 +47,18 @@ def list_provided(files: list[Location]) -> pa.Table:
     """Return the manifest (schema MANIFEST without row_id) of Parquet files with `image_id`, `embedding`, optional `label`, `uri`.
 
     `etag` is a hash of the vector, so that a changed embedding counts as a changed image. Raises :class:`ConfigError` if no row has
-    an embedding, or an `image_id` is missing or occurs twice.
+    an embedding, embeddings have different lengths, or an `image_id` is missing or occurs twice.
     """
-    tables = []
+    tables, lengths = [], set[int]()
     for file in files:
         for batch in _batches(file):
             ids = batch.column("image_id").cast(pa.string())
-            etags = [
-                None if value is None else hashlib.sha256(value.tobytes()).hexdigest()[:16] for value in _rows(batch)
-            ]
+            vectors, valid = _vectors(batch, file)
+            lengths |= {vectors.shape[1]} if len(vectors) else set()
+            if len(lengths) > 1:
+                raise _different_lengths(file, lengths)
+            etags = np.full(len(batch), None, object)
+            etags[valid] = [hashlib.sha256(vector).hexdigest()[:16] for vector in vectors]
             columns = {
                 "image_id": ids,
                 "uri": _optional(batch, "uri") if "uri" in batch.schema.names else ids,
@@ -64,11 +68,11 @@ def list_provided(files: list[Location]) -> pa.Table:
                 "label": _optional(batch, "label"),
             }
             tables.append(pa.table(columns))
-    if not tables or not dimension(files):
+    if not any(lengths):
         raise ConfigError(
             f"embeddings: no row of {files[0].uri} or of the other files has an embedding; fill the column `embedding`"
         )
-    table = pa.concat_tables(tables).sort_by("image_id")
+    table = pa.concat_tables(tables)
     if table.column("image_id").null_count:
         raise ConfigError("embeddings: some rows have no image_id; give each row a unique one")
     counts = table.column("image_id").value_counts()
@@ -82,8 +86,8 @@ def list_provided(files: list[Location]) -> pa.Table:
 
 def dimension(files: list[Location]) -> int | None:
     """Return the length of the first embedding that is not null; None if all are null."""
-    rows = (row for file in files for batch in _batches(file, ["embedding"]) for row in _rows(batch))
-    return next((len(row) for row in rows if row is not None), None)
+    found = (_vectors(batch, file)[0] for file in files for batch in _batches(file, ["embedding"]))
+    return next((vectors.shape[1] for vectors in found if len(vectors)), None)
 
 
 def import_provided(files: list[Location], manifest: pa.Table, done: np.ndarray, folder: Location) -> Iterator[int]:
@@ -96,17 +100,12 @@ def import_provided(files: list[Location], manifest: pa.Table, done: np.ndarray,
         for batch in _batches(file):
             ids = row_ids[start : start + len(batch)]
             start += len(batch)
-            vectors = _rows(batch)
-            found = {len(vector) for vector in vectors if vector is not None} | {dim}
-            if len(found) > 1:
-                raise ConfigError(
-                    f"embeddings: {file.uri}: the embeddings have different lengths ({sorted(found)}); use one encoder for all"
-                )
-            new = np.flatnonzero(~np.isin(ids, finished))
-            if len(new):
-                image_ids = batch.column("image_id").cast(pa.string()).take(pa.array(new))
-                part = _part(ids[new], image_ids, [vectors[i] for i in new], dim)
-                (folder / part_name(part.column("row_id"))).write_table(part)
+            new = ~among(ids, finished)[0]
+            if new.any():
+                vectors, valid = _vectors(batch, file)
+                image_ids = batch.column("image_id").cast(pa.string())
+                part = _part(ids, image_ids, vectors, valid, dim).filter(pa.array(new))
+                write_pieces(folder, part)
                 yield len(part)
 
 
@@ -118,31 +117,31 @@ def _row_ids(files: list[Location], manifest: pa.Table) -> np.ndarray:
     return manifest.column("row_id").take(place).to_numpy()
 
 
-def _part(ids: np.ndarray, image_ids: pa.Array, given: list[np.ndarray | None], dim: int) -> pa.Table:
+def _part(ids: np.ndarray, image_ids: pa.Array, vectors: np.ndarray, valid: np.ndarray, dim: int) -> pa.Table:
+    """Return rows of the embeddings table. `vectors` [m, dim]: the embeddings of the rows that are `valid`, bool [n]."""
     with np.errstate(over="ignore"):
-        vectors = [None if vector is None else vector.astype(np.float16) for vector in given]
-    reasons = [_fault(vector) for vector in vectors]
-    good = [vector if reason is None else None for vector, reason in zip(vectors, reasons, strict=True)]
+        halves = vectors.astype(np.float16)
+    reasons = np.full(len(ids), "the embedding is null", object)
+    finite, nonzero = np.isfinite(halves).all(axis=1), halves.any(axis=1)
+    beyond = "the embedding holds NaN, infinite values or values beyond float16"
+    reasons[valid] = np.select([~finite, ~nonzero], [beyond, "the embedding is zero"], default="")
+    reasons[reasons == ""] = None
+    good = finite & nonzero
+    embeddings = np.zeros((len(ids), dim), np.float16)
+    embeddings[np.flatnonzero(valid)[good]] = halves[good]
+    failed = np.array([reason is not None for reason in reasons])
     return pa.table(
         [
             pa.array(ids, pa.int64()),
             image_ids,
-            pa.array(["ok" if reason is None else "failed" for reason in reasons]),
+            pa.array(np.where(failed, "failed", "ok"), pa.string()),
             pa.array(reasons, pa.string()),
             pa.nulls(len(ids), pa.int32()),
             pa.nulls(len(ids), pa.int32()),
-            pa.array(good, pa.list_(pa.float16(), dim)),
+            pa.FixedSizeListArray.from_arrays(pa.array(embeddings.reshape(-1)), dim, mask=pa.array(failed)),
         ],
         schema=embeddings_schema(dim),
     )
-
-
-def _fault(vector: np.ndarray | None) -> str | None:
-    if vector is None:
-        return "the embedding is null"
-    if not np.isfinite(vector).all():
-        return "the embedding holds NaN, infinite values or values beyond float16"
-    return None if vector.any() else "the embedding is zero"
 
 
 def _batches(file: Location, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
@@ -165,10 +164,23 @@ def _batches(file: Location, columns: list[str] | None = None) -> Iterator[pa.Re
     yield from parquet.iter_batches(BATCH, columns=columns or wanted)
 
 
-def _rows(batch: pa.RecordBatch) -> list[np.ndarray | None]:
-    return [
-        value.values.to_numpy(zero_copy_only=False) if value.is_valid else None for value in batch.column("embedding")
-    ]
+def _vectors(batch: pa.RecordBatch, file: Location) -> tuple[np.ndarray, np.ndarray]:
+    """Return the embeddings of a batch that are not null, [m, d], and which rows they belong to, bool [n]."""
+    column = batch.column("embedding")
+    valid = column.is_valid().to_numpy(zero_copy_only=False)
+    if not valid.any():
+        return np.empty((0, 0), np.float32), valid
+    given = column.drop_null()
+    lengths = set(pc.unique(pc.list_value_length(given)).to_pylist())
+    if len(lengths) > 1:
+        raise _different_lengths(file, lengths)
+    return given.flatten().to_numpy(zero_copy_only=False).reshape(len(given), -1), valid
+
+
+def _different_lengths(file: Location, lengths: set[int]) -> ConfigError:
+    return ConfigError(
+        f"embeddings: {file.uri}: the embeddings have different lengths ({sorted(lengths)}); use one encoder for all"
+    )
 
 
 def _optional(batch: pa.RecordBatch, name: str) -> pa.Array:

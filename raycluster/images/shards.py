@@ -24,6 +24,7 @@ from raycluster.images.shard_pictures import shard_rows
 from raycluster.storage.location import Location, locate
 from raycluster.tables.blocks import THREADS, Block, check_found, find_blocks
 from raycluster.tables.files import part_name
+from raycluster.tables.footers import footer_of
 from raycluster.tables.rows import among
 from raycluster.tables.schemas import SHARDS
 
@@ -84,9 +85,12 @@ def write_groups(part: Location, groups: Iterable[pa.Table]) -> Counter[str]:
             write_statistics=["row_id"],
         ) as writer,
     ):
+        ids = []
         for group in groups:
             writer.write_table(group)
+            ids.append(group.column("row_id").to_numpy())
             counts.update(group.column("status").to_pylist())
+        writer.add_key_value_metadata(footer_of(np.concatenate(ids), dict(counts)).metadata())
     return counts
 
 

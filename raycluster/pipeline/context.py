@@ -158,9 +158,9 @@ class RunContext:
 
         return load_model(self.place(self.plan[stage]), self.config.storage)
 
-    def assignments(self, stage: str = "assign") -> pa.Table:
-        """The whole assignments table."""
-        return read_table(self.part_files(stage))
+    def assignments(self, columns: list[str], stage: str = "assign") -> pa.Table:
+        """These columns of all rows of the assignments table. Ids and addresses of images would take much memory: read them by row."""
+        return read_table(self.part_files(stage), columns)
 
     def training_rows(self) -> np.ndarray:
         """Ids of the images that heads and nouns are fitted to, ascending."""

@@ -16,38 +16,40 @@ from raycluster.methods.base import Method
 from raycluster.model.novelty import Novelty
 from raycluster.model.prediction import outliers, probabilities, top_two
 from raycluster.storage.location import Location, read_table
-from raycluster.tables.files import part_name
-from raycluster.tables.rows import among, vectors
+from raycluster.tables.files import write_pieces
+from raycluster.tables.rows import among, find_spans, read_rows, vectors
 from raycluster.tables.schemas import ASSIGNMENTS, NEW_ASSIGNMENTS
 
 
 def assign(
     method: Method,
     embeddings: list[Location],
-    manifest: pa.Table,
-    done: np.ndarray,
+    manifest: list[Location],
+    wanted: np.ndarray,
     folder: Location,
     common: Common,
     novelty: Novelty | None = None,
 ) -> Iterator[Counter[str]]:
-    """Assign the manifest's rows that are not in `done`, and yield the status counts of each finished task.
+    """Assign the rows `wanted` (ids, ascending) and yield the status counts of each finished task.
 
-    `manifest`: columns row_id, image_id, uri; `done`: row ids that the table already holds; `common`: what the nodes must have.
-    With `novelty`, outliers are flagged.
+    `manifest`: its part files, from which each task reads the rows of its embeddings; `common`: what the nodes must have. With `novelty`,
+    outliers are flagged.
     """
-    rows = manifest.filter(~np.isin(manifest.column("row_id").to_numpy(), done))
-    if not len(rows):
+    if not len(wanted):
         return
-    shared = ray.put(rows.sort_by("row_id").combine_chunks())
+    spans, shared = find_spans(manifest), ray.put(wanted)
     known = ray.put((method.cpu().eval(), novelty))
 
-    def assign_parts(files: list[Location], known: tuple[Method, Novelty | None], wanted: pa.Table) -> Counter[str]:
-        # Each part of the embeddings gives one part here. No two parts hold the same row, because no two embedding parts do.
+    def assign_parts(files: list[Location], known: tuple[Method, Novelty | None], wanted: np.ndarray) -> Counter[str]:
+        # Each file of the embeddings gives its own files here. No two of them hold the same row, because no two embedding files do.
         counts: Counter[str] = Counter()
         for file in files:
-            part = assign_rows(known[0], read_table([file]), wanted, known[1])
-            if len(part):
-                (folder / part_name(part.column("row_id"))).write_table(part)
+            embedded = read_table([file])
+            ids = embedded.column("row_id").to_numpy()
+            ids = np.sort(ids[among(ids, wanted)[0]])
+            if len(ids):
+                part = assign_rows(known[0], embedded, read_rows(spans, ids, ["image_id", "uri"]), known[1])
+                write_pieces(folder, part)
                 counts.update(
                     {item["values"]: item["counts"] for item in part.column("status").value_counts().to_pylist()}
                 )

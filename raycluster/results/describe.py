@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -57,30 +59,38 @@ def name_clusters(affinity: np.ndarray, nouns: list[str]) -> list[dict[str, Any]
     return result
 
 
-def summarize(assignments: pa.Table, clusters: list[dict[str, Any]], report: ReportConfig) -> pa.Table:
-    """Return the clusters table (schema CLUSTERS) for all assignments, with the most and the least confident images of each cluster."""
+def summarize(
+    assignments: pa.Table,
+    images: Callable[[np.ndarray], pa.Table],
+    clusters: list[dict[str, Any]],
+    report: ReportConfig,
+) -> pa.Table:
+    """Return the clusters table (schema CLUSTERS) for all assignments, with the most and the least confident images of each cluster.
+
+    `assignments`: columns row_id, cluster, confidence. `images` takes row ids, int64 ascending, and returns row_id, image_id, uri and
+    confidence of these rows, in that order.
+    """
     rows = assignments.filter(pc.is_valid(assignments.column("cluster")))
+    ids = rows.column("row_id").to_numpy()
     cluster, confidence = rows.column("cluster").to_numpy(), rows.column("confidence").to_numpy()
     # Ties are broken by row id, so that the table does not depend on the order of the parts.
-    order = np.lexsort((rows.column("row_id").to_numpy(), -confidence, cluster))
+    order = np.lexsort((ids, -confidence, cluster))
     starts = np.searchsorted(cluster[order], np.arange(len(clusters) + 1))
-    table = []
-    for index, description in enumerate(clusters):
-        members = order[starts[index] : starts[index + 1]]
-        typical, rest = members[: report.most_typical], members[report.most_typical :]
-        table.append(
-            {
-                "cluster": index,
-                "name": description["name"],
-                "nouns": description["nouns"],
-                "size": len(members),
-                "mean_confidence": float(confidence[members].mean()) if len(members) else None,
-                "exemplars": _images(rows, typical),
-                "least_typical": _images(rows, rest[::-1][: report.least_typical]),
-            }
-        )
+    members = [order[start:end] for start, end in pairwise(starts)]
+    typical = [each[: report.most_typical] for each in members]
+    least = [each[report.most_typical :][::-1][: report.least_typical] for each in members]
+    shown = np.unique(ids[np.concatenate([np.empty(0, np.int64), *typical, *least])])
+    known = {row["row_id"]: row for row in images(shown).to_pylist()} if len(shown) else {}
+    table = [
+        {
+            "cluster": index,
+            "name": description["name"],
+            "nouns": description["nouns"],
+            "size": len(members[index]),
+            "mean_confidence": float(confidence[members[index]].mean()) if len(members[index]) else None,
+            "exemplars": [known[row_id] for row_id in ids[typical[index]].tolist()],
+            "least_typical": [known[row_id] for row_id in ids[least[index]].tolist()],
+        }
+        for index, description in enumerate(clusters)
+    ]
     return pa.Table.from_pylist(table, CLUSTERS)
-
-
-def _images(rows: pa.Table, positions: np.ndarray) -> list[dict[str, Any]]:
-    return rows.select(["row_id", "image_id", "uri", "confidence"]).take(pa.array(positions)).to_pylist()

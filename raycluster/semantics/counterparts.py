@@ -20,7 +20,7 @@ from raycluster.encoder.clip import ClipEncoder, EncoderSpec
 from raycluster.semantics import vocabulary
 from raycluster.semantics.pairing import SemanticSpace
 from raycluster.storage.location import Location, read_table
-from raycluster.tables.files import part_name
+from raycluster.tables.files import write_pieces
 from raycluster.tables.rows import among, vector_column, vectors
 from raycluster.tables.schemas import counterparts_schema
 
@@ -108,7 +108,7 @@ def pair(
             paired = space.pair(x, t).cpu().numpy().astype(np.float16)
             columns = [table.column("row_id"), vector_column(paired)]
             part = pa.table(columns, schema=counterparts_schema(paired.shape[1]))
-            (folder / part_name(table.column("row_id"))).write_table(part)
+            write_pieces(folder, part)
             rows += len(part)
         return rows
 

@@ -2,19 +2,55 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from raycluster.storage.location import Location, iter_tables
+from raycluster.storage.location import Location, iter_tables, read_table
+from raycluster.tables.footers import map_files, read_footer
+
+
+def file_ids(file: Location) -> np.ndarray:
+    """Return the row ids of one part file, int64 [n]: from its footer, or from its column if it is of an earlier version."""
+    footer = read_footer(file)
+    return read_table([file], ["row_id"]).column("row_id").to_numpy() if footer is None else footer.ids()
 
 
 def row_ids(files: Iterable[Location]) -> np.ndarray:
-    """Return all row ids of a table, int64 [n], in file order."""
-    columns = [table.column("row_id").to_numpy() for table in iter_tables(list(files), ["row_id"])]
-    return np.concatenate(columns) if columns else np.empty(0, np.int64)
+    """Return all row ids of a table, int64 [n]."""
+    return np.concatenate([np.empty(0, np.int64), *map_files(file_ids, list(files))])
+
+
+@dataclass(frozen=True)
+class Span:
+    """A part file, and its smallest and largest row id."""
+
+    file: Location
+    first: int
+    last: int
+
+
+def find_spans(files: Iterable[Location]) -> list[Span]:
+    """Return the files of a table with what is needed to find rows in them."""
+    listed = list(files)
+    held = zip(listed, map_files(file_ids, listed), strict=True)
+    return [Span(file, int(ids.min()), int(ids.max())) for file, ids in held if len(ids)]
+
+
+def read_rows(spans: Iterable[Span], wanted: np.ndarray, columns: list[str]) -> pa.Table:
+    """Return `row_id` and these columns of the rows `wanted` (int64, ascending), in that order. Raises :class:`KeyError` for an absent row."""
+    files = [span.file for span in spans if span.first <= wanted[-1] and span.last >= wanted[0]]
+    found = [
+        table.filter(pa.array(among(table.column("row_id").to_numpy(), wanted)[0]))
+        for table in iter_tables(files, ["row_id", *columns])
+    ]
+    if sum(map(len, found)) < len(wanted):
+        raise KeyError(f"{len(wanted) - sum(map(len, found))} of {len(wanted)} rows are not in the table")
+    return pa.concat_tables(found).sort_by("row_id")
 
 
 def vectors(table: pa.Table, column: str = "embedding") -> np.ndarray:
@@ -81,24 +117,38 @@ def gather(files: Iterable[Location], wanted: np.ndarray, column: str = "embeddi
 
 
 def statuses(files: Iterable[Location], wanted: np.ndarray) -> tuple[np.ndarray, dict[str, int]]:
-    """Return which rows `wanted` of an embeddings table are `ok`, as ascending ids, and the status histogram of all rows `wanted`."""
-    ok: list[np.ndarray] = []
-    counts: dict[str, int] = {}
-    for table in iter_tables(list(files), ["row_id", "status"]):
-        table = table.filter(pa.array(np.isin(table.column("row_id").to_numpy(), wanted)))
-        for item in table.column("status").value_counts().to_pylist():
-            counts[item["values"]] = counts.get(item["values"], 0) + item["counts"]
-        ok.append(table.filter(pc.equal(table.column("status"), "ok")).column("row_id").to_numpy())
-    return np.sort(np.concatenate(ok)) if ok else np.empty(0, np.int64), counts
+    """Return which rows `wanted` (ascending) of an embeddings table are `ok`, as ascending ids, and the status histogram of all rows `wanted`."""
+    found = map_files(lambda file: _file_statuses(file, wanted), list(files))
+    counts = sum((counts for _, counts in found), Counter[str]())
+    return np.sort(np.concatenate([np.empty(0, np.int64), *(ok for ok, _ in found)])), dict(counts)
+
+
+def _file_statuses(file: Location, wanted: np.ndarray) -> tuple[np.ndarray, Counter[str]]:
+    footer = read_footer(file)
+    if footer is not None and footer.all_ok:
+        ids = footer.ids()
+        ok = ids[among(ids, wanted)[0]]
+        return ok, Counter({"ok": len(ok)} if len(ok) else {})
+    table = read_table([file], ["row_id", "status"])
+    table = table.filter(pa.array(among(table.column("row_id").to_numpy(), wanted)[0]))
+    counts = Counter({item["values"]: item["counts"] for item in table.column("status").value_counts().to_pylist()})
+    return table.filter(pc.equal(table.column("status"), "ok")).column("row_id").to_numpy(), counts
 
 
 def failed(files: Iterable[Location]) -> np.ndarray:
     """Return the ids of the rows of an embeddings table with another status than `ok`, int64 [n]."""
     columns = [
         table.filter(pc.not_equal(table.column("status"), "ok")).column("row_id").to_numpy()
-        for table in iter_tables(list(files), ["row_id", "status"])
+        for table in iter_tables(_with_failures(files), ["row_id", "status"])
     ]
     return np.concatenate(columns) if columns else np.empty(0, np.int64)
+
+
+def _with_failures(files: Iterable[Location]) -> list[Location]:
+    """Return the files that hold rows with another status than `ok`, or do not say so in their footer."""
+    listed = list(files)
+    footers = map_files(read_footer, listed)
+    return [file for file, footer in zip(listed, footers, strict=True) if footer is None or not footer.all_ok]
 
 
 def failures(files: Iterable[Location], manifest: pa.Table, examples: int = 3) -> dict[str, list[tuple[str, str]]]:
@@ -106,7 +156,7 @@ def failures(files: Iterable[Location], manifest: pa.Table, examples: int = 3) -
     order = np.argsort(manifest.column("row_id").to_numpy())
     known = manifest.column("row_id").to_numpy()[order]
     found: dict[str, list[tuple[str, str]]] = {}
-    for table in iter_tables(list(files), ["row_id", "status", "error"]):
+    for table in iter_tables(_with_failures(files), ["row_id", "status", "error"]):
         keep, place = among(table.column("row_id").to_numpy(), known)
         table = table.filter(pa.array(keep)).append_column("place", pa.array(order[place]))
         for status in pc.unique(table.column("status")).to_pylist():

@@ -11,11 +11,13 @@ the peak of the proportional set size of all processes of the run, Ray's include
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -58,8 +60,9 @@ def plain_loop(files: list[Path], model: str) -> float:
 def stage(images: str, model: str, *more: str) -> tuple[float, float]:
     """Images a second of `raycluster embed`, with `more` options, and the peak memory of its processes in MiB."""
     with tempfile.TemporaryDirectory() as output:
-        result, peak = run_measured([*command(images, model, output), *more])
-        return steady_rate(Path(result["tables"]["embeddings"])), peak
+        with Appearances(Path(output)) as parts:
+            _, peak = run_measured([*command(images, model, output), *more])
+        return parts.steady_rate(), peak
 
 
 def command(images: str, model: str, output: str) -> list[str]:
@@ -68,13 +71,36 @@ def command(images: str, model: str, output: str) -> list[str]:
     return [*start, "--clusters", "2", "--encoder.model", model]
 
 
-def steady_rate(embeddings: Path) -> float:
-    """Images a second between a fifth and nine tenths of a table, by the times of its parts."""
-    parts = sorted(embeddings.glob("part-*"), key=lambda p: p.stat().st_mtime)
-    times = np.array([part.stat().st_mtime for part in parts])
-    rows = np.cumsum([pq.read_metadata(part).num_rows for part in parts])
-    first, last = np.searchsorted(rows, 0.2 * rows[-1]), np.searchsorted(rows, 0.9 * rows[-1])
-    return float((rows[last] - rows[first]) / (times[last] - times[first]))
+class Appearances:
+    """The pieces of the embeddings table that appear while this context lasts. The stage compacts them at its end."""
+
+    def __init__(self, output: Path) -> None:
+        self.output = output
+        self.seen: dict[Path, tuple[float, int]] = {}
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> Appearances:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._stop.wait(0.2):
+            for part in self.output.glob("embeddings/*/part-*"):
+                if part not in self.seen:
+                    with contextlib.suppress(FileNotFoundError):  # compacted in this moment
+                        self.seen[part] = (part.stat().st_mtime, pq.read_metadata(part).num_rows)
+
+    def steady_rate(self) -> float:
+        """Images a second between a fifth and nine tenths of the table, by the times of its pieces."""
+        times, sizes = np.array(sorted(self.seen.values())).T
+        rows = np.cumsum(sizes)
+        first, last = np.searchsorted(rows, 0.2 * rows[-1]), np.searchsorted(rows, 0.9 * rows[-1])
+        return float((rows[last] - rows[first]) / (times[last] - times[first]))
 
 
 def linked(files: list[Path], count: int, folder: Path) -> Path:

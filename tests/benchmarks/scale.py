@@ -2,6 +2,7 @@
 
     python tests/benchmarks/scale.py manifest                        # a list of 1,000,000 URIs and a folder of 100,000 files
     python tests/benchmarks/scale.py manifest --prefix s3://bucket/photos/ --endpoint http://host:9000
+    python tests/benchmarks/scale.py rows --rows 100000 1000000      # tables of so many rows through all stages
     python tests/benchmarks/scale.py storage --images photos/ --model local-dir:/path/to/clip --prefix s3://bucket/scale --endpoint http://host:9000
     python tests/benchmarks/scale.py workers --images photos/ --model local-dir:/path/to/clip     # 1 … cores − 1 encoder workers
     python tests/benchmarks/scale.py kill                                                         # what a killed driver loses
@@ -29,13 +30,16 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from embed import Appearances, linked, stage
 from embed import command as embedding
-from embed import linked, stage, steady_rate
 
 from raycluster.config import StorageConfig
 from raycluster.storage.location import locate
+from raycluster.tables.files import part_files
+from raycluster.tables.rows import row_ids, statuses, vector_column
 
 
 def driven(command: list[str], **environment: str) -> tuple[dict[str, Any], float, tuple[float, float]]:
@@ -113,6 +117,51 @@ def manifest_sources(folder: Path, options: argparse.Namespace) -> Iterator[tupl
         yield "folder", str(folder / "photos")
     if options.prefix:
         yield "prefix", options.prefix
+
+
+SMALL_PIECES = (
+    "import sys; from raycluster.cli import main; from raycluster.encoder import ready_made; "
+    "ready_made.BATCH = 128; sys.exit(main(sys.argv[1:]))"
+)
+"""Import made-up embeddings in pieces as small as those that encoders on CPUs write."""
+
+
+def rows(options: argparse.Namespace) -> None:
+    """Run k-means on made-up embeddings, and call the run again when there is nothing to do: what the tables cost, without encoders."""
+    for count in options.rows:
+        with tempfile.TemporaryDirectory(dir=options.scratch) as scratch:
+            folder = Path(scratch)
+            write_embeddings(folder / "embeddings", count, options.dim)
+            command = [sys.executable, "-c", SMALL_PIECES, "run", "--embeddings", str(folder / "embeddings")]
+            command += ["--output", str(folder / "run"), "--clusters", str(options.clusters), "--method.name", "kmeans"]
+            command += ["--method.train_sample", str(options.train_sample)]
+            for turn in ("first", "again"):
+                result, seconds, (_, private) = driven(command)
+                print(f"{count} x {options.dim}, {turn}: {seconds:.1f} s, driver {private:.0f} MiB private", flush=True)
+                if turn == "first":
+                    for name, entry in result["stages"].items():
+                        print(f"  {name:10} {entry['seconds']:8.1f} s", flush=True)
+            for table in ("manifest", "embeddings", "assignments"):
+                print(f"  {table}: {sum(1 for _ in (folder / 'run' / table).rglob('*.parquet'))} files")
+            started = time.perf_counter()
+            ok, _ = statuses(part_files(locate(result["tables"]["embeddings"])), np.arange(count))
+            print(f"  statuses of {len(ok)} rows in {time.perf_counter() - started:.2f} s", flush=True)
+
+
+def write_embeddings(folder: Path, count: int, dim: int) -> None:
+    """Write made-up embeddings in files of 100,000 rows."""
+    folder.mkdir()
+    draw = np.random.default_rng(0)
+    centers = draw.standard_normal((100, dim))
+    for start in range(0, count, 100_000):
+        ids = range(start, min(count, start + 100_000))
+        values = centers[draw.integers(100, size=len(ids))] + 0.3 * draw.standard_normal((len(ids), dim))
+        table = {
+            "image_id": [f"image {i:09d}" for i in ids],
+            "uri": [f"s3://photographs/{i % 1000:03d}/{i:09d}.jpg" for i in ids],
+            "embedding": vector_column(values.astype(np.float16)),
+        }
+        pq.write_table(pa.table(table), folder / f"{start:09d}.parquet")
 
 
 def pictures(options: argparse.Namespace, scratch: str) -> Path:
@@ -199,8 +248,9 @@ def workers(options: argparse.Namespace) -> None:
                 output = f"{scratch}/{repeat}-{n}"
                 pinned = ["taskset", "-c", ",".join(map(str, cores[: n + 1])), sys.executable, "-c", script, str(n + 1)]
                 arguments = embedding(str(folder), options.model, output)[3:]
-                result, _, _ = driven([*pinned, *arguments, "--resources.encoder_actors", str(n)], OMP_NUM_THREADS="1")
-                rate, limit = steady_rate(Path(result["tables"]["embeddings"])), bare(cores[:n], options.model)
+                with Appearances(Path(output)) as parts:
+                    driven([*pinned, *arguments, "--resources.encoder_actors", str(n)], OMP_NUM_THREADS="1")
+                rate, limit = parts.steady_rate(), bare(cores[:n], options.model)
                 rates.setdefault(n, []).append((rate, limit))
                 print(f"{n} workers on {n + 1} cores: {rate:.0f} images/s; {n} bare processes: {limit:.0f}", flush=True)
         for n, found in rates.items():
@@ -255,7 +305,8 @@ def embed_began(output: Path) -> float:
 
 def rows_below(output: Path) -> int:
     """Rows in the parts of an embeddings table that is being written."""
-    return sum(pq.read_metadata(part).num_rows for part in output.glob("embeddings/*/part-*.parquet"))
+    folders = [locate(str(folder)) for folder in output.glob("embeddings/*")]
+    return sum(len(row_ids(part_files(folder))) for folder in folders)
 
 
 def node(options: argparse.Namespace) -> None:
@@ -293,6 +344,13 @@ def main() -> None:
     command.add_argument("--prefix", help="s3:// prefix to list too")
     command.add_argument("--endpoint", help="its server, if it is not AWS")
     command.set_defaults(function=manifest)
+    command = commands.add_parser("rows", help=rows.__doc__)
+    command.add_argument("--rows", type=int, nargs="+", default=[100_000, 1_000_000, 10_000_000])
+    command.add_argument("--dim", type=int, default=16)
+    command.add_argument("--clusters", type=int, default=100)
+    command.add_argument("--train-sample", type=int, default=100_000)
+    command.add_argument("--scratch", help="folder for the files (default: the usual temporary one)")
+    command.set_defaults(function=rows)
     for function in (storage, workers, kill, node):
         command = commands.add_parser(function.__name__, help=function.__doc__)
         command.add_argument("--images", type=Path, help="folder of pictures")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from model_kit import small_model
-from ray_nodes import ROOT, cluster_of, command
+from ray_nodes import ROOT, cluster_of, environment
 from safetensors.torch import save
 
 from raycluster.config import EncoderConfig
@@ -30,6 +32,14 @@ def write_tar(file: Path, pictures: list[Path]) -> None:
 def write_table(file: Path, pictures: list[Path]) -> None:
     names = [str(picture) for picture in pictures]
     pq.write_table(pa.table({"image": [picture.read_bytes() for picture in pictures], "image_id": names}), file)
+
+
+ALL = """
+import json, sys
+from raycluster.cli import main
+print(json.dumps([main(words) for words in json.loads(sys.argv[1])]))
+"""
+"""Several commands in one process, which joins the cluster once. It prints the result of each, and their exit codes."""
 
 
 @pytest.mark.slow
@@ -86,11 +96,11 @@ def test_every_kind_of_source_is_compared(tmp_path: Path) -> None:
     changes = [f"mount -t tmpfs none {hidden}"]
     changes += [f"mount --bind {other}/{name} {seen}/{name}" for name in ("a.tar", "a.parquet")]
     with cluster_of(1) as (cluster, _), cluster.add_apart(" && ".join(changes)):
-        for said, command_words in refused.items():
-            done = command(cluster, *command_words)
-            assert done.returncode == 2, done.stderr
-            assert said in done.stderr
-            assert "does not see the same content there" in done.stderr
-        for command_words in taken:
-            done = command(cluster, *command_words)
-            assert done.returncode == 0, done.stderr
+        words = [sys.executable, "-c", ALL, json.dumps([*refused.values(), *taken])]
+        done = subprocess.run(words, capture_output=True, text=True, timeout=600, env=environment(cluster), check=False)
+        assert done.returncode == 0, done.stderr
+        *results, codes = map(json.loads, done.stdout.splitlines())
+        assert codes == [2] * len(refused) + [0] * len(taken), done.stderr
+        for said, result in zip(refused, results, strict=False):
+            assert said in result["error"]
+            assert "does not see the same content there" in result["error"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from raycluster.config import ReportConfig
 from raycluster.results.describe import name_clusters, noun_affinity, summarize
@@ -68,7 +69,13 @@ def test_summary_orders_images_by_confidence_and_ties_by_row() -> None:
         schema=ASSIGNMENTS,
     )
     names = [{"name": name, "nouns": [name]} for name in ("cat", "dog", "owl")]
-    clusters = summarize(table, names, ReportConfig(most_typical=2, least_typical=2))
+
+    def images(row_ids: np.ndarray) -> pa.Table:
+        return table.filter(pc.is_in(table["row_id"], pa.array(row_ids))).select(
+            ["row_id", "image_id", "uri", "confidence"]
+        )
+
+    clusters = summarize(table, images, names, ReportConfig(most_typical=2, least_typical=2))
     assert clusters.schema == CLUSTERS
     cat, dog, owl = clusters.to_pylist()
     assert (cat["size"], dog["size"], owl["size"]) == (3, 0, 1)

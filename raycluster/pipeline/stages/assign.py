@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from raycluster.pipeline.compaction import compact
 from raycluster.pipeline.context import RunContext
 from raycluster.pipeline.stage import Covers, Keeps, Outcome, Recipe, Stage
 from raycluster.pipeline.step import Step
@@ -47,10 +48,13 @@ def assign_rows(
     from raycluster.results.assign import assign
 
     place, name = ctx.place(step), step.stage
-    done = rows.row_ids(part_files(place))
-    with ctx.progress(name, len(np.setdiff1d(ctx.row_ids, done))) as bar:
-        for counts in assign(method, embeddings, ctx.manifest.table, done, place, ctx.resources.common, novelty):
+    compact(ctx, step, ctx.row_ids)
+    missing = np.setdiff1d(ctx.row_ids, rows.row_ids(part_files(place)))
+    manifest, common = ctx.part_files("manifest"), ctx.resources.common
+    with ctx.progress(name, len(missing)) as bar:
+        for counts in assign(method, embeddings, manifest, missing, place, common, novelty):
             bar.update(counts.total())
+    compact(ctx, step, ctx.row_ids)
     check_rows(place.uri, rows.row_ids(part_files(place)), ctx.row_ids, exact=True)
     ctx.forget_statuses(name)
     return Outcome(len(ctx.row_ids), ctx.statuses(name)[1], Covers(manifest=ctx.manifest.fingerprint))

@@ -7,9 +7,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+
 from raycluster.pipeline.context import RunContext
 from raycluster.pipeline.stage import Keeps, Outcome, Recipe, Stage
 from raycluster.pipeline.step import Step
+from raycluster.tables.rows import find_spans, read_rows
 
 
 def assignments_recipe(ctx: RunContext) -> dict[str, Any]:
@@ -29,7 +33,13 @@ def run(ctx: RunContext, step: Step) -> Outcome:
     """Write the table of clusters."""
     from raycluster.results.describe import summarize
 
-    table = summarize(ctx.assignments(), ctx.model.clusters, ctx.config.report)
+    assigned = ctx.assignments(["row_id", "cluster", "confidence"])
+    spans = find_spans(ctx.part_files("assign"))
+
+    def images(row_ids: np.ndarray) -> pa.Table:
+        return read_rows(spans, row_ids, ["image_id", "uri", "confidence"])
+
+    table = summarize(assigned, images, ctx.model.clusters, ctx.config.report)
     (ctx.place(step) / "part-000000000000.parquet").write_table(table)
     return Outcome(len(table))
 

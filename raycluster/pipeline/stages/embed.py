@@ -12,6 +12,7 @@ import numpy as np
 
 from raycluster.config import RunConfig
 from raycluster.encoder import ready_made
+from raycluster.pipeline.compaction import compact
 from raycluster.pipeline.context import RunContext
 from raycluster.pipeline.failures import check_all, failure_gate
 from raycluster.pipeline.stage import Covers, Keeps, Outcome, Recipe, Stage
@@ -67,6 +68,7 @@ def stream(ctx: RunContext, step: Step, spec: EncoderSpec, wanted: np.ndarray) -
     from raycluster.encoder.embed import EmbedJob, embed
 
     place = ctx.place(step)
+    compact(ctx, step, ctx.row_ids)
     job = EmbedJob(spec, ctx.config.encoder, ctx.config.storage, place)
     missing, judge = np.setdiff1d(wanted, rows.row_ids(part_files(place))), failure_gate(ctx, step.stage)
     with ctx.progress(step.stage, len(missing)) as bar:
@@ -79,6 +81,7 @@ def stream(ctx: RunContext, step: Step, spec: EncoderSpec, wanted: np.ndarray) -
 def finished_table(ctx: RunContext, step: Step) -> Outcome:
     """Check that every image has its row."""
     place = ctx.place(step)
+    compact(ctx, step, ctx.row_ids)
     check_rows(place.uri, rows.row_ids(part_files(place)), ctx.row_ids, exact=False)
     ctx.forget_statuses(step.stage)
     ok, counts = ctx.statuses(step.stage)

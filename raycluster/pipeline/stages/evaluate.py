@@ -49,10 +49,12 @@ def run(ctx: RunContext, step: Step) -> Outcome:
         n_clusters=ctx.config.clusters,
         seed=ctx.config.seed,
     )
-    scores, found = score(ctx.assignments(), advise=ctx.uses_text)
+    columns = ["row_id", "cluster", "confidence", "margin"]
+    assigned = ctx.assignments(columns)
+    scores, found = score(assigned, advise=ctx.uses_text)
     if ctx.is_tuned:
-        before = ctx.assignments("baseline")
-        found |= {"before": score(before, advise=False)[0], "agreement": share_kept(before, ctx.assignments())}
+        before = ctx.assignments(columns, "baseline")
+        found |= {"before": score(before, advise=False)[0], "agreement": share_kept(before, assigned)}
     (ctx.place(step) / FIGURES).write_json(scores)
     facts = EvaluateFacts(**found)
     if facts.text_hurts:

@@ -8,11 +8,8 @@ from raycluster.config import RunConfig
 from raycluster.pipeline.context import RunContext
 from raycluster.pipeline.stage import Keeps, Outcome, Recipe, Stage
 from raycluster.pipeline.step import Step
+from raycluster.tables.files import write_partitions
 from raycluster.tables.markers import Facts, Marker
-
-ROWS_A_FILE = 65_536
-ROWS_A_GROUP = 4_096
-"""Small row groups: an embed task reads one of them to find its few rows."""
 
 
 class ManifestFacts(Facts):
@@ -40,11 +37,9 @@ def recipe(ctx: RunContext) -> Recipe:
 
 def run(ctx: RunContext, step: Step) -> Outcome:
     """Write the list of images."""
-    place, table = ctx.place(step), ctx.manifest.table.sort_by("row_id")
-    for start in range(0, len(table), ROWS_A_FILE):
-        (place / f"part-{start:012d}.parquet").write_table(table.slice(start, ROWS_A_FILE), ROWS_A_GROUP)
+    write_partitions(ctx.place(step), ctx.manifest.table)
     others = ctx.manifest.other_files
-    return Outcome(len(table), facts=_facts(ctx), note=f"{others} files are no pictures" if others else "")
+    return Outcome(len(ctx.manifest.table), facts=_facts(ctx), note=f"{others} files are no pictures" if others else "")
 
 
 def judged(ctx: RunContext, marker: Marker) -> Marker:

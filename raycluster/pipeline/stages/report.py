@@ -46,7 +46,7 @@ def run(ctx: RunContext, step: Step) -> Outcome:
     assert scored is not None
     clusters = read_table(ctx.part_files("describe"))
     points, colors = build.sample_map(
-        ctx.embedding_files_in_use, ctx.assignments(), config.report.map_sample, config.seed
+        ctx.embedding_files_in_use, ctx.assignments(["row_id", "cluster"]), config.report.map_sample, config.seed
     )
     page = render(
         ReportData(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from raycluster.pipeline.compaction import compact
 from raycluster.pipeline.context import RunContext
 from raycluster.pipeline.stage import Covers, Keeps, Outcome, Recipe, Stage
 from raycluster.pipeline.stages.manifest import source
@@ -54,11 +55,13 @@ def run(ctx: RunContext, step: Step) -> Outcome:
     place, ok = ctx.place(step), ctx.statuses("embed")[0]
     if step.marker is None:
         _choose_nouns(ctx, step)
+    compact(ctx, step, ok)
     names, embeddings = kept_nouns(ctx)
     missing, space = np.setdiff1d(ok, rows.row_ids(part_files(place))), registry.space(ctx.method)
     with ctx.progress("semantics", len(missing)) as bar:
         for count in counterparts.pair(space, ctx.part_files("embed"), missing, embeddings, place, ctx.resources):
             bar.update(count)
+    compact(ctx, step, ok)
     check_rows(place.uri, rows.row_ids(part_files(place)), ok, exact=False)
     facts = SemanticsFacts(manifest=ctx.manifest.fingerprint, kept_nouns=len(names))
     return Outcome(len(ok), facts=facts, note=f"{len(names)} of {len(ctx.vocabulary.nouns)} nouns kept")

@@ -1,0 +1,70 @@
+"""Compaction: the small pieces that a stage has written become one file a partition.
+
+A kill at any moment loses no row and doubles none. The new file is written whole, under a name of its own. From then on its footer tells
+that the pieces do not count any more, and they are deleted after that.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+
+import numpy as np
+
+from raycluster.storage.location import Location, read_table
+from raycluster.tables.files import (
+    GROUP_ROWS,
+    PARTITION_ROWS,
+    partition_and_generation,
+    partition_name,
+    split_files,
+)
+from raycluster.tables.footers import map_files, with_footer
+from raycluster.tables.rows import among, file_ids
+
+
+@dataclass(frozen=True)
+class Merge:
+    """The files that hold the rows of one partition, and the name of the file that is to hold them: the work of one task."""
+
+    files: tuple[Location, ...]
+    name: str
+
+
+def plan_merges(folder: Location, expected: np.ndarray) -> tuple[list[Merge], list[Location]]:
+    """Return the merges that a table is ready for, and the files in its folder that do not count any more.
+
+    A partition is ready when it has pieces, and all of the ids `expected` (int64, ascending) that lie in it are there. A piece of an
+    earlier version may reach into two partitions; these stay as they are.
+    """
+    files, stale = split_files(folder.list(suffix=".parquet"))
+    held: dict[int, list[tuple[Location, np.ndarray]]] = defaultdict(list)
+    crossed: set[int] = set()
+    for file, ids in zip(files, map_files(file_ids, files), strict=True):
+        partitions = np.unique(ids // PARTITION_ROWS).tolist()
+        crossed |= set(partitions if len(partitions) > 1 else ())
+        for partition in partitions:
+            held[partition].append((file, ids))
+    merges = []
+    for partition, parts in held.items():
+        numbers = [number for file, _ in parts if (number := partition_and_generation(file))]
+        if partition in crossed or len(numbers) == len(parts):
+            continue
+        ids = np.sort(np.concatenate([each for _, each in parts]))
+        if among(_expected_in(expected, partition), ids)[0].all():
+            generation = max((number[1] for number in numbers), default=-1) + 1
+            merges.append(Merge(tuple(file for file, _ in parts), partition_name(partition, generation)))
+    return merges, stale
+
+
+def merge(work: Merge) -> None:
+    """Write the file of a partition, and then delete the files that held its rows before."""
+    rows = read_table(list(work.files)).sort_by("row_id")
+    (work.files[0].parent / work.name).write_table(with_footer(rows), GROUP_ROWS)
+    for file in work.files:
+        file.delete()
+
+
+def _expected_in(expected: np.ndarray, partition: int) -> np.ndarray:
+    first, end = np.searchsorted(expected, [partition * PARTITION_ROWS, (partition + 1) * PARTITION_ROWS])
+    return expected[first:end]
