@@ -65,7 +65,7 @@ def stamp(parts: Iterable[Path]) -> list[int]:
             [row if ok else None for row, ok in zip(ones, column.is_valid().to_pylist(), strict=True)], column.type
         )
         pq.write_table(table.set_column(table.column_names.index("embedding"), "embedding", stamped), part)
-        ids += table.column("row_id").to_pylist()
+        ids += table.filter(column.is_valid()).column("row_id").to_pylist()
     return ids
 
 

@@ -120,7 +120,7 @@ def _row_ids(files: list[Location], manifest: pa.Table) -> np.ndarray:
 def _part(ids: np.ndarray, image_ids: pa.Array, vectors: np.ndarray, valid: np.ndarray, dim: int) -> pa.Table:
     """Return rows of the embeddings table. `vectors` [m, dim]: the embeddings of the rows that are `valid`, bool [n]."""
     with np.errstate(over="ignore"):
-        halves = vectors.astype(np.float16)
+        halves = vectors.reshape(-1, dim).astype(np.float16)
     reasons = np.full(len(ids), "the embedding is null", object)
     finite, nonzero = np.isfinite(halves).all(axis=1), halves.any(axis=1)
     beyond = "the embedding holds NaN, infinite values or values beyond float16"

@@ -47,7 +47,7 @@ def test_rows_keep_the_order_of_the_files_and_hash_the_bytes_of_their_vector(fil
     assert listed.column("etag").to_pylist()[2:] == hashed
 
 
-@pytest.mark.parametrize("batch", [2, 4096])
+@pytest.mark.parametrize("batch", [1, 2, 4096])
 def test_every_row_has_its_embedding_or_a_reason(
     batch: int, files: list[Location], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import run_commands
 from drawn_run import KINDS, READABLE
 
 import raycluster
@@ -18,8 +19,9 @@ from raycluster.cli import main
 from raycluster.demo.drawing import draw_dataset
 from raycluster.errors import ArtifactError, ConfigError, DataQualityError, RayclusterError
 from raycluster.pipeline.run import RunResult
-from raycluster.storage.location import locate
+from raycluster.storage.location import locate, read_table
 from raycluster.storage.lock import held
+from raycluster.tables.files import write_pieces
 from raycluster.tables.schemas import NEW_ASSIGNMENTS
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
@@ -50,10 +52,6 @@ def rows(result: RunResult) -> dict[str, dict[str, Any]]:
 
 def states(result: RunResult) -> dict[str, str]:
     return {stage: entry["state"] for stage, entry in result.stages.items()}
-
-
-def times(folder: str) -> dict[Path, int]:
-    return {path: path.stat().st_mtime_ns for path in Path(folder).iterdir()}
 
 
 def test_every_new_picture_has_a_fate(kmeans_run: RunResult, finished: RunResult) -> None:
@@ -127,15 +125,16 @@ def test_pictures_that_come_later_are_assigned_alone(kmeans_run: RunResult, new_
     shutil.copytree(new_photos / "same", grown / "same")
     given = {"model": kmeans_run.output, "images": str(grown), "output": str(tmp_path / "out"), "resources": ONE}
     first = raycluster.assign(**given)
-    before = {table: times(first.tables[table]) for table in ("embeddings", "assignments")}
+    before = rows(first)
+    # With their stamps, the first pictures would all get one cluster if they were assigned again.
+    stamped = run_commands.stamp(Path(first.tables["embeddings"]).iterdir())
     shutil.copytree(new_photos / "other", grown / "other")
     second = raycluster.assign(**given)
     assert set(states(second).values()) == {"ran"}
-    for table, kept in before.items():
-        after = times(second.tables[table])
-        assert {path: after[path] for path in kept} == kept
-        new = pa.concat_tables(pq.read_table(path) for path in set(after) - set(kept))
-        assert {image_id.split("/")[0] for image_id in new["image_id"].to_pylist()} == {"other"}
+    run_commands.check_stamped(second.tables["embeddings"], stamped)
+    after = rows(second)
+    assert {image_id: after.pop(image_id) for image_id in before} == before
+    assert {image_id.split("/")[0] for image_id in after} == {"other"}
     assert second.metrics["n"] == 80
 
 
@@ -146,22 +145,24 @@ def test_what_a_killed_call_has_written_is_kept(kmeans_run: RunResult, finished:
     for stage in ("embed", "assign", "drift"):
         for marker in (output / "_stages").rglob(f"{stage}*.json"):
             marker.unlink()
-    embeddings, assignments = (Path(finished.tables[name]).name for name in ("embeddings", "assignments"))
-    lost = sorted((output / "embeddings" / embeddings).iterdir())[0]
-    ids = set(pq.read_table(lost)["row_id"].to_pylist())
-    lost.unlink()
-    # The assignments of these rows are removed too, because they are written after the embeddings.
-    for part in (output / "assignments" / assignments).iterdir():
-        if ids & set(pq.read_table(part)["row_id"].to_pylist()):
-            part.unlink()
-    kept = times(str(output / "embeddings" / embeddings))
+    # Half of the rows are there, in pieces. Assignments are written after the embeddings.
+    for table, count in (("embeddings", 40), ("assignments", 24)):
+        folder = locate(str(output / table / Path(finished.tables[table]).name))
+        (file,) = folder.list()
+        written = read_table([file]).slice(0, count)
+        file.delete()
+        write_pieces(folder, written)
+    stamped = run_commands.stamp((output / "embeddings").rglob("*.parquet"))
+    assert 35 <= len(stamped) <= 40
     config = json.loads((output / "run.json").read_text())["config"]
     again = raycluster.assign(**{**config, "output": str(output)})
     assert states(again) == {"manifest": "skipped", "embed": "ran", "assign": "ran", "drift": "ran"}
-    after = times(again.tables["embeddings"])
-    assert {path: after[path] for path in kept} == kept
-    assert rows(again) == rows(finished)
-    assert again.metrics == finished.metrics
+    run_commands.check_stamped(again.tables["embeddings"], stamped)
+    # The stamped rows that had no assignment yet were assigned by their stamps.
+    by_stamp = set(stamped) - set(written.column("row_id").to_pylist())
+    found = rows(again)
+    assert found.keys() == rows(finished).keys()
+    assert all(found[name] == row for name, row in rows(finished).items() if row["row_id"] not in by_stamp)
 
 
 @pytest.mark.slow
@@ -229,15 +230,15 @@ def test_embeddings_for_a_model_of_embeddings(of_embeddings: dict[str, Any], tmp
 
 def test_grown_embeddings_are_assigned_alone(of_embeddings: dict[str, Any]) -> None:
     first = raycluster.run(of_embeddings, until="assign")
-    before = {table: times(first.tables[table]) for table in ("embeddings", "assignments")}
+    before = rows(first)
+    stamped = run_commands.stamp(Path(first.tables["embeddings"]).iterdir())
     write(Path(of_embeddings["embeddings"]), 60, 0, foreign=5)
     second = raycluster.run(of_embeddings, until="assign")
     assert states(second) == {"manifest": "ran", "embed": "ran", "train": "skipped", "assign": "ran"}
-    for table, kept in before.items():
-        after = times(second.tables[table])
-        assert {path: after[path] for path in kept} == kept
-        new = pa.concat_tables(pq.read_table(path) for path in set(after) - set(kept))
-        assert sorted(new["image_id"].to_pylist()) == [f"foreign {i}" for i in range(5)]
+    run_commands.check_stamped(second.tables["embeddings"], stamped)
+    after = rows(second)
+    assert {image_id: after.pop(image_id) for image_id in before} == before
+    assert sorted(after) == [f"foreign {i}" for i in range(5)]
 
 
 def test_bad_input_is_one_clear_error_before_any_work(

@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import run_commands
 import yaml
 from drawn_run import NOUNS, READABLE, UGLY, configuration
 from PIL import Image
@@ -199,14 +200,11 @@ def test_added_images_are_embedded_and_assigned_alone(photos: Path, tmp_path: Pa
     shutil.copytree(photos / "tree", folder / "tree")
     config = configuration(folder, tmp_path / "out", clusters=2, method={"name": "kmeans"})
     first = raycluster.run(config)
-    before = {path: path.stat().st_mtime_ns for path in Path(first.tables["embeddings"]).iterdir()}
+    stamped = run_commands.stamp(Path(first.tables["embeddings"]).iterdir())
     shutil.copytree(photos / "star", folder / "star")
     second = raycluster.run(config)
     assert {stage for stage, state in states(second).items() if state == "skipped"} == {"train"}
-    after = {path: path.stat().st_mtime_ns for path in Path(second.tables["embeddings"]).iterdir()}
-    assert {path: after[path] for path in before} == before
-    new = [row for path in set(after) - set(before) for row in pq.read_table(path).to_pylist()]
-    assert {row["image_id"].split("/")[0] for row in new} == {"star"}
+    run_commands.check_stamped(second.tables["embeddings"], stamped)
     assert table(second, "assignments").num_rows == 3 * READABLE // 4
     # When an image is removed, its row is removed too, but the model stays.
     next((folder / "fish").iterdir()).unlink()
@@ -248,7 +246,7 @@ def test_too_many_failures_stop_a_stage_before_it_has_read_everything(
     config = configuration(mostly_broken, tmp_path / "out", labels=None, shards={"enabled": stage == "shard"})
 
     def ids() -> list[int]:
-        files = (tmp_path / "out" / FOLDERS[stage]).glob("*/part-*")
+        files = (tmp_path / "out" / FOLDERS[stage]).glob("*/part*")
         return [row for file in files for row in pq.read_table(file, columns=["row_id"])["row_id"].to_pylist()]
 
     with pytest.raises(
