@@ -80,7 +80,7 @@ class BlockRows(Datasource):
 
 
 def decode_rows(block: pa.Table, job: EmbedJob) -> pa.Table:
-    """Fetch and decode a block's pictures; return row_id, image_id, status, error, width, height, pixels (uint8 at model size)."""
+    """Fetch and decode a block's pictures; return row_id, image_id, status, error, width, height, content, pixels (uint8 at model size)."""
     return pa.concat_tables(
         _decoded(rows, found, job) for rows, found in fetched_slices(block, job.storage, job.limits.max_bytes)
     )
@@ -98,6 +98,7 @@ def _decoded(block: pa.Table, fetched: list[Fetched], job: EmbedJob) -> pa.Table
             "error": pa.array(decoded.error, pa.string()),
             "width": _of_original(block, "width", decoded.width),
             "height": _of_original(block, "height", decoded.height),
+            "content": _content(block, fetched),
             "pixels": pa.array(decoded.pixels, pa.binary(bytes_each)),
         }
     )
@@ -107,6 +108,14 @@ def _of_original(block: pa.Table, name: str, seen: list[int | None]) -> pa.Array
     """Return a size of the originals: the column of a shard, where the stored picture is smaller, else the size seen in decoding."""
     known = block.column(name).to_pylist() if name in block.column_names else seen
     return pa.array([None if here is None else size for here, size in zip(seen, known, strict=True)], pa.int32())
+
+
+def _content(block: pa.Table, fetched: list[Fetched]) -> pa.Array:
+    """Return the hashes of the originals: the column of a shard, which holds another file, else those of the bytes just read."""
+    if "content" in block.column_names:
+        return block.column("content")
+    stored = "image" in block.column_names  # a shard of an earlier version, without this column
+    return pa.array([None if stored else item.content for item in fetched], pa.binary(16))
 
 
 class EncodeRows:

@@ -138,6 +138,7 @@ def _part(ids: np.ndarray, image_ids: pa.Array, vectors: np.ndarray, valid: np.n
             pa.array(reasons, pa.string()),
             pa.nulls(len(ids), pa.int32()),
             pa.nulls(len(ids), pa.int32()),
+            pa.nulls(len(ids), pa.binary(16)),
             pa.FixedSizeListArray.from_arrays(pa.array(embeddings.reshape(-1)), dim, mask=pa.array(failed)),
         ],
         schema=embeddings_schema(dim),

@@ -13,7 +13,7 @@ from raycluster.images.fetch import Fetched, fetch_batch
 
 ROW = ("row_id", "image_id")
 ORIGINAL = ("uri", "size")
-STORED = ("status", "error", "width", "height", "image")
+STORED = ("status", "error", "width", "height", "content", "image")
 COLUMNS = (*ROW, *ORIGINAL, *STORED)
 """The columns that a reader of pictures uses. A manifest has those of `ORIGINAL`, a shard those of `STORED`."""
 SLICE_ROWS, SLICE_BYTES = 128, 2**26

@@ -44,7 +44,13 @@ def shard_rows(rows: pa.Table, fetched: Sequence[Fetched], size: int, max_pixels
     columns = {name: [getattr(row, name)[0] for row in decoded] for name in ("status", "error", "width", "height")}
     images = [row.pixels[0] for row in decoded]
     return pa.table(
-        {"row_id": rows.column("row_id"), "image_id": rows.column("image_id"), **columns, "image": images},
+        {
+            "row_id": rows.column("row_id"),
+            "image_id": rows.column("image_id"),
+            **columns,
+            "content": [item.content for item in fetched],
+            "image": images,
+        },
         schema=SHARDS,
     )
 

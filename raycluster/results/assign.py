@@ -17,7 +17,7 @@ from raycluster.model.novelty import Novelty
 from raycluster.model.prediction import outliers, probabilities, top_two
 from raycluster.storage.location import Location, read_table
 from raycluster.tables.files import write_pieces
-from raycluster.tables.rows import among, find_spans, read_rows, vectors
+from raycluster.tables.rows import among, find_spans, rows_by_id, vectors
 from raycluster.tables.schemas import ASSIGNMENTS, NEW_ASSIGNMENTS
 
 
@@ -48,7 +48,7 @@ def assign(
             ids = embedded.column("row_id").to_numpy()
             ids = np.sort(ids[among(ids, wanted)[0]])
             if len(ids):
-                part = assign_rows(known[0], embedded, read_rows(spans, ids, ["image_id", "uri"]), known[1])
+                part = assign_rows(known[0], embedded, rows_by_id(spans, ids, ["image_id", "uri"]), known[1])
                 write_pieces(folder, part)
                 counts.update(
                     {item["values"]: item["counts"] for item in part.column("status").value_counts().to_pylist()}

@@ -251,9 +251,9 @@ def _s3_client(options: StorageConfig, patient: bool = True) -> fs.FileSystem:
 
 
 def read_table(files: list[Location], columns: list[str] | None = None) -> pa.Table:
-    """Return the rows of several Parquet files of one storage, in the order given."""
+    """Return the rows of several Parquet files of one storage, in the order given. A column that a file does not have is null there."""
     tables = [pq.read_table(f.path, filesystem=f.filesystem, columns=columns, partitioning=None) for f in files]
-    return pa.concat_tables(tables)
+    return pa.concat_tables(tables, promote_options="default")
 
 
 def iter_tables(files: list[Location], columns: list[str] | None = None) -> Iterator[pa.Table]:

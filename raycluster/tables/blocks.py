@@ -31,9 +31,9 @@ class Block:
 
     def read(self, columns: Sequence[str]) -> pa.Table:
         """Return the rows, with those of `columns` that the files have. Beside the rows, one row group is in memory at a time."""
-        found = pa.concat_tables(
-            part for file, positions in self.pieces for part in _read_positions(file, positions, columns)
-        )
+        parts = [part for file, positions in self.pieces for part in _read_positions(file, positions, columns)]
+        # Files of earlier versions lack some columns, which are null then.
+        found = pa.concat_tables(parts, promote_options="default")
         credentials.note_readable(self.pieces[0][0])
         return found
 

@@ -41,7 +41,7 @@ def find_spans(files: Iterable[Location]) -> list[Span]:
     return [Span(file, int(ids.min()), int(ids.max())) for file, ids in held if len(ids)]
 
 
-def read_rows(spans: Iterable[Span], wanted: np.ndarray, columns: list[str]) -> pa.Table:
+def rows_by_id(spans: Iterable[Span], wanted: np.ndarray, columns: list[str]) -> pa.Table:
     """Return `row_id` and these columns of the rows `wanted` (int64, ascending), in that order. Raises :class:`KeyError` for an absent row."""
     files = [span.file for span in spans if span.first <= wanted[-1] and span.last >= wanted[0]]
     found = [

@@ -29,10 +29,12 @@ SHARDS = pa.schema(
         pa.field("error", pa.string()),
         pa.field("width", pa.int32()),
         pa.field("height", pa.int32()),
+        pa.field("content", pa.binary(16)),
         pa.field("image", pa.binary()),
     ]
 )
-"""Width and height are those of the original, after its orientation is applied; `image` is a picture file, null unless the status is `ok`."""
+"""Width, height (after the orientation is applied) and `content`, a hash of the bytes, are those of the original. `image` is a picture file,
+null unless the status is `ok`. Shards of earlier versions have no `content`."""
 
 ASSIGNMENTS = pa.schema(
     [
@@ -73,7 +75,10 @@ CLUSTERS = pa.schema(
 
 
 def embeddings_schema(dim: int) -> pa.Schema:
-    """Schema of the embeddings table for `dim`-dimensional, unnormalised float16 embeddings."""
+    """Schema of the embeddings table for `dim`-dimensional, unnormalised float16 embeddings.
+
+    `content` is a hash of the original's bytes, null if they were not read. Files of earlier versions do not have this column.
+    """
     return pa.schema(
         [
             pa.field("row_id", pa.int64(), nullable=False),
@@ -82,6 +87,7 @@ def embeddings_schema(dim: int) -> pa.Schema:
             pa.field("error", pa.string()),
             pa.field("width", pa.int32()),
             pa.field("height", pa.int32()),
+            pa.field("content", pa.binary(16)),
             pa.field("embedding", pa.list_(pa.float16(), dim)),
         ]
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from dataclasses import replace
 from functools import partial
@@ -61,6 +62,9 @@ def test_without_gpus_the_encoders_read_and_decode_for_themselves(job: EmbedJob,
     written = pq.read_table(job.folder.path)
     assert sorted(written["row_id"].to_pylist()) == list(range(N))
     assert set(written["status"].to_pylist()) == {"ok"}
+    uris = {row["row_id"]: row["uri"] for row in pq.read_table(listed.path).to_pylist()}
+    for row in written.slice(0, 5).to_pylist():
+        assert row["content"] == hashlib.blake2b(Path(uris[row["row_id"]]).read_bytes(), digest_size=16).digest()
 
 
 @pytest.mark.parametrize(

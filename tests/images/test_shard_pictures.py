@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 
 import numpy as np
@@ -92,6 +93,9 @@ def test_rows_keep_what_happened_and_the_size_of_the_original() -> None:
     assert table["width"].to_pylist() == [300, 300, 1, None, None, None]
     assert table["height"].to_pylist() == [400, 300, 3000, None, None, None]
     assert [image is None for image in table["image"].to_pylist()] == [False] * 3 + [True] * 3
+    # The hash is of the original, even if that cannot be decoded.
+    assert [content is None for content in table["content"].to_pylist()] == [False] * 3 + [True] + [False] * 2
+    assert table["content"][1].as_py() == hashlib.blake2b(clear, digest_size=16).digest()
 
     back = pictures(table, StorageConfig(), max_bytes=1)
     assert back[3:] == [Fetched(None, row["status"], row["error"]) for row in table.slice(3).to_pylist()]

@@ -120,7 +120,7 @@ def test_the_table_holds_every_image_smaller_or_its_fate(
 
 def test_embeddings_are_those_of_the_originals(sharded: tuple[dict[str, Any], RunResult], without: RunResult) -> None:
     ours, theirs = table(sharded[1], "embeddings"), table(without, "embeddings")
-    for name in ("row_id", "image_id", "status", "error", "width", "height"):
+    for name in ("row_id", "image_id", "status", "error", "width", "height", "content"):
         assert ours[name].equals(theirs[name]), name
     good = np.flatnonzero(np.array(ours["status"].to_pylist()) == "ok")
     vectors = [unit(np.array(one["embedding"].take(good).to_pylist(), np.float32)) for one in (ours, theirs)]

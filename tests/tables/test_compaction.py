@@ -16,7 +16,7 @@ from raycluster.storage.location import Location, _Replacing, locate, read_table
 from raycluster.tables.compaction import merge, plan_merges
 from raycluster.tables.files import PARTITION_ROWS, part_files, part_name, split_files, write_partitions, write_pieces
 from raycluster.tables.footers import read_footer
-from raycluster.tables.rows import find_spans, read_rows, row_ids, statuses
+from raycluster.tables.rows import find_spans, row_ids, rows_by_id, statuses
 
 
 @pytest.fixture(params=["disk", "bucket"])
@@ -102,6 +102,13 @@ def test_pieces_of_an_earlier_version_are_compacted_and_those_that_cross_a_borde
     assert [file.name for file in folder.list()] == ["partition-00000000-0.parquet"]
 
 
+def test_a_column_that_earlier_pieces_lack_is_null_there(folder: Location) -> None:
+    (folder / part_name(np.array([0]))).write_table(table(range(3)))
+    write_pieces(folder, table(range(3, 5)).append_column("content", pa.array([b"a", b"b"])))
+    compact(folder, np.arange(5))
+    assert read_table(part_files(folder)).column("content").to_pylist() == [None, None, None, b"a", b"b"]
+
+
 class Killed(BaseException):
     """The end of the process."""
 
@@ -176,7 +183,7 @@ def test_rows_are_read_by_their_ids_from_the_files_that_hold_them(folder: Locati
     write_partitions(folder, table(np.arange(0, 3 * PARTITION_ROWS, 1000)))
     spans = find_spans(part_files(folder))
     assert len(spans) == 3
-    found = read_rows(spans, np.array([2000, 20_000, 21_000]), ["twice"])
+    found = rows_by_id(spans, np.array([2000, 20_000, 21_000]), ["twice"])
     assert found.column("twice").to_pylist() == [4000, 40_000, 42_000]
     with pytest.raises(KeyError, match="1 of 2 rows"):
-        read_rows(spans, np.array([2000, 2001]), ["twice"])
+        rows_by_id(spans, np.array([2000, 2001]), ["twice"])

@@ -26,6 +26,7 @@ def files(tmp_path: Path) -> list[Location]:
             "error": [f"reason {i}" if i in bad else None for i in ids],
             "width": [8] * 3,
             "height": [8] * 3,
+            "content": [None] * 3,
             "embedding": [None if i in bad else [i, -i] for i in ids],
         }
         (folder / name).write_table(pa.table(rows).cast(embeddings_schema(2)))

@@ -13,7 +13,7 @@ import pyarrow as pa
 from raycluster.pipeline.context import RunContext
 from raycluster.pipeline.stage import Keeps, Outcome, Recipe, Stage
 from raycluster.pipeline.step import Step
-from raycluster.tables.rows import find_spans, read_rows
+from raycluster.tables.rows import find_spans, rows_by_id
 
 
 def assignments_recipe(ctx: RunContext) -> dict[str, Any]:
@@ -37,7 +37,7 @@ def run(ctx: RunContext, step: Step) -> Outcome:
     spans = find_spans(ctx.part_files("assign"))
 
     def images(row_ids: np.ndarray) -> pa.Table:
-        return read_rows(spans, row_ids, ["image_id", "uri", "confidence"])
+        return rows_by_id(spans, row_ids, ["image_id", "uri", "confidence"])
 
     table = summarize(assigned, images, ctx.model.clusters, ctx.config.report)
     (ctx.place(step) / "part-000000000000.parquet").write_table(table)
