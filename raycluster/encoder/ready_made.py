@@ -100,7 +100,7 @@ def import_provided(files: list[Location], manifest: pa.Table, done: np.ndarray,
         for batch in _batches(file):
             ids = row_ids[start : start + len(batch)]
             start += len(batch)
-            new = ~among(ids, finished)[0]
+            new = (ids >= 0) & ~among(ids, finished)[0]
             if new.any():
                 vectors, valid = _vectors(batch, file)
                 image_ids = batch.column("image_id").cast(pa.string())
@@ -110,11 +110,11 @@ def import_provided(files: list[Location], manifest: pa.Table, done: np.ndarray,
 
 
 def _row_ids(files: list[Location], manifest: pa.Table) -> np.ndarray:
-    """Return the manifest's row_id of every row of the sources, in their order, int64 [n]."""
+    """Return the manifest's row_id of every row of the sources, in their order, int64 [n]; -1 for a row that was added after the listing."""
     columns = [batch.column("image_id").cast(pa.string()) for file in files for batch in _batches(file, ["image_id"])]
     # Look up all rows in one call, because each call builds a hash table of every id of the manifest.
     place = pc.index_in(pa.chunked_array(columns, pa.string()), value_set=manifest.column("image_id").combine_chunks())
-    return manifest.column("row_id").take(place).to_numpy()
+    return pc.fill_null(manifest.column("row_id").take(place), -1).to_numpy()
 
 
 def _part(ids: np.ndarray, image_ids: pa.Array, vectors: np.ndarray, valid: np.ndarray, dim: int) -> pa.Table:

@@ -43,6 +43,8 @@ class Manifest:
     next_row_id: int
     other_files: int = 0
     """Files that are no pictures."""
+    samples: tuple[tuple[str, ...], ...] = ()
+    """URIs of some images of each source. Ready-made embeddings have none: no process reads the pictures behind them."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -37,8 +37,8 @@ def prepare(settings: AssignConfig, model: Model, folder: RunFolder, retry_faile
     connect()
     resources = resolve(config.resources)
     spec = model.spec_on("cuda" if resources.use_gpu else "cpu") if config.images else None
-    manifest, samples = list_inputs(config, folder, retry_failed)
-    resources = replace(resources, common=find_common(config, folder.root, samples, spec))
+    manifest = list_inputs(config, folder, retry_failed)
+    resources = replace(resources, common=find_common(config, folder.root, manifest.samples, spec))
     return RunContext(
         config=config,
         folder=folder,

@@ -34,10 +34,11 @@ smallest crop of fine-tuning, half the area, also still has more pixels than the
 """
 
 
-def prepare(config: RunConfig, folder: RunFolder, retrain: bool, retry_failed: bool) -> RunContext:
+def prepare(config: RunConfig, folder: RunFolder, retrain: bool, retry_failed: bool, lists: bool = True) -> RunContext:
     """Check everything that can be wrong, cheapest first, and return the context of the run. Raises :class:`ConfigError`.
 
-    `retry_failed`: treat images that could not be read in an earlier run as new ones.
+    `retry_failed`: treat images that could not be read in an earlier run as new ones. `lists`: list the images again even if there is a
+    manifest of the same sources.
     """
     method = registry.configure(config.method)
     if method.train_sample < config.clusters:
@@ -54,8 +55,9 @@ def prepare(config: RunConfig, folder: RunFolder, retrain: bool, retry_failed: b
     encoder = spec.fingerprint if spec else "provided"
     if noun_embeddings is not None:
         _check_dimensions(config, folder, spec, noun_embeddings.shape[1])
-    manifest, samples = list_inputs(config, folder, retry_failed)
-    resources = replace(resources, common=find_common(config, folder.root, samples, spec))
+    stored = None if lists or retry_failed else stored_inputs(config, folder)
+    manifest = stored or list_inputs(config, folder, retry_failed)
+    resources = replace(resources, common=find_common(config, folder.root, manifest.samples, spec))
     if len(manifest.table) < config.clusters:
         raise ConfigError(
             f"clusters: {config.clusters} clusters, but only {len(manifest.table)} images were found; lower `clusters`"
@@ -143,13 +145,24 @@ def _digest(array: np.ndarray) -> str:
     return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
 
 
-def list_inputs(
-    config: RunConfig, folder: RunFolder, retry_failed: bool
-) -> tuple[Manifest, tuple[tuple[str, ...], ...]]:
-    """Return the manifest as it would be written now, and the URIs of some images of each source.
+def stored_inputs(config: RunConfig, folder: RunFolder) -> Manifest | None:
+    """Return the current manifest of this run folder; None if there is none of the same sources."""
+    marker = folder.marker("manifest")
+    facts = marker.typed(ManifestFacts) if marker and marker.recipe == source(config) else None
+    if marker is None or facts is None or facts.samples is None:
+        return None
+    return Manifest(
+        table=read_table(folder.part_files(marker)),
+        fingerprint=marker.fingerprint,
+        lineage=facts.lineage,
+        next_row_id=facts.next_row_id,
+        other_files=facts.other_files,
+        samples=facts.samples,
+    )
 
-    Ready-made embeddings give no such URIs: only this process reads the embeddings, and no process reads the pictures behind them.
-    """
+
+def list_inputs(config: RunConfig, folder: RunFolder, retry_failed: bool) -> Manifest:
+    """Return the manifest as it would be written now."""
     if config.images is not None:
         with image_progress("manifest") as progress:
             listing = list_images(config.image_sources, config.storage, config.labels, progress, folder.root)
@@ -170,14 +183,14 @@ def list_inputs(
     else:
         lineage = fingerprint(digest, earlier.fingerprint)
     highest = int(table.column("row_id").to_numpy().max()) + 1
-    manifest = Manifest(
+    return Manifest(
         table=table,
         fingerprint=digest,
         lineage=lineage,
         next_row_id=max(highest, next_row_id),
         other_files=others,
+        samples=samples,
     )
-    return manifest, samples
 
 
 def _failed(folder: RunFolder) -> np.ndarray:

@@ -52,6 +52,10 @@ class RunResult:
         return asdict(self)
 
 
+LISTING = ("run", "manifest", "demo")
+"""Commands that list the images. The others, which do one stage, use the manifest that is there, if there is one."""
+
+
 def run(
     config: RunConfig | dict[str, Any],
     *,
@@ -64,7 +68,9 @@ def run(
     """Run every stage up to `until` that is not done yet.
 
     `config`: a :class:`RunConfig` or the same as plain data. `retrain`: train again although only rows were added.
-    `retry_failed`: read the images again that could not be read. `dry_run`: write nothing, only say what would run and why. Raises :class:`RayclusterError` and its subclasses.
+    `retry_failed`: read the images again that could not be read. `dry_run`: write nothing, only say what would run and why.
+    `command`: the name that the result bears; with one that is not in `LISTING`, the images are not listed again if there is a manifest of
+    the same sources. Raises :class:`RayclusterError` and its subclasses.
     """
     settings = config if isinstance(config, RunConfig) else validate(config, RunConfig)
     # Other machines of the cluster may have other variables.
@@ -77,7 +83,7 @@ def run(
     result = RunResult(command, "unfinished", folder.root.uri)
 
     def begin() -> RunContext:
-        return prepare(settings, folder, retrain, retry_failed)
+        return prepare(settings, folder, retrain, retry_failed, lists=command in LISTING)
 
     return with_plain_errors(lambda: _carry_out(settings, folder, result, begin, RUN, until, dry_run))
 

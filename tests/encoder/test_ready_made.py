@@ -67,6 +67,13 @@ def test_every_row_has_its_embedding_or_a_reason(
     assert rows[-1]["embedding"] == [0.5, -0.5]
 
 
+def test_rows_that_came_after_the_listing_are_left_to_the_next_one(files: list[Location], tmp_path: Path) -> None:
+    manifest = number_rows(ready_made.list_provided(files[:1]), None, 0)
+    folder = locate(str(tmp_path / "table"))
+    assert sum(ready_made.import_provided(files, manifest, np.empty(0, np.int64), folder)) == 2
+    assert sorted(read_table(part_files(folder)).column("image_id").to_pylist()) == ["y", "z"]
+
+
 @pytest.mark.parametrize("second", [[[1.0, 2.0, 3.0]], [[1.0, 2.0], [1.0]]], ids=["of files", "of rows"])
 def test_different_lengths_are_refused(second: list[Any], tmp_path: Path) -> None:
     write(tmp_path / "in", "a.parquet", ["z"], [[7.0, 8.0]], pa.float32())

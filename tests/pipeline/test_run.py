@@ -213,6 +213,31 @@ def test_added_images_are_embedded_and_assigned_alone(photos: Path, tmp_path: Pa
     assert table(third, "assignments").num_rows == 3 * READABLE // 4 - 1
 
 
+def test_a_command_for_one_stage_uses_the_manifest_that_is_there(
+    photos: Path, dxmc_run: tuple[dict[str, Any], RunResult], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    config, output, grown = dxmc_run[0], tmp_path / "out", tmp_path / "photos"
+    shutil.copytree(config["output"], output)
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump({**config, "output": str(output)}))
+
+    def result(*command: str) -> dict[str, Any]:
+        assert main([*command, "--config", str(tmp_path / "run.yaml")]) == 0
+        printed: dict[str, Any] = json.loads(capfd.readouterr().out)
+        return printed["stages"]
+
+    assert {entry["state"] for entry in result("report").values()} == {"skipped"}
+    marker = json.loads((output / "_stages" / "manifest.json").read_text())
+    assert marker["facts"]["samples"][0][0].startswith(str(photos))
+    # Without the pictures' folder only a listing would fail.
+    source = photos.rename(grown)
+    try:
+        assert {entry["state"] for entry in result("evaluate").values()} == {"skipped"}
+        assert main(["run", "--config", str(tmp_path / "run.yaml")]) == 2
+        assert f"{photos} does not exist" in capfd.readouterr().err
+    finally:
+        source.rename(photos)
+
+
 @pytest.mark.slow
 def test_a_finished_table_passes_or_not_as_the_limit_is_now(photos: Path, tmp_path: Path) -> None:
     config = configuration(photos, tmp_path / "out", method={"name": "kmeans"})

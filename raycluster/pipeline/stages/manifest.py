@@ -19,6 +19,8 @@ class ManifestFacts(Facts):
     next_row_id: int
     other_files: int = 0
     fingerprint: str = ""
+    samples: tuple[tuple[str, ...], ...] | None = None
+    """URIs of some images of each source; None in markers of earlier versions."""
 
 
 def source(config: RunConfig) -> dict[str, Any]:
@@ -54,6 +56,7 @@ def _facts(ctx: RunContext) -> ManifestFacts:
         lineage=manifest.lineage,
         next_row_id=manifest.next_row_id,
         other_files=manifest.other_files,
+        samples=manifest.samples,
     )
 
 
