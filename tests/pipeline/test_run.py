@@ -321,12 +321,10 @@ TRAINED: list[dict[str, Any]] = [
     {"name": "sic", "relevant_nouns": 2, "center_nouns": 1, "init": "consensus"},
     {"name": "seic"},
 ]
-# Outside of `make torture` one of the trained methods stands for all, because they differ in modules that have tests of their
-# own. Another one is trained on pictures.
+# Trained methods differ in modules that have tests of their own, and one of them is trained on pictures.
 EVERY_METHOD = [
     *FITTED,
-    pytest.param(TRAINED[0], marks=pytest.mark.slow),
-    *(pytest.param(method, marks=pytest.mark.torture) for method in TRAINED[1:]),
+    *(pytest.param(method, marks=pytest.mark.torture) for method in TRAINED),
 ]
 
 
