@@ -18,7 +18,7 @@ test: $(INSTALLED)
 	$(MAKE) --no-print-directory --jobs=2 lint
 	$(PYTEST)
 
-# While one works: the tests without Ray, processes, servers and real data, in less than a minute.
+# While one works: the tests without Ray, processes, servers and real data: about a minute.
 fast: $(INSTALLED)
 	$(PYTEST) -p no:schemathesis $(addprefix --ignore tests/,serving training compute gpu torture) -m "fast and not long and not slow and not torture"
 

@@ -25,7 +25,7 @@ Forward = Callable[[Tensor], Tensor]
 CPU_ROWS = 32
 """Rows of a batch on a CPU."""
 MOST_ROWS = 1024
-"""Most rows of a batch on a GPU: larger batches are no faster."""
+"""Most rows of a batch on a GPU. No GPU has measured yet whether larger batches are faster."""
 FEWEST_ROWS = 64
 """Fewest rows of a batch on a GPU, if the call has so many: smaller batches leave a part of the GPU idle."""
 BATCHES_A_CALL = 4

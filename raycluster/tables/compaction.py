@@ -58,9 +58,14 @@ def plan_merges(folder: Location, expected: np.ndarray) -> tuple[list[Merge], li
 
 
 def merge(work: Merge) -> None:
-    """Write the file of a partition, and then delete the files that held its rows before."""
-    rows = read_table(list(work.files)).sort_by("row_id")
-    (work.files[0].parent / work.name).write_table(with_footer(rows), GROUP_ROWS)
+    """Write the file of a partition, and then delete the files that held its rows before.
+
+    If the process dies in between, Ray calls this again on another node: the file is there by then, and only the rest is deleted.
+    """
+    target = work.files[0].parent / work.name
+    if not target.exists():
+        rows = read_table(list(work.files)).sort_by("row_id")
+        target.write_table(with_footer(rows), GROUP_ROWS)
     for file in work.files:
         file.delete()
 

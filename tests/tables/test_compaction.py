@@ -169,6 +169,39 @@ def test_a_kill_at_any_moment_loses_no_row_and_doubles_none(
     assert moments >= 10
 
 
+def test_a_merge_that_is_called_again_after_a_kill_ends_its_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray calls a task again if its worker or node dies."""
+    for step in range(1, 100):
+        folder = locate(str(tmp_path / str(step)))
+        for start in range(0, 40, 10):
+            write_pieces(folder, table(range(start, start + 10)))
+        ((work,), _) = plan_merges(folder, np.arange(40))
+        try:
+            with killed_at(step, monkeypatch):
+                merge(work)
+        except Killed:
+            merge(work)
+        else:
+            break
+        assert [file.name for file in folder.list(suffix=".parquet")] == ["partition-00000000-0.parquet"], step
+        assert ids_of(folder) == list(range(40)), step
+    assert step == 11  # before and after one write and four deletes
+
+
+def test_a_table_of_many_partitions_is_cut_in_any_order(folder: Location) -> None:
+    ids = np.random.default_rng(0).permutation(np.arange(0, 5 * PARTITION_ROWS, 500))
+    write_partitions(folder, table(ids))
+    for file in part_files(folder):
+        rows = read_table([file])
+        held = rows.column("row_id").to_numpy()
+        assert (np.diff(held) > 0).all()
+        assert len(np.unique(held // PARTITION_ROWS)) == 1
+        assert np.array_equal(rows.column("twice").to_numpy(), 2 * held)
+    assert ids_of(folder) == sorted(ids.tolist())
+
+
 def test_files_that_do_not_count_are_told_from_those_that_do(folder: Location) -> None:
     write_partitions(folder, table(range(30)))
     write_pieces(folder, table([3, 4]))  # left over from a merge that was killed
