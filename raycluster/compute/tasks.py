@@ -35,8 +35,9 @@ def map_tasks(
     common: Common,
     demand: Mapping[str, float] | None = None,
     in_flight: int | None = None,
+    ordered: bool = False,
 ) -> Iterator[Any]:
-    """Call `function(item, *shared)` in one Ray task per item, and yield the results as they come.
+    """Call `function(item, *shared)` in one Ray task per item, and yield the results as they come, or `ordered` as the items.
 
     `demand`: Ray resources of a task, one core by default. `shared` are references from :func:`ray.put`: one read-only copy per node.
     `common`: what the nodes must have; a task on a node that lacks it raises :class:`ConfigError`.
@@ -47,15 +48,17 @@ def map_tasks(
     task = ray.remote(**(demand or {"num_cpus": 1}))(checked(function, common))
     rest = iter(items)
     limit = in_flight or 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))
-    tasks = work.Tasks()
+    tasks, left = work.Tasks(), list[ray.ObjectRef]()
     with work.ending(tasks.end):
         while True:
-            for item in islice(rest, limit - len(tasks.pending)):
-                tasks.pending.add(task.remote(item, *shared))
-            if not tasks.pending:
+            for item in islice(rest, limit - len(left)):
+                left.append(task.remote(item, *shared))
+                tasks.pending.add(left[-1])
+            if not left:
                 return
-            done, _ = ray.wait(list(tasks.pending), timeout=work.POLL_S)
+            done, _ = ray.wait(left[:1] if ordered else left, timeout=work.POLL_S)
             work.check()
             for reference in done:
                 tasks.pending.remove(reference)
+                left.remove(reference)
                 yield ray.get(reference)

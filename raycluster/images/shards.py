@@ -22,9 +22,10 @@ from raycluster.images.fetch import retry
 from raycluster.images.pictures import ORIGINAL, ROW, fetched_slices
 from raycluster.images.shard_pictures import shard_rows
 from raycluster.storage.location import Location, locate
-from raycluster.tables.blocks import THREADS, Block, check_found, find_blocks
+from raycluster.storage.parallel import THREADS
+from raycluster.tables.blocks import Block, check_found, find_blocks
 from raycluster.tables.files import part_name
-from raycluster.tables.footers import footer_of
+from raycluster.tables.footers import footer_of, map_files
 from raycluster.tables.rows import among
 from raycluster.tables.schemas import SHARDS
 
@@ -51,7 +52,7 @@ def shard(job: ShardJob, manifest: list[Location], wanted: np.ndarray, resources
     blocks = find_blocks(manifest, wanted, PART_ROWS, fair=4 * max(1, int(resources.cpus)), multiple=GROUP_ROWS)
 
     def write_part(block: Block) -> Counter[str]:
-        rows = block.read((*ROW, *ORIGINAL))
+        rows = block.read((*ROW, *ORIGINAL)).sort_by("row_id")
         return write_groups(job.folder / part_name(rows.column("row_id")), _groups(rows, job))
 
     yield from map_tasks(write_part, blocks, common=resources.common)
@@ -99,8 +100,7 @@ def find_rows(shards: Sequence[Location], wanted: np.ndarray) -> pa.Table:
 
     Columns: row_id (ascending), uri (of the part), group (number of the row group in it), place (row in the row group).
     """
-    with ThreadPoolExecutor(THREADS) as pool:
-        found = list(pool.map(lambda file: _find_in(file, wanted), shards))
+    found = map_files(lambda file: _find_in(file, wanted), shards)
     check_found(shards, sum(map(len, found)), len(wanted))
     return pa.concat_tables(found).unify_dictionaries().sort_by("row_id")
 

@@ -26,6 +26,8 @@ from raycluster.tables.markers import FactsOf, RunFolder
 if TYPE_CHECKING:
     from raycluster.compute.resources import Resources
     from raycluster.encoder.clip import EncoderSpec
+    from raycluster.encoder.ready_made import Provided
+    from raycluster.images.listing.numbering import NumberedListing
     from raycluster.model.model import Model
 
 log = logging.getLogger(__name__)
@@ -33,10 +35,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """The manifest as it is listed now."""
+    """What a run knows of its manifest. The rows themselves lie in partitions, which tasks read."""
 
-    table: pa.Table
-    """Schema MANIFEST: the images with their row ids."""
+    row_ids: np.ndarray
+    """int64 [n], ascending."""
     fingerprint: str
     lineage: str
     """Constant while the manifest only grows."""
@@ -45,6 +47,12 @@ class Manifest:
     """Files that are no pictures."""
     samples: tuple[tuple[str, ...], ...] = ()
     """URIs of some images of each source. Ready-made embeddings have none: no process reads the pictures behind them."""
+    listed: NumberedListing | None = None
+    """The rows as they were listed just now; None if the manifest that is there was not compared with its sources."""
+    kept_tars: frozenset[str] = frozenset()
+    """Files in which the contents of tars are kept for later listings."""
+    provided: Provided | None = None
+    """Where the rows of ready-made embeddings lie; None for pictures, and if all of them are imported."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,10 +111,10 @@ class RunContext:
         marker = self.folder.marker(stage)
         return None if marker is None else marker.typed(kind)
 
-    @cached_property
+    @property
     def row_ids(self) -> np.ndarray:
         """Ids of the manifest's rows, ascending."""
-        return np.sort(self.manifest.table.column("row_id").to_numpy())
+        return self.manifest.row_ids
 
     def statuses(self, stage: str) -> tuple[np.ndarray, dict[str, int]]:
         """Of a table with a column `status`: ids of the manifest's rows that are `ok`, ascending, and the histogram of all of them.
@@ -123,9 +131,9 @@ class RunContext:
 
     def failures(self, stage: str) -> dict[str, list[tuple[str, str]]]:
         """For each status but `ok` up to three pairs (uri, reason)."""
-        return (
-            rows.failures(self.part_files(stage), self.manifest.table) if set(self.statuses(stage)[1]) - {"ok"} else {}
-        )
+        if not set(self.statuses(stage)[1]) - {"ok"}:
+            return {}
+        return rows.failures(self.part_files(stage), self.row_ids, self.part_files("manifest"))
 
     @property
     def picture_files(self) -> list[Location]:

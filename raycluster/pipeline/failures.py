@@ -28,7 +28,8 @@ def failure_gate(ctx: RunContext, stage: str) -> Callable[[Counter[str]], None]:
         work.check()
         tried.update(counts)
         if tried.total() - tried["ok"] > allowed * total:
-            check_failures(tried, rows.failures(ctx.part_files(stage), ctx.manifest.table), allowed, total)
+            examples = rows.failures(ctx.part_files(stage), ctx.row_ids, ctx.part_files("manifest"))
+            check_failures(tried, examples, allowed, total)
 
     judge(Counter())
     return judge

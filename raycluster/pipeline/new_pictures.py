@@ -20,7 +20,9 @@ from raycluster.section import validate
 from raycluster.tables.markers import RunFolder
 
 
-def prepare(settings: AssignConfig, model: Model, folder: RunFolder, retry_failed: bool) -> RunContext:
+def prepare(
+    settings: AssignConfig, model: Model, folder: RunFolder, retry_failed: bool, dry_run: bool = False
+) -> RunContext:
     """Check everything that can be wrong, cheapest first, and return the context for the stages. Raises :class:`ConfigError`."""
     config = _as_run(settings, model)
     if config.images is None:
@@ -37,7 +39,7 @@ def prepare(settings: AssignConfig, model: Model, folder: RunFolder, retry_faile
     connect()
     resources = resolve(config.resources)
     spec = model.spec_on("cuda" if resources.use_gpu else "cpu") if config.images else None
-    manifest = list_inputs(config, folder, retry_failed)
+    manifest = list_inputs(config, folder, retry_failed, dry_run)
     resources = replace(resources, common=find_common(config, folder.root, manifest.samples, spec))
     return RunContext(
         config=config,

@@ -3,25 +3,33 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import numpy as np
 
 from raycluster.compute.connect import connect
 from raycluster.compute.resources import resolve
+from raycluster.compute.tasks import map_tasks
 from raycluster.config import MethodConfig, RunConfig
 from raycluster.encoder import ready_made
 from raycluster.encoder.clip import EncoderSpec, resolve_encoder
 from raycluster.errors import ConfigError
-from raycluster.images.listing.manifest import content_digest, grown_only, list_images, number_rows
+from raycluster.images.listing import known_tars
+from raycluster.images.listing.manifest import list_images
+from raycluster.images.listing.numbering import number_rows
 from raycluster.images.listing.progress import image_progress
 from raycluster.methods import registry
 from raycluster.pipeline.cluster_checks import find_common
 from raycluster.pipeline.context import Manifest, RunContext, Vocabulary
+from raycluster.pipeline.stage import Covers
+from raycluster.pipeline.stages.manifest import FOLDER as MANIFEST_FOLDER
 from raycluster.pipeline.stages.manifest import ManifestFacts, source
 from raycluster.section import fingerprint
 from raycluster.semantics import vocabulary
-from raycluster.storage.location import Location, read_table
+from raycluster.storage.location import Location
 from raycluster.tables import rows
 from raycluster.tables.markers import RunFolder
 
@@ -34,11 +42,18 @@ smallest crop of fine-tuning, half the area, also still has more pixels than the
 """
 
 
-def prepare(config: RunConfig, folder: RunFolder, retrain: bool, retry_failed: bool, lists: bool = True) -> RunContext:
+def prepare(
+    config: RunConfig,
+    folder: RunFolder,
+    retrain: bool,
+    retry_failed: bool,
+    lists: bool = True,
+    dry_run: bool = False,
+) -> RunContext:
     """Check everything that can be wrong, cheapest first, and return the context of the run. Raises :class:`ConfigError`.
 
     `retry_failed`: treat images that could not be read in an earlier run as new ones. `lists`: list the images again even if there is a
-    manifest of the same sources.
+    manifest of the same sources. `dry_run`: write nothing.
     """
     method = registry.configure(config.method)
     if method.train_sample < config.clusters:
@@ -56,11 +71,11 @@ def prepare(config: RunConfig, folder: RunFolder, retrain: bool, retry_failed: b
     if noun_embeddings is not None:
         _check_dimensions(config, folder, spec, noun_embeddings.shape[1])
     stored = None if lists or retry_failed else stored_inputs(config, folder)
-    manifest = stored or list_inputs(config, folder, retry_failed)
+    manifest = stored or list_inputs(config, folder, retry_failed, dry_run)
     resources = replace(resources, common=find_common(config, folder.root, manifest.samples, spec))
-    if len(manifest.table) < config.clusters:
+    if len(manifest.row_ids) < config.clusters:
         raise ConfigError(
-            f"clusters: {config.clusters} clusters, but only {len(manifest.table)} images were found; lower `clusters`"
+            f"clusters: {config.clusters} clusters, but only {len(manifest.row_ids)} images were found; lower `clusters`"
         )
     return RunContext(
         config=config,
@@ -146,13 +161,15 @@ def _digest(array: np.ndarray) -> str:
 
 
 def stored_inputs(config: RunConfig, folder: RunFolder) -> Manifest | None:
-    """Return the current manifest of this run folder; None if there is none of the same sources."""
-    marker = folder.marker("manifest")
+    """Return the current manifest of this run folder; None if there is none of the same sources, or ready-made embeddings are not imported."""
+    marker, embed = folder.marker("manifest"), folder.marker("embed")
     facts = marker.typed(ManifestFacts) if marker and marker.recipe == source(config) else None
     if marker is None or facts is None or facts.samples is None:
         return None
+    if config.images is None and (embed is None or embed.typed(Covers).manifest != marker.fingerprint):
+        return None
     return Manifest(
-        table=read_table(folder.part_files(marker)),
+        row_ids=np.sort(rows.row_ids(folder.part_files(marker))),
         fingerprint=marker.fingerprint,
         lineage=facts.lineage,
         next_row_id=facts.next_row_id,
@@ -161,36 +178,51 @@ def stored_inputs(config: RunConfig, folder: RunFolder) -> Manifest | None:
     )
 
 
-def list_inputs(config: RunConfig, folder: RunFolder, retry_failed: bool) -> Manifest:
-    """Return the manifest as it would be written now."""
+def list_inputs(config: RunConfig, folder: RunFolder, retry_failed: bool, dry_run: bool = False) -> Manifest:
+    """Return the manifest as it would be written now. With `dry_run` nothing is written below the output."""
+    pictures = provided = None
     if config.images is not None:
         with image_progress("manifest") as progress:
-            listing = list_images(config.image_sources, config.storage, config.labels, progress, folder.root)
-        found, others, samples = listing.table, listing.other_files, listing.samples
+            known = None if dry_run else folder.root / MANIFEST_FOLDER / known_tars.FOLDER
+            map_tars = partial(_in_tasks, config, folder.root)
+            pictures = list_images(
+                config.image_sources, config.storage, config.labels, progress, folder.root, map_tars, known
+            )
+            found = pictures.rows
     else:
-        found, others, samples = ready_made.list_provided(embedding_files(config, folder)), 0, ()
-    earlier = folder.latest_with("manifest", source(config))
-    previous = read_table(folder.part_files(earlier)) if earlier else None
-    current = folder.marker("manifest")
+        provided = ready_made.list_provided(embedding_files(config, folder), partial(_in_tasks, config, folder.root))
+        found = provided.rows
+    earlier, current = folder.latest_with("manifest", source(config)), folder.marker("manifest")
     next_row_id = current.typed(ManifestFacts).next_row_id if current else 0
     again = _failed(folder) if retry_failed else np.empty(0, np.int64)
-    table = number_rows(found, previous, next_row_id, again)
-    digest = content_digest(table)[:16]
-    if earlier is None or previous is None:
+    listed = number_rows(found, folder.part_files(earlier) if earlier else (), next_row_id, again)
+    digest = listed.digest[:16]
+    if earlier is None:
         lineage = digest
-    elif grown_only(previous, table):
+    elif listed.grown_only:
         lineage = earlier.typed(ManifestFacts).lineage
     else:
         lineage = fingerprint(digest, earlier.fingerprint)
-    highest = int(table.column("row_id").to_numpy().max()) + 1
+    row_ids = np.sort(listed.row_ids)
     return Manifest(
-        table=table,
-        fingerprint=digest,
+        row_ids=row_ids,
+        # The digest was made in another way by earlier versions.
+        fingerprint=earlier.fingerprint if earlier and listed.unchanged else digest,
         lineage=lineage,
-        next_row_id=max(highest, next_row_id),
-        other_files=others,
-        samples=samples,
+        next_row_id=max(int(row_ids[-1]) + 1, next_row_id),
+        other_files=pictures.other_files if pictures else 0,
+        samples=pictures.samples if pictures else (),
+        listed=listed,
+        kept_tars=pictures.kept_tars if pictures else frozenset(),
+        provided=ready_made.Provided(provided.slices, listed.row_ids, provided.dim) if provided else None,
     )
+
+
+def _in_tasks(config: RunConfig, root: Location, function: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[Any]:
+    """Call a function for files or for slices of files, in tasks, and yield the results in order. Every node must see local files."""
+    files = [item if isinstance(item, Location) else item.file for item in items]
+    common = find_common(config, root, [[file.uri for file in files]], None)
+    return map_tasks(function, items, common=common, ordered=True)
 
 
 def _failed(folder: RunFolder) -> np.ndarray:

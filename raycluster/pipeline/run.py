@@ -83,7 +83,7 @@ def run(
     result = RunResult(command, "unfinished", folder.root.uri)
 
     def begin() -> RunContext:
-        return prepare(settings, folder, retrain, retry_failed, lists=command in LISTING)
+        return prepare(settings, folder, retrain, retry_failed, lists=command in LISTING, dry_run=dry_run)
 
     return with_plain_errors(lambda: _carry_out(settings, folder, result, begin, RUN, until, dry_run))
 
@@ -103,7 +103,7 @@ def assign(*, retry_failed: bool = False, dry_run: bool = False, **given: Any) -
     result = RunResult("assign", "unfinished", folder.root.uri, model=model.folder.uri)
 
     def begin() -> RunContext:
-        return new_pictures.prepare(settings, model, folder, retry_failed)
+        return new_pictures.prepare(settings, model, folder, retry_failed, dry_run)
 
     last = NEW_PICTURES[-1].name
     return with_plain_errors(lambda: _carry_out(settings, folder, result, begin, NEW_PICTURES, last, dry_run))

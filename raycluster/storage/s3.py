@@ -116,6 +116,14 @@ def swap(options: StorageConfig, path: str, old: bytes, new: bytes) -> bool:
     return found is not None and found[0] == new
 
 
+def etag(options: StorageConfig, path: str) -> str:
+    """Return the ETag of `bucket/key`, which Arrow's client does not tell. Raises :class:`OSError`."""
+    bucket, _, key = path.partition("/")
+    with botocore_errors():
+        answer = python_client(options).head_object(Bucket=bucket, Key=key, **payer(options))
+    return str(answer["ETag"]).strip('"')
+
+
 def _get(options: StorageConfig, path: str) -> tuple[bytes, str] | None:
     """Return content and ETag of `bucket/key`; None if it is absent."""
     bucket, _, key = path.partition("/")

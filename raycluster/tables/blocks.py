@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,11 +11,9 @@ import pyarrow.parquet as pq
 
 from raycluster.errors import ArtifactError
 from raycluster.storage import credentials
-from raycluster.storage.location import Location, read_table
-from raycluster.tables.rows import among
-
-THREADS = 16
-"""Number of files that are searched at a time. On object storage each search waits for several answers."""
+from raycluster.storage.location import Location
+from raycluster.tables.footers import map_files
+from raycluster.tables.rows import among, file_ids
 
 
 @dataclass(frozen=True)
@@ -46,8 +43,7 @@ def find_blocks(
     A block has `largest` rows, or fewer if there would otherwise be less than `fair` blocks. The number is always a multiple of `multiple`.
     The last block has the rest.
     """
-    with ThreadPoolExecutor(THREADS) as pool:
-        found = list(zip(files, pool.map(lambda file: _positions(file, wanted), files), strict=True))
+    found = list(zip(files, map_files(lambda file: _positions(file, wanted), files), strict=True))
     total = sum(len(positions) for _, positions in found)
     check_found(files, total, len(wanted))
     size = min(largest, -(-total // fair))
@@ -79,7 +75,7 @@ def _cut(found: list[tuple[Location, np.ndarray]], size: int) -> Iterator[Block]
 
 
 def _positions(file: Location, wanted: np.ndarray) -> np.ndarray:
-    ids = read_table([file], ["row_id"]).column("row_id").to_numpy()
+    ids = file_ids(file)
     return np.flatnonzero(among(ids, wanted)[0]).astype(np.int32)
 
 

@@ -53,7 +53,7 @@ def write_pieces(folder: Location, rows: pa.Table) -> None:
 
 
 def write_partitions(folder: Location, rows: pa.Table) -> None:
-    """Write all rows of a table as one file a partition. The folder must be empty."""
+    """Write some rows of a table as one file a partition, of which these must be all rows."""
     for number, part in _by_partition(rows):
         (folder / partition_name(number, 0)).write_table(with_footer(part), GROUP_ROWS)
 

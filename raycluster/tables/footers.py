@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -16,13 +15,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raycluster.storage.location import Location
+from raycluster.storage.parallel import map_threads
 
 Result = TypeVar("Result")
 
 KEY = b"raycluster"
 """Key of the file's metadata."""
-THREADS = 16
-"""Number of files that are opened at a time. On object storage each waits for several answers."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +82,4 @@ def read_footer(file: Location) -> Footer | None:
 
 def map_files(function: Callable[[Location], Result], files: Sequence[Location]) -> list[Result]:
     """Return `function(file)` for each file, computed in several threads."""
-    if len(files) < 2:
-        return [function(file) for file in files]
-    with ThreadPoolExecutor(THREADS) as pool:
-        return list(pool.map(function, files))
+    return list(map_threads(function, files)) if len(files) > 1 else [function(file) for file in files]

@@ -151,17 +151,24 @@ def _with_failures(files: Iterable[Location]) -> list[Location]:
     return [file for file, footer in zip(listed, footers, strict=True) if footer is None or not footer.all_ok]
 
 
-def failures(files: Iterable[Location], manifest: pa.Table, examples: int = 3) -> dict[str, list[tuple[str, str]]]:
-    """Return for each status but `ok` the first `examples` failed rows as (uri, reason); `manifest` has row_id and uri."""
-    order = np.argsort(manifest.column("row_id").to_numpy())
-    known = manifest.column("row_id").to_numpy()[order]
-    found: dict[str, list[tuple[str, str]]] = {}
+def failures(
+    files: Iterable[Location], wanted: np.ndarray, manifest: Iterable[Location], examples: int = 3
+) -> dict[str, list[tuple[str, str]]]:
+    """Return for each status but `ok` the first `examples` of the rows `wanted` (ascending) with it, as (uri, reason).
+
+    `files`: of a table with a column `status`; `manifest`: its part files.
+    """
+    found: dict[str, list[tuple[int, str]]] = {}
     for table in iter_tables(_with_failures(files), ["row_id", "status", "error"]):
-        keep, place = among(table.column("row_id").to_numpy(), known)
-        table = table.filter(pa.array(keep)).append_column("place", pa.array(order[place]))
+        table = table.filter(pa.array(among(table.column("row_id").to_numpy(), wanted)[0]))
         for status in pc.unique(table.column("status")).to_pylist():
-            reasons = found.setdefault(status, []) if status != "ok" else []
-            some = table.filter(pc.equal(table.column("status"), status)) if status != "ok" else table.slice(0, 0)
-            for row in some.slice(0, examples - len(reasons)).to_pylist():
-                reasons.append((manifest.column("uri")[row["place"]].as_py(), row["error"] or ""))
-    return found
+            reasons = found.setdefault(status, [])
+            some = table.filter(pc.equal(table.column("status"), status)).slice(0, examples - len(reasons))
+            reasons += [(row["row_id"], row["error"] or "") for row in some.to_pylist()]
+    found.pop("ok", None)
+    shown = np.array(sorted(row_id for reasons in found.values() for row_id, _ in reasons), np.int64)
+    if not len(shown):
+        return {}
+    named = rows_by_id(find_spans(manifest), shown, ["uri"])
+    uris = dict(zip(shown.tolist(), named.column("uri").to_pylist(), strict=True))
+    return {status: [(uris[row_id], reason) for row_id, reason in reasons] for status, reasons in found.items()}

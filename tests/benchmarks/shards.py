@@ -34,13 +34,14 @@ from raycluster.config import EncoderConfig, ResourcesConfig, StorageConfig
 from raycluster.encoder.clip import ClipEncoder, EncoderSpec, pil_transform, resolve_encoder
 from raycluster.encoder.embed import BLOCK_ROWS, SMALLEST_BLOCK, BlockRows, EmbedJob, decode_rows
 from raycluster.images.decode import decode
-from raycluster.images.listing.manifest import list_images, number_rows
+from raycluster.images.listing.manifest import list_images
+from raycluster.images.listing.numbering import number_rows
 from raycluster.images.shard_pictures import stored
 from raycluster.images.shards import ShardJob, shard
 from raycluster.pipeline.prepare import SHARD_SIDE
 from raycluster.storage.location import Location, locate
 from raycluster.tables.blocks import find_blocks
-from raycluster.tables.files import part_files
+from raycluster.tables.files import part_files, write_partitions
 
 
 def copied(files: list[Path], count: int, enlarge: float, folder: Location) -> None:
@@ -143,9 +144,10 @@ def main() -> None:
         copied(files, options.count, options.enlarge, root / "photos")
         ray.init(address="local", num_cpus=options.cpus, include_dashboard=False, log_to_driver=False)
         resources = resolve(ResourcesConfig(use_gpu=False))
-        listing = number_rows(list_images(((root / "photos").uri,), storage, None).table, None, 0)
-        (root / "manifest" / "part-000000000000.parquet").write_table(listing, 4096)
-        manifest, wanted = part_files(root / "manifest"), np.arange(len(listing))
+        listed = number_rows(list_images(((root / "photos").uri,), storage, None).rows)
+        for rows in listed.partitions():
+            write_partitions(root / "manifest", rows)
+        manifest, wanted = part_files(root / "manifest"), listed.row_ids
         size = options.size or round(SHARD_SIDE * max(spec.image_size))
         job = EmbedJob(spec, encoder, storage, root / "embeddings")
         one_pass(job, manifest, wanted, resources)  # starts the worker processes, fills the page cache
@@ -162,7 +164,7 @@ def main() -> None:
         ]
         plain, through = zip(*both, strict=True)
         stored_bytes = sum(info.size for info in root.filesystem.get_file_info([file.path for file in shards]))
-        given = pc.sum(listing.column("size")).as_py()
+        given = sum(pc.sum(rows.column("size")).as_py() for rows in listed.partitions())
         print(
             f"{len(wanted)} pictures in {'object storage' if root.scheme == 's3' else 'a local folder'}, "
             f"{resources.cpus:.0f} cores, encoder at {spec.image_size[0]} pixels, shards.size {size}\n"

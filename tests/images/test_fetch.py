@@ -227,7 +227,7 @@ def test_s3_listing(storage: StorageConfig) -> None:
     from raycluster.images.listing.manifest import list_images
 
     listing = list_images(("s3://raycluster-test/fetch/",), storage, "folder")
-    rows = listing.table.to_pylist()
+    rows = listing.rows.read().to_pylist()
     assert [(row["image_id"], row["size"], row["label"]) for row in rows] == [
         ("a b#%20é.jpg", 7, None),
         ("empty.jpg", 0, None),

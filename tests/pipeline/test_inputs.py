@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from listing_kit import manifest_of
 
 import raycluster
 from raycluster.config import StorageConfig
@@ -159,10 +160,9 @@ def test_fine_tuning_sees_pictures_in_tars_and_tables(pictures: dict[str, bytes]
     from raycluster.config import EncoderConfig
     from raycluster.encoder.clip import resolve_encoder
     from raycluster.finetuning.pixels import PixelJob, training_rows, view_rows
-    from raycluster.images.listing.manifest import list_images, number_rows
 
     sources = write_sources(locate(str(tmp_path)), pictures)
-    images = number_rows(list_images(tuple(sources), StorageConfig(), None).table, None, 0)
+    images = manifest_of(sources)
     limits = EncoderConfig(model="builtin")
     job = PixelJob(resolve_encoder(limits, False), limits, StorageConfig(), 0, len(images), 8)
     order = np.random.default_rng(0).permutation(len(images))

@@ -6,7 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import pyarrow as pa
+import numpy as np
 import pytest
 
 from raycluster.compute.resources import Resources
@@ -50,7 +50,7 @@ def context(
         method=registry.configure(MethodConfig(name=method, train_sample=1000)),
         resources=Resources(2, 2, 0, encoder_actors=1, train_workers=1),
         vocabulary=Vocabulary(nouns=["fish"], fingerprint=vocabulary),
-        manifest=Manifest(table=pa.table({}), fingerprint=manifest, lineage=lineage, next_row_id=1),
+        manifest=Manifest(row_ids=np.arange(1), fingerprint=manifest, lineage=lineage, next_row_id=1),
         **{"encoder": "e1", **changes},
     )
 

@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from listing_kit import manifest_of
 
 import raycluster
 from raycluster.cli import main
@@ -24,7 +25,6 @@ from raycluster.compute.resources import Resources
 from raycluster.config import EncoderConfig, StorageConfig
 from raycluster.demo.drawing import draw_picture
 from raycluster.errors import ConfigError, DataQualityError
-from raycluster.images.listing.manifest import list_images, number_rows
 from raycluster.images.pictures import pictures
 from raycluster.images.shard_pictures import shard_rows
 from raycluster.images.shards import GROUP_ROWS, GroupReader, ShardJob, find_rows, group_ids, shard, write_groups
@@ -200,7 +200,7 @@ def test_what_cannot_work_is_refused(photos: Path, tmp_path: Path) -> None:
 @pytest.fixture
 def manifest(photos: Path, tmp_path: Path) -> Location:
     """A manifest of 400 rows, in which each picture occurs about eight times."""
-    listing = number_rows(list_images((str(photos),), StorageConfig(), None).table, None, 0)
+    listing = manifest_of((photos,))
     rows = pa.concat_tables([listing] * 8).slice(0, 400)
     rows = rows.set_column(0, "row_id", pa.array(np.arange(400)))
     file = locate(str(tmp_path / "manifest" / "part-000000000000.parquet"))
@@ -283,7 +283,7 @@ def test_in_a_bucket_a_part_that_was_broken_off_is_completed(photos: Path, s3: S
     root = locate(f"s3://raycluster-test/shards-{time.time_ns()}", s3)
     for file in sorted(photos.glob("*-*.jpg")):
         (root / "photos" / file.name).write_bytes(file.read_bytes())
-    listing = number_rows(list_images(((root / "photos").uri,), s3, None).table, None, 0)
+    listing = manifest_of(((root / "photos").uri,), s3)
     (root / "manifest" / "part-000000000000.parquet").write_table(listing)
     job = ShardJob(64, EncoderConfig(model="builtin"), s3, root / "shards")
 

@@ -141,7 +141,7 @@ def test_a_public_bucket_needs_no_credentials(s3: StorageConfig, monkeypatch: py
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
     nobody = s3.model_copy(update={"anonymous": True})
-    (row,) = list_images(("s3://raycluster-public/photos/",), nobody, None).table.to_pylist()
+    (row,) = list_images(("s3://raycluster-public/photos/",), nobody, None).rows.read().to_pylist()
     assert fetch(row["uri"], nobody, 100, row["size"]).data == b"public"
 
 
@@ -155,7 +155,7 @@ def test_the_requester_pays_for_every_request(s3: StorageConfig) -> None:
         assert fetch(f"{root.uri}/photos/a.jpg", free, 100).status == "forbidden"
         noted.clear()
         paid = free.model_copy(update={"requester_pays": True})
-        rows = list_images((f"{root.uri}/photos", f"{root.uri}/t.parquet"), paid, None).table
+        rows = list_images((f"{root.uri}/photos", f"{root.uri}/t.parquet"), paid, None).rows.read()
         fetched = fetch_batch(rows["uri"].to_pylist(), rows["size"].to_pylist(), paid, 100)
         assert [item.data for item in fetched] == [b"a" * 10, b"b" * 20, b"one", b"two"]
         assert fetch(f"{root.uri}/photos/c.jpg", paid, 100).status == "missing"

@@ -48,10 +48,14 @@ def test_gather_brings_vectors_in_the_order_asked(files: list[Location]) -> None
         gather(files, np.array([2, 5]))
 
 
-def test_failures_come_with_uri_and_reason(files: list[Location]) -> None:
-    manifest = pa.table({"row_id": [7, 4, 1], "uri": ["s3://b/7", "s3://b/4", "s3://b/1"]})
-    assert failures(files, manifest) == {"missing": [("s3://b/4", "reason 4")], "empty": [("s3://b/7", "reason 7")]}
-    assert failures(files, manifest.slice(0, 1), examples=0) == {"empty": []}
+def test_failures_come_with_uri_and_reason(files: list[Location], tmp_path: Path) -> None:
+    manifest = [locate(str(tmp_path / "manifest" / name)) for name in ("part-1.parquet", "part-7.parquet")]
+    manifest[0].write_table(pa.table({"row_id": [4, 1], "uri": ["s3://b/4", "s3://b/1"]}))
+    manifest[1].write_table(pa.table({"row_id": [7], "uri": ["s3://b/7"]}))
+    found = {"missing": [("s3://b/4", "reason 4")], "empty": [("s3://b/7", "reason 7")]}
+    assert failures(files, np.array([1, 4, 7]), manifest) == found
+    assert failures(files, np.array([1, 7]), manifest) == {"empty": found["empty"]}
+    assert failures(files, np.array([1]), manifest) == {}
 
 
 def test_failed_rows_are_those_that_are_not_ok(files: list[Location]) -> None:

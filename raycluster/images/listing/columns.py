@@ -23,12 +23,11 @@ Labels = Literal["folder"] | None
 
 
 class Rows:
-    """Rows of schema `LISTING` that are added one by one. All but the last few (fewer than `CHUNK`) lie in Arrow's memory."""
+    """Rows of schema `LISTING` that are added one by one. Few of them (fewer than `CHUNK`) exist as Python objects."""
 
-    def __init__(self, source: str, progress: Callable[[int], None]) -> None:
-        """`source`: what is being listed, for messages. `progress`: called with the number of rows that were added since its last call."""
-        self._source, self._progress = source, progress
-        self._chunks: list[pa.Table] = []
+    def __init__(self, source: str, write: Callable[[pa.Table], None]) -> None:
+        """`source`: what is being listed, for messages. `write`: called with the rows that were added since its last call."""
+        self._source, self._write = source, write
         self._rows: list[tuple[str, str, int | None, str | None, int | None, str | None]] = []
 
     def add(
@@ -43,14 +42,10 @@ class Rows:
         """Add a row; `size` in bytes, `modified_us` in microseconds since 1970 UTC."""
         self._rows.append((image_id, uri, size, etag, modified_us, label))
         if len(self._rows) == CHUNK:
-            self._flush()
+            self.flush()
 
-    def table(self) -> pa.Table:
-        """Return all rows, in the order in which they were added."""
-        self._flush()
-        return pa.concat_tables(self._chunks) if self._chunks else LISTING.empty_table()
-
-    def _flush(self) -> None:
+    def flush(self) -> None:
+        """Write the rows that are not written yet."""
         if not self._rows:
             return
         columns = zip(*self._rows, strict=True)
@@ -60,8 +55,7 @@ class Rows:
             raise ConfigError(
                 f"images: {self._source!a}: the file name {os.path.basename(error.object)!a} is not UTF-8; rename the file"
             ) from None
-        self._chunks.append(pa.table(arrays, schema=LISTING))
-        self._progress(len(self._rows))
+        self._write(pa.table(arrays, schema=LISTING))
         self._rows = []
 
 

@@ -6,13 +6,13 @@ import io
 import re
 import tarfile
 from collections import Counter
-from collections.abc import Callable
+from dataclasses import dataclass
 
 import pyarrow as pa
 
 from raycluster.errors import ConfigError
 from raycluster.images.addresses import member_uri
-from raycluster.images.listing.columns import Labels, Rows, folder_of
+from raycluster.images.listing.columns import LISTING, Labels, Rows, folder_of
 from raycluster.storage.location import Location
 
 MEMBER_SUFFIXES = ("jpg", "jpeg", "png", "webp")
@@ -27,11 +27,23 @@ _KEY = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]*)", re.DOTALL)
 """Key and extension, split at the first dot of the base name, as in the webdataset package."""
 
 
-def list_tar(file: Location, labels: Labels, progress: Callable[[int], None]) -> tuple[pa.Table, Counter[str]]:
-    """Return the pictures of a shard as rows of schema `LISTING`, in its order, and the number of other members of each kind.
+@dataclass(frozen=True)
+class TarListing:
+    """The content of a tar."""
+
+    rows: pa.Table
+    """The pictures, schema `LISTING`, in the order of the tar."""
+    others: Counter[str]
+    """Number of other members of each kind."""
+    kept_as: str = ""
+    """Name of the file in which this is kept for later listings; empty if it is not kept."""
+
+
+def list_tar(file: Location, labels: Labels) -> TarListing:
+    """Return the content of a shard.
 
     `image_id` is `<file name without .tar>/<key>`. The label is the content of the member `<key>.cls`; it takes precedence over
-    `labels: folder`. `progress`: as in :class:`Rows`.
+    `labels: folder`.
 
     Raises
     ------
@@ -48,11 +60,13 @@ def list_tar(file: Location, labels: Labels, progress: Callable[[int], None]) ->
     ):
         size = raw.size()
         members, classes, others = _members(stream, file.uri)
-    rows, shard = Rows(file.uri, progress), file.name[: -len(".tar")]
+    tables = [LISTING.empty_table()]
+    rows, shard = Rows(file.uri, tables.append), file.name[: -len(".tar")]
     for key, first, length in members:
         label = classes.get(key) or (folder_of(key) if labels else None)
         rows.add(f"{shard}/{key}", member_uri(file.uri, first, length, size), length, modified, label)
-    return rows.table(), others
+    rows.flush()
+    return TarListing(pa.concat_tables(tables), others)
 
 
 def _members(stream: io.BufferedReader, uri: str) -> tuple[list[tuple[str, int, int]], dict[str, str], Counter[str]]:

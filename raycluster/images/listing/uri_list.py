@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from functools import partial
+
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
 from raycluster.errors import ConfigError
-from raycluster.images.listing.columns import LISTING, Labels, drop_dots, in_order, parent_folder, text
+from raycluster.images.listing.columns import LISTING, Labels, drop_dots, parent_folder, text
 from raycluster.images.listing.image_tables import list_rows
+from raycluster.images.listing.walk import call_storage
 from raycluster.storage.location import Location
 
 _ABSOLUTE = r"^(?:/|~/|[A-Za-z][A-Za-z0-9+.-]*://)"
@@ -22,8 +26,8 @@ _FACTS = {
 _READ = ("uri", "image_id", "label", *_FACTS)
 
 
-def read_list(file: Location, labels: Labels) -> pa.Table:
-    """Return the rows of the table as schema `LISTING`; a list is sorted by image_id, pictures inside a table keep its order.
+def read_list(file: Location, labels: Labels) -> Iterator[pa.Table]:
+    """Return the rows of the table, in its order, as tables of schema `LISTING`: one a row group of a list in Parquet, else one for all.
 
     URIs that are neither absolute nor have a scheme are relative to the list's folder. Without a column `image_id` the
     URI as written is the id. A column `label` takes precedence over `labels`.
@@ -31,35 +35,45 @@ def read_list(file: Location, labels: Labels) -> pa.Table:
     Raises
     ------
     ConfigError
-        The file has neither a column `uri` nor (Parquet) a column `image`, or it has both; or a row has no URI.
-    pa.ArrowException, OSError
-        The file is damaged, or the storage fails; :func:`raycluster.images.listing.walk.call_storage` tells them apart.
+        The file is damaged. It has neither a column `uri` nor (Parquet) a column `image`, or it has both; or a row has no URI.
+    StorageError
+        The storage does not answer.
     """
     if file.name.lower().endswith(".csv"):
-        return in_order(_listed(_read_csv(file), file, labels), "image_id")
-    with file.filesystem.open_input_file(file.path) as stream:
-        size, parquet = stream.size(), pq.ParquetFile(stream)
-        names = parquet.schema_arrow.names
-        if "image" in names:
-            if "uri" in names:
-                raise ConfigError(
-                    f"images: {file.uri} has both a column `uri` and a column `image`, and either could be the pictures; drop one"
-                )
-            mtime_ns = file.filesystem.get_file_info(file.path).mtime_ns
-            return list_rows(parquet, file, size, None if mtime_ns is None else mtime_ns // 1000)
+        return iter([_listing(call_storage(lambda: _read_csv(file), file.uri), file, labels, 0)])
+    parquet, size = call_storage(lambda: _open(file), file.uri)
+    names = parquet.schema_arrow.names
+    if "image" not in names:
         _require_uri(names, file)
-        rows = parquet.read(columns=[name for name in _READ if name in names])
-        return in_order(_listed(rows, file, labels), "image_id")
+        return _row_groups(parquet, file, labels)
+    if "uri" in names:
+        raise ConfigError(
+            f"images: {file.uri} has both a column `uri` and a column `image`, and either could be the pictures; drop one"
+        )
+    mtime_ns = call_storage(lambda: file.filesystem.get_file_info(file.path), file.uri).mtime_ns
+    modified_us = None if mtime_ns is None else mtime_ns // 1000
+    return iter([call_storage(lambda: list_rows(parquet, file, size, modified_us), file.uri)])
 
 
-def _listed(rows: pa.Table, file: Location, labels: Labels) -> pa.Table:
+def _open(file: Location) -> tuple[pq.ParquetFile, int]:
+    stream = file.filesystem.open_input_file(file.path)
+    return pq.ParquetFile(stream), stream.size()
+
+
+def _row_groups(parquet: pq.ParquetFile, file: Location, labels: Labels) -> Iterator[pa.Table]:
+    columns, start = [name for name in _READ if name in parquet.schema_arrow.names], 0
+    for group in range(parquet.num_row_groups):
+        rows = call_storage(partial(parquet.read_row_group, group, columns=columns), file.uri)
+        yield _listing(rows, file, labels, start)
+        start += len(rows)
+
+
+def _listing(rows: pa.Table, file: Location, labels: Labels, start: int) -> pa.Table:
     written = text(rows, "uri", file)
     lacking = pc.fill_null(pc.equal(pc.utf8_trim_whitespace(written), ""), True)
     if pc.any(lacking).as_py():
-        first = pc.index(lacking, True).as_py() + 1
-        raise ConfigError(
-            f"images: {file.uri}: {pc.sum(lacking)} rows have no uri, the first is row {first}; give each row a uri, or remove these rows"
-        )
+        first = start + pc.index(lacking, True).as_py() + 1
+        raise ConfigError(f"images: {file.uri}: row {first} has no uri; give each row a uri, or remove such rows")
     by_folder = labels == "folder" and "label" not in rows.column_names
     columns = {
         # Without a column `image_id`, the columns `image_id` and `uri` can share the same memory.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator
-from pathlib import Path
+from functools import partial
 from typing import TypeVar
 
 import pyarrow as pa
@@ -15,7 +15,7 @@ from raycluster.errors import ConfigError
 from raycluster.images.containers import damaged
 from raycluster.images.fetch import retry
 from raycluster.images.listing.bucket import list_objects
-from raycluster.images.listing.columns import Labels, Rows, folder_of, in_order
+from raycluster.images.listing.columns import Labels, Rows, folder_of
 from raycluster.images.listing.run_folders import inside
 from raycluster.storage.location import Location
 from raycluster.storage.s3_errors import MENDABLE, cause_of
@@ -26,43 +26,55 @@ T = TypeVar("T")
 
 
 def walk(
-    root: Location, info: fs.FileInfo, labels: Labels, progress: Callable[[int], None], output: Location | None = None
-) -> tuple[pa.Table, Counter[str]]:
-    """Return the pictures at or below `root` (schema `LISTING`, sorted by image_id), and the number of other files of each kind.
+    root: Location, info: fs.FileInfo, labels: Labels, write: Callable[..., None], output: Location | None = None
+) -> Counter[str]:
+    """Write the pictures at or below `root` in the order of their image_ids, and return the number of other files of each kind.
 
     Hidden files, and all files in hidden folders, count as others. Links to files and folders are followed. A link to an absent
-    target is listed as a picture without a size, and fetching it decides its status. `progress`: as in :class:`Rows`. Files in
-    `output`, the run folder, are neither listed nor counted, unless `root` itself lies there.
+    target is listed as a picture without a size, and fetching it decides its status. Files in `output`, the run folder, are neither
+    listed nor counted, unless `root` itself lies there. `write(rows, key)` takes rows of schema `LISTING` and a key by which they are
+    put in order.
     """
+    if info.type == fs.FileType.Directory:
+        list_folder = _list_local if root.scheme == "file" else _list_bucket
+        return list_folder(root, labels, write, output)
     others: Counter[str] = Counter()
-    if info.type != fs.FileType.Directory:
-        root = root.parent
-    rows, base = Rows(root.uri, progress), root.uri.rstrip("/")
-    if info.type != fs.FileType.Directory:
-        if is_picture(info.base_name, others):
-            modified = None if info.mtime_ns is None else info.mtime_ns // 1000
-            rows.add(info.base_name, f"{base}/{info.base_name}", info.size, modified, None)
-    elif root.scheme == "file":
-        for path, entry in _walk_local(root.path, output):
-            if is_picture(path, others):
-                size, modified = _facts(entry)
-                rows.add(path, f"{base}/{path}", size, modified, folder_of(path) if labels else None)
-    else:
-        start = len(root.bucket_and_key[1]) + 1 if root.bucket_and_key[1] else 0
-        own = (
-            ""
-            if output is None or inside(root, output) or not inside(output, root)
-            else output.path[len(root.path) + 1 :]
-        )
-        for objects in list_objects(root, call_storage):
-            for each in objects:
-                path = each.key[start:]
-                if own and path.startswith(f"{own}/"):
-                    continue
-                if is_picture(path, others):
-                    label = folder_of(path) if labels else None
-                    rows.add(path, f"{base}/{path}", each.size, each.modified_us, label, each.etag or None)
-    return in_order(rows.table(), "image_id"), others
+    if is_picture(info.base_name, others):
+        rows, base = Rows(root.uri, write), root.parent.uri.rstrip("/")
+        modified = None if info.mtime_ns is None else info.mtime_ns // 1000
+        rows.add(info.base_name, f"{base}/{info.base_name}", info.size, modified, None)
+        rows.flush()
+    return others
+
+
+def _list_local(root: Location, labels: Labels, write: Callable[..., None], output: Location | None) -> Counter[str]:
+    others: Counter[str] = Counter()
+    rows, base = Rows(root.uri, write), root.uri.rstrip("/")
+    for path in _walk_local(root.path, output):
+        if is_picture(path, others):
+            size, modified = _facts(f"{root.path}/{path}")
+            rows.add(path, f"{base}/{path}", size, modified, folder_of(path) if labels else None)
+    rows.flush()
+    return others
+
+
+def _list_bucket(root: Location, labels: Labels, write: Callable[..., None], output: Location | None) -> Counter[str]:
+    others: Counter[str] = Counter()
+    base, prefix = root.uri.rstrip("/"), root.bucket_and_key[1]
+    start = len(prefix) + 1 if prefix else 0
+    own = ""
+    if output is not None and inside(output, root) and not inside(root, output):
+        own = f"{output.path[len(root.path) + 1 :]}/"
+    for objects in list_objects(root, call_storage):
+        # Pages come in no order. Each is a range of keys of its own, so its first id puts all of it in its place.
+        rows = Rows(root.uri, partial(write, key=objects[0].key[start:] if objects else ""))
+        for each in objects:
+            path = each.key[start:]
+            if not (own and path.startswith(own)) and is_picture(path, others):
+                label = folder_of(path) if labels else None
+                rows.add(path, f"{base}/{path}", each.size, each.modified_us, label, each.etag or None)
+        rows.flush()
+    return others
 
 
 def is_picture(path: str, others: Counter[str], suffixes: frozenset[str] = PICTURE_SUFFIXES) -> bool:
@@ -98,33 +110,33 @@ def call_storage(operation: Callable[[], T], uri: str) -> T:
     return retry(attempt, uri)
 
 
-def _walk_local(root: str, output: Location | None) -> Iterator[tuple[str, os.DirEntry[str]]]:
-    """Yield the files below root, with their paths relative to it.
+def _walk_local(root: str, output: Location | None) -> Iterator[str]:
+    """Yield the paths of the files below root, relative to it, in the order of their characters.
 
-    `os.scandir` lists a million files in seconds, because only pictures cost a `stat`.
+    `os.scandir` lists a million files in seconds, because only pictures cost a `stat`. Memory holds the names of the files of one folder,
+    and of the folders above it.
     """
-    # Path below root, and the identities of the folders above it: following a link to one of those would never end.
-    folders: list[tuple[str, tuple[tuple[int, int], ...]]] = [("", ())]
     local = output is not None and output.scheme == "file" and os.path.isdir(output.path)
-    own = _identity(Path(output.path)) if output is not None and local else None
-    while folders:
-        folder, above = folders.pop()
+    own = _identity(output.path) if output is not None and local else None
+    # The files and folders that are still to be visited, the next one last. The name of a folder ends in a slash. The identities of the
+    # folders above are kept, because following a link to one of those would never end.
+    left: list[tuple[str, tuple[tuple[int, int], ...]]] = [("", ())]
+    while left:
+        path, above = left.pop()
+        if path and not path.endswith("/"):
+            yield path
+            continue
         try:
-            here = _identity(Path(root, folder))
-            if folder and here == own:
+            here = _identity(os.path.join(root, path))
+            if path and (here == own or here in above):
                 continue
-            above = (*above, here)
-            with os.scandir(os.path.join(root, folder)) as entries:
-                for entry in entries:
-                    path = f"{folder}/{entry.name}" if folder else entry.name
-                    if not _is_folder(entry):
-                        yield path, entry
-                    elif not entry.is_symlink() or _identity(entry) not in above:
-                        folders.append((path, above))
+            with os.scandir(os.path.join(root, path)) as entries:
+                names = [f"{path}{entry.name}/" if _is_folder(entry) else f"{path}{entry.name}" for entry in entries]
         except OSError as error:
             raise ConfigError(
-                f"images: {os.path.join(root, folder)!a} cannot be listed: {error.strerror}; make it readable, or give `images` without it"
+                f"images: {os.path.join(root, path)!a} cannot be listed: {error.strerror}; make it readable, or give `images` without it"
             ) from None
+        left += [(name, (*above, here)) for name in sorted(names, reverse=True)]
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
@@ -134,15 +146,15 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def _identity(entry: os.DirEntry[str] | Path) -> tuple[int, int]:
-    target = entry.stat()
+def _identity(path: str) -> tuple[int, int]:
+    target = os.stat(path)
     return target.st_dev, target.st_ino
 
 
-def _facts(entry: os.DirEntry[str]) -> tuple[int | None, int | None]:
+def _facts(path: str) -> tuple[int | None, int | None]:
     """Return size in bytes and modification time in microseconds since 1970 UTC."""
     try:
-        target = entry.stat()
+        target = os.stat(path)
     except OSError:  # a dangling link
         return None, None
     return target.st_size, target.st_mtime_ns // 1000

@@ -55,11 +55,19 @@ def run(ctx: RunContext, step: Step) -> Outcome:
 
 
 def _import_ready_made(ctx: RunContext, step: Step) -> None:
-    place = ctx.place(step)
-    done = rows.row_ids(part_files(place))
-    files = ready_made.find_files(ctx.config.embedding_sources, ctx.config.storage, ctx.folder.root)
-    with ctx.progress("embed", len(np.setdiff1d(ctx.row_ids, done))) as bar:
-        for count in ready_made.import_provided(files, ctx.manifest.table, done, place):
+    from raycluster.compute.tasks import map_tasks
+
+    provided, place = ctx.manifest.provided, ctx.place(step)
+    assert provided is not None
+    compact(ctx, step, ctx.row_ids)
+    missing = np.setdiff1d(ctx.row_ids, rows.row_ids(part_files(place)))
+    manifest, dim = rows.find_spans(ctx.part_files("manifest")), provided.dim
+    with ctx.progress("embed", len(missing)) as bar:
+        for count in map_tasks(
+            lambda some: ready_made.import_slice(some, dim, manifest, place),
+            provided.missing(missing),
+            common=ctx.resources.common,
+        ):
             bar.update(count)
 
 

@@ -14,6 +14,7 @@ from raycluster.pipeline.context import RunContext
 from raycluster.pipeline.stage import Keeps, Outcome, Recipe, Stage
 from raycluster.pipeline.stages.describe import assignments_recipe
 from raycluster.pipeline.step import Step
+from raycluster.storage.location import read_table
 from raycluster.tables.markers import Facts
 
 FIGURES = "metrics.json"
@@ -42,7 +43,7 @@ def run(ctx: RunContext, step: Step) -> Outcome:
     # The encoder as it came is the yardstick, tuned or not: in a space made for the clusters they could only look good.
     score = partial(
         evaluate,
-        manifest=ctx.manifest.table,
+        manifest=read_table(ctx.part_files("manifest"), ["row_id", "label"]),
         embedded=ctx.statuses("embed")[0],
         embeddings=ctx.part_files("embed"),
         counterparts=ctx.part_files("semantics") if "semantics" in ctx.plan else None,

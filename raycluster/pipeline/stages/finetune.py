@@ -86,9 +86,7 @@ def _images(ctx: RunContext, wanted: np.ndarray) -> pa.Table:
         from raycluster.images.shards import find_rows
 
         return find_rows(ctx.picture_files, wanted)
-    listing = ctx.manifest.table
-    at = np.isin(listing.column("row_id").to_numpy(), wanted)
-    return listing.filter(at).select(["row_id", "uri", "size"]).sort_by("row_id")
+    return rows.rows_by_id(rows.find_spans(ctx.picture_files), wanted, ["uri", "size"])
 
 
 def _embed_sample(ctx: RunContext, step: Step, tuned: Tuned, chosen: np.ndarray) -> np.ndarray:

@@ -1,15 +1,25 @@
-"""List the images."""
+"""List the images.
+
+Libraries that are slow to import are imported in the functions that use them, so that `raycluster --help` answers at once.
+"""
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from raycluster.config import RunConfig
 from raycluster.pipeline.context import RunContext
 from raycluster.pipeline.stage import Keeps, Outcome, Recipe, Stage
 from raycluster.pipeline.step import Step
-from raycluster.tables.files import write_partitions
+from raycluster.storage.parallel import map_threads
+from raycluster.tables import rows
+from raycluster.tables.files import part_files, write_partitions
+from raycluster.tables.gates import check_rows
 from raycluster.tables.markers import Facts, Marker
+
+FOLDER = "manifest"
+"""Folder below the output that holds the manifests."""
 
 
 class ManifestFacts(Facts):
@@ -39,9 +49,16 @@ def recipe(ctx: RunContext) -> Recipe:
 
 def run(ctx: RunContext, step: Step) -> Outcome:
     """Write the list of images."""
-    write_partitions(ctx.place(step), ctx.manifest.table)
-    others = ctx.manifest.other_files
-    return Outcome(len(ctx.manifest.table), facts=_facts(ctx), note=f"{others} files are no pictures" if others else "")
+    from raycluster.images.listing import known_tars
+
+    manifest, place = ctx.manifest, ctx.place(step)
+    assert manifest.listed is not None
+    for _ in map_threads(partial(write_partitions, place), manifest.listed.partitions()):
+        pass
+    check_rows(place.uri, rows.row_ids(part_files(place)), manifest.row_ids, exact=True)
+    known_tars.forget_tars(place.parent / known_tars.FOLDER, manifest.kept_tars)
+    others = manifest.other_files
+    return Outcome(len(ctx.row_ids), facts=_facts(ctx), note=f"{others} files are no pictures" if others else "")
 
 
 def judged(ctx: RunContext, marker: Marker) -> Marker:
@@ -62,7 +79,7 @@ def _facts(ctx: RunContext) -> ManifestFacts:
 
 STAGE = Stage(
     name="manifest",
-    folder="manifest",
+    folder=FOLDER,
     keeps=Keeps.FIXED,
     recipe=recipe,
     run=run,

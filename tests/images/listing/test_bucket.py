@@ -132,7 +132,7 @@ def test_s3_pages_make_one_listing(s3: StorageConfig, monkeypatch: pytest.Monkey
     progress: list[int] = []
     listing = list_images((root.uri,), s3, "folder", progress.append)
     assert max(pages) == 7
-    rows = listing.table.to_pylist()
+    rows = listing.rows.read().to_pylist()
     assert [row["image_id"] for row in rows] == sorted(names[:-1])
     assert sum(progress) == len(rows) == 61
     assert listing.other_files == 1

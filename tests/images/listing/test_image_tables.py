@@ -28,7 +28,7 @@ def write(path: Path, columns: dict[str, object], rows: int = 8) -> Path:
 
 
 def listed(*sources: object, labels: str | None = None) -> pa.Table:
-    return list_images(tuple(map(str, sources)), LOCAL, labels).table
+    return list_images(tuple(map(str, sources)), LOCAL, labels).rows.read()
 
 
 def structs(kind: pa.DataType) -> pa.Array:
@@ -161,7 +161,7 @@ def test_huge_row_groups_are_warned_of(
 def test_tables_in_a_bucket(s3: StorageConfig) -> None:
     place = locate("s3://raycluster-test/tables/t.parquet", s3)
     place.write_table(pa.table({"image": [*IMAGES, None]}), row_group_size=10)
-    table = list_images(("s3://raycluster-test/tables/t.parquet",), s3, None).table
+    table = list_images(("s3://raycluster-test/tables/t.parquet",), s3, None).rows.read()
     found = fetch_batch(table["uri"].to_pylist(), [None] * 51, s3, 100)
     assert [item.data for item in found] == [*IMAGES, None]
     assert found[-1].status == "missing"

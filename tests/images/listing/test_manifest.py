@@ -5,14 +5,14 @@ import os
 import tracemalloc
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from raycluster.config import StorageConfig
 from raycluster.errors import ConfigError
-from raycluster.images.listing.manifest import Listing, content_digest, grown_only, list_images, number_rows
+from raycluster.images.listing.manifest import Listing, list_images
+from raycluster.images.listing.numbering import number_rows
 from raycluster.tables.schemas import MANIFEST
 
 LOCAL = StorageConfig()
@@ -30,7 +30,7 @@ def listed(*sources: object, labels: str | None = None) -> Listing:
 
 
 def ids(listing: Listing) -> list[str]:
-    return listing.table["image_id"].to_pylist()
+    return listing.rows.read()["image_id"].to_pylist()
 
 
 def write_list(path: Path, columns: dict[str, object]) -> Path:
@@ -61,10 +61,10 @@ def test_folder_lists_every_picture_below_it(tmp_path: Path) -> None:
         ".cache/small.jpg",
     )
     listing = listed(tmp_path)
-    assert listing.table.schema == MANIFEST.remove(0)
+    assert listing.rows.read().schema == MANIFEST.remove(0)
     assert ids(listing) == sorted(odd + plain, key=str.encode)
     assert listing.other_files == 7
-    for row in listing.table.to_pylist():
+    for row in listing.rows.read().to_pylist():
         path = Path(row["uri"])
         assert str(path) == f"{tmp_path}/{row['image_id']}"
         assert row["size"] == len(path.read_bytes())
@@ -82,7 +82,7 @@ def test_links_are_followed_and_dangling_ones_kept(tmp_path: Path) -> None:
     (photos / "more").symlink_to(tmp_path / "elsewhere")
     (photos / "up").symlink_to(photos)  # a loop that must not be followed forever
     listing = listed(photos)
-    assert dict(zip(ids(listing), listing.table["size"].to_pylist(), strict=True)) == {
+    assert dict(zip(ids(listing), listing.rows.read()["size"].to_pylist(), strict=True)) == {
         "a.jpg": 12,
         "dangling.jpg": None,
         "itself.jpg": None,
@@ -93,13 +93,18 @@ def test_links_are_followed_and_dangling_ones_kept(tmp_path: Path) -> None:
 
 def test_folder_labels_are_the_parents_name(tmp_path: Path) -> None:
     touch(tmp_path, "top.jpg", "cat/1.jpg", "animals/dog/2.jpg")
-    assert listed(tmp_path, labels="folder").table["label"].to_pylist() == ["dog", "cat", None]
-    assert listed(tmp_path).table["label"].null_count == 3
+    assert listed(tmp_path, labels="folder").rows.read()["label"].to_pylist() == ["dog", "cat", None]
+    assert listed(tmp_path).rows.read()["label"].null_count == 3
+
+
+def test_paths_are_in_the_order_of_their_characters_although_folders_are_walked(tmp_path: Path) -> None:
+    names = ["a.jpg", "a/b.jpg", "a0.jpg", "a/b/c.jpg", "a-b/x.jpg", "a/b.jpg.d/y.jpg", "ü/z.jpg", "Z.jpg", "a /q.jpg"]
+    assert ids(listed(touch(tmp_path, *names))) == sorted(names, key=str.encode)
 
 
 def test_single_picture_is_a_source(tmp_path: Path) -> None:
     touch(tmp_path, "cat/1.jpg", "cat/2.jpg")
-    (row,) = listed(tmp_path / "cat/1.jpg", labels="folder").table.to_pylist()
+    (row,) = listed(tmp_path / "cat/1.jpg", labels="folder").rows.read().to_pylist()
     assert (row["image_id"], row["uri"], row["size"]) == ("1.jpg", f"{tmp_path}/cat/1.jpg", 9)
 
 
@@ -144,26 +149,36 @@ def test_parquet_list_resolves_uris_and_keeps_what_it_knows(tmp_path: Path) -> N
             "photographer": ["p"] * 5,
         },
     )
-    table = listed(path, labels="folder").table
+    table = listed(path, labels="folder").rows.read()
     assert table.schema == MANIFEST.remove(0)
-    assert table["image_id"].to_pylist() == ["2", "3", "4", "5", "file:///e.jpg"]
+    assert table["image_id"].to_pylist() == ["5", "4", "3", "2", "file:///e.jpg"]
     assert table["uri"].to_pylist() == [
-        "s3://bucket/d.jpg",
-        "/abs/c.jpg",
-        f"{tmp_path}/b.jpg",
         f"{tmp_path}/sub/a b%20#.jpg",
+        f"{tmp_path}/b.jpg",
+        "/abs/c.jpg",
+        "s3://bucket/d.jpg",
         "file:///e.jpg",
     ]
-    assert table["label"].to_pylist() == ["cat", "dog", None, "cat", "NA"]
-    assert table["size"].to_pylist() == [4, None, 2, 1, 5]
-    assert table["etag"].to_pylist() == [None, None, None, "x", None]
+    assert table["label"].to_pylist() == ["cat", None, "dog", "cat", "NA"]
+    assert table["size"].to_pylist() == [1, 2, None, 4, 5]
+    assert table["etag"].to_pylist() == ["x", None, None, None, None]
     assert table["modified"].to_pylist() == [stamp] * 5
+
+
+def test_a_long_list_is_read_by_row_groups_and_its_bad_row_is_named(tmp_path: Path) -> None:
+    uris: list[str | None] = [f"s3://bucket/{(i * 7919) % 10_000}.jpg" for i in range(10_000)]
+    pq.write_table(pa.table({"uri": uris}), tmp_path / "list.parquet", row_group_size=700)
+    assert listed(tmp_path / "list.parquet").rows.read()["uri"].to_pylist() == uris
+    uris[7777] = None
+    pq.write_table(pa.table({"uri": uris}), tmp_path / "list.parquet", row_group_size=700)
+    with pytest.raises(ConfigError, match=r"list\.parquet: row 7778 has no uri"):
+        listed(tmp_path / "list.parquet")
 
 
 def test_csv_list_keeps_ids_as_text_and_only_empty_fields_are_null(tmp_path: Path) -> None:
     path = tmp_path / "list.csv"
     path.write_text('uri,image_id,label,size\na.jpg,007,NA,3\n"b,1.jpg",008,,x\n')
-    rows = listed(path).table.to_pylist()
+    rows = listed(path).rows.read().to_pylist()
     assert [(row["image_id"], row["label"], row["size"]) for row in rows] == [("007", "NA", None), ("008", None, None)]
     assert rows[1]["uri"] == f"{tmp_path}/b,1.jpg"
 
@@ -171,8 +186,16 @@ def test_csv_list_keeps_ids_as_text_and_only_empty_fields_are_null(tmp_path: Pat
 def test_list_without_labels_takes_the_folder_of_the_uri(tmp_path: Path) -> None:
     uris = ["a.jpg", "./b.jpg", "cat/c.jpg", "s3://bucket/d.jpg", "s3://bucket/x/dog/e.jpg", "/f.jpg", "/y/cow/g.jpg"]
     path = write_list(tmp_path / "list.parquet", {"uri": uris, "image_id": list("1234567")})
-    assert listed(path, labels="folder").table["label"].to_pylist() == [None, None, "cat", None, "dog", None, "cow"]
-    assert listed(path).table["label"].null_count == 7
+    assert listed(path, labels="folder").rows.read()["label"].to_pylist() == [
+        None,
+        None,
+        "cat",
+        None,
+        "dog",
+        None,
+        "cow",
+    ]
+    assert listed(path).rows.read()["label"].null_count == 7
 
 
 def test_numeric_labels_become_text_and_nan_is_unknown(tmp_path: Path) -> None:
@@ -182,7 +205,7 @@ def test_numeric_labels_become_text_and_nan_is_unknown(tmp_path: Path) -> None:
         ([None, None], [None, None]),
     ):
         path = write_list(tmp_path / "list.parquet", {"uri": ["a.jpg", "b.jpg"], "label": labels})
-        assert listed(path).table["label"].to_pylist() == expected
+        assert listed(path).rows.read()["label"].to_pylist() == expected
 
 
 def test_unusable_lists_are_refused(tmp_path: Path) -> None:
@@ -199,7 +222,7 @@ def test_unusable_lists_are_refused(tmp_path: Path) -> None:
     (tmp_path / "ragged.csv").write_text("uri,x\na.jpg\n")
     for name, message in {
         "columns.parquet": "needs one column `uri`, or in Parquet a column `image` with the pictures; found: url, x",
-        "null.parquet": "2 rows have no uri, the first is row 2",
+        "null.parquet": "row 2 has no uri",
         "zero.parquet": "no pictures",
         "nested.parquet": "column `uri` holds list",
         "text.parquet": r"text\.parquet cannot be read: .*Parquet",
@@ -231,96 +254,8 @@ def test_malformed_s3_prefix_is_refused() -> None:
         list_images(("s3://bucket//double/slash",), StorageConfig(endpoint_url="http://127.0.0.1:9", region="x"), None)
 
 
-def grid(**columns: list[object]) -> pa.Table:
-    """A listing of the given columns; the others are null, and uri follows image_id."""
-    n = len(columns["image_id"])
-    full = {name: columns.get(name, [None] * n) for name in MANIFEST.names[1:]} | {
-        "uri": columns.get("uri", [f"/p/{i}" for i in columns["image_id"]])
-    }
-    return pa.table(full, schema=MANIFEST.remove(0))
-
-
-def test_row_ids_stay_when_the_prefix_grows_shrinks_or_changes() -> None:
-    first = number_rows(grid(image_id=["b", "d", "f"], size=[1, None, 3], etag=["x", None, None]), None, 0)
-    assert first.schema == MANIFEST
-    assert first["row_id"].to_pylist() == [0, 1, 2]
-
-    grown = number_rows(
-        grid(image_id=["a", "b", "c", "d", "f"], size=[9, 1, 9, None, 3], etag=[None, "x"] + [None] * 3), first, 3
-    )
-    assert grown["row_id"].to_pylist() == [3, 0, 4, 1, 2]
-    assert grown_only(first, grown)
-
-    stamp = datetime.datetime(2024, 1, 1, tzinfo=datetime.UTC)
-    for changed in (
-        grid(image_id=["b", "d", "f"], size=[1, 5, 3], etag=["x", None, None]),  # null became a value
-        grid(image_id=["b", "d", "f"], size=[1, None, 3], etag=["x", "y", None]),
-        grid(image_id=["b", "d", "f"], size=[1, None, 3], etag=["x", None, None], modified=[None, stamp, None]),
-        grid(image_id=["b", "d", "f"], uri=["/p/b", "/q/d", "/p/f"], size=[1, None, 3], etag=["x", None, None]),
-    ):
-        numbered = number_rows(changed, first, 3)
-        assert numbered["row_id"].to_pylist() == [0, 3, 2]
-        assert not grown_only(first, numbered)
-
-    shrunk = number_rows(grid(image_id=["d"]), first, 3)
-    assert shrunk["row_id"].to_pylist() == [1]
-    assert not grown_only(first, shrunk)
-    relabeled = number_rows(grid(image_id=["d"], label=["cat"]), first, 3)
-    assert (relabeled["row_id"].to_pylist(), relabeled["label"].to_pylist()) == ([1], ["cat"])
-
-
-def test_numbering_survives_chunks_and_parquet(tmp_path: Path) -> None:
-    names = [f"{i:05d}" for i in range(1000)]
-    manifest = number_rows(grid(image_id=names, size=list(range(1000))), None, 0)
-    pq.write_table(manifest, tmp_path / "m.parquet", row_group_size=100)
-    previous = pa.concat_tables([pq.read_table(tmp_path / "m.parquet").slice(i, 100) for i in range(900, -1, -100)])
-    current = pa.concat_tables(
-        [grid(image_id=names[:7], size=list(range(7))), grid(image_id=names[7:], size=list(range(7, 1000)))]
-    )
-    assert number_rows(current, previous, 1000).equals(manifest)
-
-
-def test_digest_follows_the_content_and_nothing_else(tmp_path: Path) -> None:
-    rows = {"image_id": ["a", "bc", "d"], "size": [1, None, 0], "etag": [None, "", "e"], "label": ["x", None, "z"]}
-    manifest = number_rows(grid(**rows), None, 0)
-    digest = content_digest(manifest)
-    assert len(digest) == 64
-    assert int(digest, 16)
-    pq.write_table(manifest, tmp_path / "m.parquet")
-    doubled = pa.concat_tables([manifest.slice(2), manifest.slice(0, 1), manifest.slice(1, 1)])
-    # A value under a null, which a computation may leave there, is no content.
-    buffers = [pa.py_buffer(b"\x05"), pa.array([1, 77, 0], pa.int64()).buffers()[1]]
-    garbage = manifest.set_column(3, MANIFEST.field("size"), pa.Array.from_buffers(pa.int64(), 3, buffers))
-    for same in (
-        pq.read_table(tmp_path / "m.parquet"),
-        doubled,
-        pa.concat_tables([manifest, manifest]).slice(3),
-        garbage,
-    ):
-        assert content_digest(same) == digest
-    others = [
-        grid(**rows | {"image_id": ["ab", "c", "d"]}),  # the same letters, divided into other ids
-        grid(**rows | {"uri": ["/p/a", "/p/bc", "/p/e"]}),
-        grid(**rows | {"size": [1, 0, 0]}),
-        grid(**rows | {"size": [1, 0, None]}),
-        grid(**rows | {"etag": ["", None, "e"]}),
-        grid(**rows | {"label": ["x", None, "y"]}),
-        grid(**rows | {"modified": [None, None, datetime.datetime(2024, 1, 1, tzinfo=datetime.UTC)]}),
-    ]
-    digests = {content_digest(number_rows(other, None, 0)) for other in others}
-    digests |= {content_digest(number_rows(grid(**rows), None, 1)), content_digest(manifest.slice(1)), digest}
-    assert len(digests) == len(others) + 3
-    assert content_digest(MANIFEST.empty_table()) == content_digest(manifest.slice(0, 0))
-
-
-def test_rows_that_are_to_be_tried_again_get_new_numbers() -> None:
-    first = number_rows(grid(image_id=["a", "b", "c"]), None, 0)
-    again = number_rows(grid(image_id=["a", "b", "c", "d"]), first, 3, np.array([1, 9]))
-    assert again["row_id"].to_pylist() == [0, 3, 2, 4]
-
-
 def test_listing_keeps_no_python_object_for_a_row(tmp_path: Path) -> None:
-    """A hundred thousand rows would be tens of megabytes as Python objects, but Arrow holds them outside of Python's memory."""
+    """A hundred thousand rows would be tens of megabytes as Python objects, but they lie on the disk."""
     touch(tmp_path, *(f"{i % 50}/{i}.jpg" for i in range(4000)))
     uris = [f"s3://bucket/{i}.jpg" for i in range(200_000)]
     write_list(tmp_path / "list.parquet", {"uri": uris})
@@ -331,12 +266,11 @@ def test_listing_keeps_no_python_object_for_a_row(tmp_path: Path) -> None:
         folder = list_images((str(tmp_path / "7"),), LOCAL, "folder", progress.append)
         before, _ = tracemalloc.get_traced_memory()
         listing = list_images((str(tmp_path / "list.parquet"), str(tmp_path)), LOCAL, "folder", progress.append)
-        table = number_rows(listing.table, None, 0)
-        content_digest(table)
+        listed = number_rows(listing.rows)
         after, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert (folder.table.num_rows, table.num_rows, sum(progress)) == (80, 204_000, 204_080)
+    assert (len(folder.rows), sum(map(len, listed.partitions())), sum(progress)) == (80, 204_000, 204_080)
     # numpy holds only the numbers of the rows.
     assert after - before < 3e6
     assert peak - before < 15e6

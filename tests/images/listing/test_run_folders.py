@@ -56,7 +56,7 @@ def test_pictures_in_the_run_folder_are_no_input(root: Location) -> None:
 
     def found(*sources: Location, output: Location | None = output) -> tuple[list[str], int]:
         listing = list_images(tuple(each.uri for each in sources), root.options, None, output=output)
-        return listing.table["image_id"].to_pylist(), listing.other_files
+        return listing.rows.read()["image_id"].to_pylist(), listing.other_files
 
     assert found(root / "photos") == (["a.jpg", "run.jpg", "runs/b.jpg"], 1)
     assert found(root)[0] == ["photos/a.jpg", "photos/run.jpg", "photos/runs/b.jpg"]
@@ -72,7 +72,7 @@ def test_a_link_into_the_run_folder_is_no_way_in(tmp_path: Path) -> None:
     put(locate(str(tmp_path / "photos")), "a.jpg")
     (tmp_path / "photos" / "latest").symlink_to(output)
     listing = list_images((str(tmp_path / "photos"),), StorageConfig(), None, output=locate(str(output)))
-    assert listing.table["image_id"].to_pylist() == ["a.jpg"]
+    assert listing.rows.read()["image_id"].to_pylist() == ["a.jpg"]
 
 
 def test_a_glob_does_not_reach_into_the_run_folder(root: Location) -> None:
@@ -82,7 +82,7 @@ def test_a_glob_does_not_reach_into_the_run_folder(root: Location) -> None:
 
     def found(pattern: str) -> list[str]:
         pattern = f"{root.uri}/{pattern}"
-        return list_images((pattern,), root.options, None, output=root / "run").table["uri"].to_pylist()
+        return list_images((pattern,), root.options, None, output=root / "run").rows.read()["uri"].to_pylist()
 
     assert found("*/*.parquet") == ["/lists/a.parquet.jpg"]
     assert found("run/m*.parquet") == ["/run/manifest.parquet.jpg"]

@@ -54,12 +54,12 @@ def test_members_are_pictures_in_the_order_of_the_tar(tmp_path: Path, format: in
     path = tmp_path / "train-007.tar"
     path.write_bytes(tar_bytes(MEMBERS, format))
     listing = listed(path, labels="folder")
-    rows = listing.table.to_pylist()
+    rows = listing.rows.read().to_pylist()
     assert [row["image_id"] for row in rows] == [
         f"train-007/{key}" for key in ("b/0002", "0001", "0003", "d.ir/é 4", "x" * 150)
     ]
     assert [row["label"] for row in rows] == ["7", None, None, "d.ir", None]
-    assert [row["label"] for row in listed(path).table.to_pylist()] == ["7", None, None, None, None]
+    assert [row["label"] for row in listed(path).rows.read().to_pylist()] == ["7", None, None, None, None]
     assert [row["size"] for row in rows] == [3, 3, 0, 4, 4]
     assert listing.other_files == 5  # .json .txt .gif, the hidden one and README
     content, size = path.read_bytes(), path.stat().st_size
@@ -78,12 +78,16 @@ def test_several_tars_by_range_and_glob(tmp_path: Path) -> None:
     for number in range(12):
         (tmp_path / f"{number:03d}.tar").write_bytes(tar_bytes({"z.jpg": b"z", f"{number}.jpg": b"%d" % number}))
         (tmp_path / "more" / f"m{number}.tar").write_bytes(tar_bytes({f"m{number}.jpg": b"m"}))
-    ids = listed(f"{tmp_path}/{{000..011}}.tar").table["image_id"].to_pylist()
+    ids = listed(f"{tmp_path}/{{000..011}}.tar").rows.read()["image_id"].to_pylist()
     assert ids == [f"{number:03d}/{name}" for number in range(12) for name in ("z", number)]
-    assert listed(f"{tmp_path}/*.tar").table["image_id"].to_pylist() == ids
-    assert len(listed(f"{tmp_path}/0{{03..05}}.tar").table) == 6
-    assert listed(f"{tmp_path}/more/m{{9..11}}.tar").table["image_id"].to_pylist() == ["m9/m9", "m10/m10", "m11/m11"]
-    assert len(listed(f"{tmp_path}/mo*/m?.tar", f"{tmp_path}/00[01].tar").table) == 14
+    assert listed(f"{tmp_path}/*.tar").rows.read()["image_id"].to_pylist() == ids
+    assert len(listed(f"{tmp_path}/0{{03..05}}.tar").rows.read()) == 6
+    assert listed(f"{tmp_path}/more/m{{9..11}}.tar").rows.read()["image_id"].to_pylist() == [
+        "m9/m9",
+        "m10/m10",
+        "m11/m11",
+    ]
+    assert len(listed(f"{tmp_path}/mo*/m?.tar", f"{tmp_path}/00[01].tar").rows.read()) == 14
     for source, message in {
         "0{03..14}.tar": r"3 of 12 names have no file, the first is .*/012\.tar",
         "none{0..9}.tar": "10 of 10 names have no file",
@@ -100,7 +104,7 @@ def test_several_tars_by_range_and_glob(tmp_path: Path) -> None:
 
 def test_a_file_whose_name_looks_like_a_pattern_is_that_file(tmp_path: Path) -> None:
     (tmp_path / "a[1].tar").write_bytes(tar_bytes({"x.jpg": b"x"}))
-    assert listed(tmp_path / "a[1].tar").table["image_id"].to_pylist() == ["a[1]/x"]
+    assert listed(tmp_path / "a[1].tar").rows.read()["image_id"].to_pylist() == ["a[1]/x"]
 
 
 def test_what_is_no_whole_tar_is_refused(tmp_path: Path) -> None:
@@ -168,7 +172,7 @@ def test_duplicates_are_named_with_two_places(tmp_path: Path) -> None:
 def test_a_tar_that_is_another_now_makes_its_pictures_changed(tmp_path: Path) -> None:
     path = tmp_path / "s.tar"
     path.write_bytes(tar_bytes({f"{i}.jpg": b"%d" % i for i in range(5)}))
-    uris = listed(path).table["uri"].to_pylist()
+    uris = listed(path).rows.read()["uri"].to_pylist()
     path.write_bytes(path.read_bytes() + bytes(512))
     fates = fetch_batch(uris, [1] * 5, LOCAL, 100)
     assert {fate.status for fate in fates} == {"changed"}
@@ -181,7 +185,7 @@ def test_members_side_by_side_are_read_at_once(tmp_path: Path, monkeypatch: pyte
     members = {f"{i:03d}.jpg": bytes([i]) * 1000 for i in range(100)} | {"far.jpg": b"f" * 200_000, "last.jpg": b"l"}
     path = tmp_path / "s.tar"
     path.write_bytes(tar_bytes(members))
-    table = listed(path).table
+    table = listed(path).rows.read()
     opened: list[str] = []
     locate_once = __import__("raycluster.images.fetch", fromlist=["locate"]).locate
     monkeypatch.setattr(
@@ -224,7 +228,7 @@ def test_bytes_between_headers_are_skipped(s3: StorageConfig, tmp_path: Path, mo
             super().__init__(Raw(), size)
 
     monkeypatch.setattr(tars.io, "BufferedReader", Counting)
-    table = list_images((place.uri,), s3, None).table
+    table = list_images((place.uri,), s3, None).rows.read()
     assert table.num_rows == 5
     assert sum(read) < len(content) * 0.8
     assert len(read) < 12
