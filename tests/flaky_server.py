@@ -1,9 +1,10 @@
-"""An HTTP server in front of another one. It passes all requests on, or answers 503 while it is told to fail."""
+"""An HTTP server in front of another one. It counts requests and passes them on, or answers 503 while it is told to fail."""
 
 from __future__ import annotations
 
 import http.client
 import threading
+from collections import Counter
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -17,7 +18,10 @@ class FlakyServer:
         self.behind = behind.removeprefix("http://")
         self.fails: Callable[[str], bool] = lambda path: False
         """Whether a request for this path is answered 503."""
+        self.counting = threading.Lock()
         self.refused = 0
+        self.counts: Counter[str] = Counter()
+        """Number of requests of each method; `LIST` are those for a page of keys, which are GETs too."""
 
     def __enter__(self) -> FlakyServer:
         flaky = self
@@ -27,6 +31,8 @@ class FlakyServer:
 
             def answer(self) -> None:
                 body = self.rfile.read(int(self.headers.get("content-length") or 0))
+                with flaky.counting:
+                    flaky.counts["LIST" if "list-type=2" in self.path else self.command] += 1
                 if flaky.fails(self.path):
                     flaky.refused += 1
                     return self.reply(503, [], b"")

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
-from typing import Any
+from typing import Any, TypeVar
 
 import ray
 
 from raycluster.compute import work
 from raycluster.compute.node_checks import Common, checked
 from raycluster.compute.resources import Resources
-from raycluster.storage.location import Location
+
+Item = TypeVar("Item")
 
 FILES_A_TASK = 16
-"""Number of part files that one task reads, which is enough work to be worth starting a task."""
+"""Most part files that one task reads. Small ones are hardly worth a task of their own."""
+TASKS_A_CORE = 4
+"""Fewest tasks for each core, if there are so many files. Then no core is idle for long while others end their last task."""
 
 
-def file_groups(files: list[Location]) -> list[list[Location]]:
-    """Return the files in lists, each of them the work of one task."""
-    return [files[start : start + FILES_A_TASK] for start in range(0, len(files), FILES_A_TASK)]
+def file_groups(files: Sequence[Item], resources: Resources) -> list[Sequence[Item]]:
+    """Return the files (or what stands for each of them) in groups, each of them the work of one task."""
+    size = min(FILES_A_TASK, len(files) // (TASKS_A_CORE * max(1, int(resources.cpus))))
+    return [files[start : start + max(1, size)] for start in range(0, len(files), max(1, size))]
 
 
 def one_task(function: Callable[..., Any], resources: Resources, *shared: ray.ObjectRef) -> Any:

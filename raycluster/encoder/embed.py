@@ -42,6 +42,9 @@ from raycluster.tables.schemas import embeddings_schema
 BLOCK_ROWS, GPU_BLOCK_ROWS = 128, 512
 """Most images in a block, on CPUs and on GPUs: some seconds of an encoder's work. Ray schedules whole blocks, and a kill loses them."""
 SMALLEST_BLOCK = 16
+BLOCKS_AN_ACTOR, FEWEST_BLOCKS, MOST_BLOCKS = 1000, 2000, 8000
+"""Blocks of one round: so many for each actor, within these bounds. Ray Data plans all tasks of a round at once, and for each round the
+actors start anew, which takes them half a minute; a round takes them several."""
 
 
 @dataclass(frozen=True)
@@ -144,12 +147,22 @@ class EncodeRows:
         return block.drop_columns(["pixels"]).append_column("embedding", column).cast(schema)
 
 
+def rounds(wanted: np.ndarray, resources: Resources) -> list[np.ndarray]:
+    """Return the ids `wanted` (ascending) in parts that are embedded one after the other."""
+    blocks = min(MOST_BLOCKS, max(FEWEST_BLOCKS, BLOCKS_AN_ACTOR * resources.encoder_actors))
+    size = blocks * _block_rows(resources)
+    return [wanted[start : start + size] for start in range(0, len(wanted), size)]
+
+
+def _block_rows(resources: Resources) -> int:
+    return GPU_BLOCK_ROWS if resources.use_gpu else BLOCK_ROWS
+
+
 def embed(job: EmbedJob, files: list[Location], wanted: np.ndarray, resources: Resources) -> Iterable[pa.Table]:
     """Embed the rows of a manifest or of shards that have their id in `wanted` (ascending); yield status counts as parts are written."""
     actors = resources.encoder_actors
-    most = GPU_BLOCK_ROWS if resources.use_gpu else BLOCK_ROWS
     # With few images the blocks are smaller, so that every actor gets some and no actor works alone at the end.
-    blocks = find_blocks(files, wanted, most, fair=4 * actors, multiple=SMALLEST_BLOCK)
+    blocks = find_blocks(files, wanted, _block_rows(resources), fair=4 * actors, multiple=SMALLEST_BLOCK)
     if not blocks:
         return
     # Decode tasks may be faster than the GPUs. Without a limit they would fill the object store with pixels.

@@ -9,6 +9,7 @@ import numpy as np
 
 from raycluster.pipeline.context import RunContext
 from raycluster.pipeline.step import Step
+from raycluster.storage.location import delete_files
 from raycluster.tables.compaction import merge, plan_merges
 
 
@@ -19,8 +20,7 @@ def compact(ctx: RunContext, step: Step, expected: np.ndarray) -> None:
     """
     merges, stale = plan_merges(ctx.place(step), expected)
     # These are left over from a merge that was killed. They go first, because a merge gives the next generation to a partition.
-    for file in stale:
-        file.delete()
+    delete_files(stale)
     if merges:
         from raycluster.compute.tasks import map_tasks
 

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import ray
 
-from raycluster.compute.node_checks import Common
+from raycluster.compute.resources import Resources
 from raycluster.compute.tasks import file_groups, map_tasks
 from raycluster.methods.base import Method
 from raycluster.model.novelty import Novelty
 from raycluster.model.prediction import outliers, probabilities, top_two
 from raycluster.storage.location import Location, read_table
 from raycluster.tables.files import write_pieces
-from raycluster.tables.rows import among, find_spans, rows_by_id, vectors
+from raycluster.tables.rows import among, find_spans, rows_by_id, vectors, wanted_by_file
 from raycluster.tables.schemas import ASSIGNMENTS, NEW_ASSIGNMENTS
 
 
@@ -27,23 +27,22 @@ def assign(
     manifest: list[Location],
     wanted: np.ndarray,
     folder: Location,
-    common: Common,
+    resources: Resources,
     novelty: Novelty | None = None,
 ) -> Iterator[Counter[str]]:
     """Assign the rows `wanted` (ids, ascending) and yield the status counts of each finished task.
 
-    `manifest`: its part files, from which each task reads the rows of its embeddings; `common`: what the nodes must have. With `novelty`,
-    outliers are flagged.
+    `manifest`: its part files, from which each task reads the rows of its embeddings. With `novelty`, outliers are flagged.
     """
-    if not len(wanted):
-        return
-    spans, shared = find_spans(manifest), ray.put(wanted)
+    spans = find_spans(manifest)
     known = ray.put((method.cpu().eval(), novelty))
 
-    def assign_parts(files: list[Location], known: tuple[Method, Novelty | None], wanted: np.ndarray) -> Counter[str]:
+    def assign_parts(
+        files: Sequence[tuple[Location, np.ndarray]], known: tuple[Method, Novelty | None]
+    ) -> Counter[str]:
         # Each file of the embeddings gives its own files here. No two of them hold the same row, because no two embedding files do.
         counts: Counter[str] = Counter()
-        for file in files:
+        for file, wanted in files:
             embedded = read_table([file])
             ids = embedded.column("row_id").to_numpy()
             ids = np.sort(ids[among(ids, wanted)[0]])
@@ -55,7 +54,8 @@ def assign(
                 )
         return counts
 
-    yield from map_tasks(assign_parts, file_groups(embeddings), known, shared, common=common)
+    groups = file_groups(wanted_by_file(embeddings, wanted), resources)
+    yield from map_tasks(assign_parts, groups, known, common=resources.common)
 
 
 def assign_rows(method: Method, embeddings: pa.Table, wanted: pa.Table, novelty: Novelty | None = None) -> pa.Table:

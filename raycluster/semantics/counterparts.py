@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -21,7 +21,7 @@ from raycluster.semantics import vocabulary
 from raycluster.semantics.pairing import SemanticSpace
 from raycluster.storage.location import Location, read_table
 from raycluster.tables.files import write_pieces
-from raycluster.tables.rows import among, vector_column, vectors
+from raycluster.tables.rows import among, vector_column, vectors, wanted_by_file
 from raycluster.tables.schemas import counterparts_schema
 
 log = logging.getLogger(__name__)
@@ -96,9 +96,9 @@ def pair(
     A task reserves one core, or one GPU if the cluster has GPUs.
     """
 
-    def pair_parts(files: list[Location], wanted: np.ndarray, kept: np.ndarray) -> int:
+    def pair_parts(files: Sequence[tuple[Location, np.ndarray]], kept: np.ndarray) -> int:
         rows, device = 0, own_device()
-        for file in files:
+        for file, wanted in files:
             table = read_table([file], ["row_id", "status", "embedding"])
             table = table.filter(pc.equal(table.column("status"), "ok"))
             table = table.filter(pa.array(among(table.column("row_id").to_numpy(), wanted)[0]))
@@ -113,5 +113,5 @@ def pair(
         return rows
 
     demand = resources.heavy_task if resources.use_gpu else None
-    shared = ray.put(wanted), ray.put(kept)
-    yield from map_tasks(pair_parts, file_groups(embeddings), *shared, common=resources.common, demand=demand)
+    groups = file_groups(wanted_by_file(embeddings, wanted), resources)
+    yield from map_tasks(pair_parts, groups, ray.put(kept), common=resources.common, demand=demand)

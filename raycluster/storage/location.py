@@ -12,7 +12,7 @@ import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,9 +89,21 @@ class Location:
         return [Location(path, self.scheme, self.options) for path in paths]
 
     def read_bytes(self) -> bytes:
-        """Return the content of the file."""
-        with self.filesystem.open_input_stream(self.path) as stream:
-            return stream.read()
+        """Return the content of the file. Raises :class:`FileNotFoundError` if there is none."""
+        content = self.read_if_there()
+        if content is None:
+            raise FileNotFoundError(errno.ENOENT, "there is no such file", self.uri)
+        return content
+
+    def read_if_there(self) -> bytes | None:
+        """Return the content of the file; None if there is none."""
+        if self.scheme != "file":
+            found = s3.get(self.located_options, self.path)
+            return None if found is None else found[0]
+        try:
+            return Path(self.path).read_bytes()
+        except FileNotFoundError:
+            return None
 
     def read_verified(self, sha256: str) -> bytes:
         """Return the content of a file of a model; raises :class:`ArtifactError` if the file is missing or has another hash."""
@@ -150,10 +162,7 @@ class Location:
 
     def read_json(self) -> Any:
         """Return the file, parsed as JSON. Raises :class:`ArtifactError` if it is not JSON."""
-        try:
-            return json.loads(self.read_bytes())
-        except ValueError as error:
-            raise ArtifactError(f"{self.uri} is damaged ({error}); restore it, or delete it and run again") from None
+        return parse_json(self.read_bytes(), self)
 
     def write_json(self, value: Any) -> None:
         """Write `value` as indented JSON, atomically."""
@@ -215,6 +224,23 @@ class _Replacing:
             Path(self.path).unlink(missing_ok=True)
 
 
+def parse_json(content: bytes, file: Location) -> Any:
+    """Return the content of a JSON file. Raises :class:`ArtifactError` if it is none."""
+    try:
+        return json.loads(content)
+    except ValueError as error:
+        raise ArtifactError(f"{file.uri} is damaged ({error}); restore it, or delete it and run again") from None
+
+
+def delete_files(files: Sequence[Location]) -> None:
+    """Delete files of one storage. Absent ones are no error."""
+    if files and files[0].scheme != "file":
+        bucket = files[0].bucket_and_key[0]
+        return s3.delete(files[0].located_options, bucket, [file.bucket_and_key[1] for file in files])
+    for file in files:
+        Path(file.path).unlink(missing_ok=True)
+
+
 def locate(uri: str, options: StorageConfig | None = None) -> Location:
     """Return the location that `uri` names: an `s3://` address, a `file://` address or a local path (`~` allowed).
 
@@ -252,11 +278,12 @@ def _s3_client(options: StorageConfig, patient: bool = True) -> fs.FileSystem:
 
 def read_table(files: list[Location], columns: list[str] | None = None) -> pa.Table:
     """Return the rows of several Parquet files of one storage, in the order given. A column that a file does not have is null there."""
-    tables = [pq.read_table(f.path, filesystem=f.filesystem, columns=columns, partitioning=None) for f in files]
-    return pa.concat_tables(tables, promote_options="default")
+    return pa.concat_tables(iter_tables(files, columns), promote_options="default")
 
 
 def iter_tables(files: list[Location], columns: list[str] | None = None) -> Iterator[pa.Table]:
     """Yield the same rows file by file, for tables larger than memory."""
     for file in files:
-        yield pq.read_table(file.path, filesystem=file.filesystem, columns=columns, partitioning=None)
+        # pq.read_table would ask for the size of the file twice.
+        with pq.ParquetFile(file.path, filesystem=file.filesystem, pre_buffer=True) as parquet:
+            yield parquet.read(columns)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -27,6 +28,8 @@ ATTEMPTS = 7
 """How often Arrow's client tries a request. With its growing pauses that is half a minute, in which a server restarts or a 503 passes."""
 CONNECT_S, REQUEST_S = 10.0, 20.0
 """Seconds to connect, and to wait for an answer, until a request to a silent server is tried again."""
+KEYS_A_DELETION = 1000
+"""Most objects that one request deletes."""
 LIST_THREADS = 16
 """Concurrent requests of a listing."""
 
@@ -106,13 +109,13 @@ def swap(options: StorageConfig, path: str, old: bytes, new: bytes) -> bool:
 
     Raises :class:`OSError`.
     """
-    found = _get(options, path)
+    found = get(options, path)
     if found is None or found[0] != old:
         return False
     if _put_if(options, path, new, IfMatch=found[1]):
         return True
     # If the answer to a PUT was lost, the client sends it again, and it then finds its own result.
-    found = _get(options, path)
+    found = get(options, path)
     return found is not None and found[0] == new
 
 
@@ -124,8 +127,11 @@ def etag(options: StorageConfig, path: str) -> str:
     return str(answer["ETag"]).strip('"')
 
 
-def _get(options: StorageConfig, path: str) -> tuple[bytes, str] | None:
-    """Return content and ETag of `bucket/key`; None if it is absent."""
+def get(options: StorageConfig, path: str) -> tuple[bytes, str] | None:
+    """Return content and ETag of `bucket/key` with one request, where Arrow's client sends two; None if it is absent.
+
+    Raises :class:`OSError`.
+    """
     bucket, _, key = path.partition("/")
     with botocore_errors():
         try:
@@ -133,6 +139,18 @@ def _get(options: StorageConfig, path: str) -> tuple[bytes, str] | None:
         except python_client(options).exceptions.NoSuchKey:
             return None
         return answer["Body"].read(), answer["ETag"]
+
+
+def delete(options: StorageConfig, bucket: str, keys: Sequence[str]) -> None:
+    """Delete objects of one bucket, a thousand a request. Raises :class:`OSError`."""
+    for start in range(0, len(keys), KEYS_A_DELETION):
+        objects = [{"Key": key} for key in keys[start : start + KEYS_A_DELETION]]
+        with botocore_errors():
+            answer = python_client(options).delete_objects(
+                Bucket=bucket, Delete={"Objects": objects, "Quiet": True}, **payer(options)
+            )
+        for problem in answer.get("Errors", ())[:1]:
+            raise OSError(f"{bucket}/{problem['Key']} cannot be deleted: {problem['Code']}: {problem.get('Message')}")
 
 
 def _put_if(options: StorageConfig, path: str, data: bytes, **condition: str) -> bool:

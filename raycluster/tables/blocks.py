@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import pyarrow as pa
@@ -14,6 +15,10 @@ from raycluster.storage import credentials
 from raycluster.storage.location import Location
 from raycluster.tables.footers import map_files
 from raycluster.tables.rows import among, file_ids
+
+KEPT_GROUPS = 4
+"""Row groups that a process keeps in memory. The next block of a process often lies in the row group of the one before, and part files of
+one name never change."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +32,7 @@ class Block:
         return sum(len(positions) for _, positions in self.pieces)
 
     def read(self, columns: Sequence[str]) -> pa.Table:
-        """Return the rows, with those of `columns` that the files have. Beside the rows, one row group is in memory at a time."""
+        """Return the rows, with those of `columns` that the files have. Beside the rows, some row groups are in memory."""
         parts = [part for file, positions in self.pieces for part in _read_positions(file, positions, columns)]
         # Files of earlier versions lack some columns, which are null then.
         found = pa.concat_tables(parts, promote_options="default")
@@ -80,12 +85,21 @@ def _positions(file: Location, wanted: np.ndarray) -> np.ndarray:
 
 
 def _read_positions(file: Location, positions: np.ndarray, columns: Sequence[str]) -> Iterator[pa.Table]:
+    starts = _group_starts(file)
+    groups = np.searchsorted(starts, positions, side="right") - 1
+    for group in np.unique(groups).tolist():
+        yield _read_group(file, group, tuple(columns)).take(positions[groups == group] - starts[group])
+
+
+@lru_cache(maxsize=256)
+def _group_starts(file: Location) -> np.ndarray:
+    """Return the position of the first row of each row group."""
+    metadata = pq.read_metadata(file.path, filesystem=file.filesystem)
+    sizes = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+    return np.cumsum([0, *sizes[:-1]])
+
+
+@lru_cache(maxsize=KEPT_GROUPS)
+def _read_group(file: Location, group: int, columns: tuple[str, ...]) -> pa.Table:
     with pq.ParquetFile(file.path, filesystem=file.filesystem, pre_buffer=True) as parquet:
-        present = [name for name in columns if name in parquet.schema_arrow.names]
-        start = 0
-        for group in range(parquet.num_row_groups):
-            end = start + parquet.metadata.row_group(group).num_rows
-            inside = positions[np.searchsorted(positions, start) : np.searchsorted(positions, end)]
-            if len(inside):
-                yield parquet.read_row_group(group, columns=present).take(inside - start)
-            start = end
+        return parquet.read_row_group(group, columns=[name for name in columns if name in parquet.schema_arrow.names])

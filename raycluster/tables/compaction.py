@@ -10,8 +10,11 @@ from collections import defaultdict
 from dataclasses import dataclass
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
-from raycluster.storage.location import Location, read_table
+from raycluster.storage.location import Location, delete_files
+from raycluster.storage.parallel import map_threads
 from raycluster.tables.files import (
     GROUP_ROWS,
     PARTITION_ROWS,
@@ -20,6 +23,7 @@ from raycluster.tables.files import (
     split_files,
 )
 from raycluster.tables.footers import map_files, with_footer
+from raycluster.tables.gates import check_rows
 from raycluster.tables.rows import among, file_ids
 
 
@@ -61,13 +65,17 @@ def merge(work: Merge) -> None:
     """Write the file of a partition, and then delete the files that held its rows before.
 
     If the process dies in between, Ray calls this again on another node: the file is there by then, and only the rest is deleted.
+    Raises :class:`DataQualityError`, and deletes nothing, if a row is there twice.
     """
     target = work.files[0].parent / work.name
     if not target.exists():
-        rows = read_table(list(work.files)).sort_by("row_id")
+        # The whole files are needed, so each of them is one request.
+        tables = [pq.read_table(pa.BufferReader(content)) for content in map_threads(Location.read_bytes, work.files)]
+        rows = pa.concat_tables(tables, promote_options="default").sort_by("row_id")
+        ids = rows.column("row_id").to_numpy()
+        check_rows(target.uri, ids, np.unique(ids), exact=True)
         target.write_table(with_footer(rows), GROUP_ROWS)
-    for file in work.files:
-        file.delete()
+    delete_files(work.files)
 
 
 def _expected_in(expected: np.ndarray, partition: int) -> np.ndarray:

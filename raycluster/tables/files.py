@@ -23,16 +23,24 @@ PARTITION_ROWS = 16_384
 GROUP_ROWS = 4_096
 """Rows of a row group: a task that needs few rows of a file reads one of them."""
 
-_PIECE = re.compile(r"part-(\d+)\.parquet")
+_PIECE = re.compile(r"part-(\d+)(?:-(\d+))?\.parquet")
 _PARTITION = re.compile(r"partition-(\d+)-(\d+)\.parquet")
 
 
 def part_name(row_ids: pa.ChunkedArray | pa.Array | np.ndarray) -> str:
-    """Return the file name for a piece, which is made from its smallest row id.
+    """Return the file name for a piece: its smallest row id and, if no id is left out, the id after its largest one.
 
     A row lies in one piece only, so no other piece has this name. A piece that Ray computes twice replaces its own file.
     """
-    return f"part-{int(np.min(np.asarray(row_ids))):012d}.parquet"
+    ids = np.asarray(row_ids)
+    first, end = int(ids.min()), int(ids.max()) + 1
+    return f"part-{first:012d}-{end:012d}.parquet" if end - first == len(ids) else f"part-{first:012d}.parquet"
+
+
+def named_ids(file: Location) -> np.ndarray | None:
+    """Return the row ids of a piece, int64 ascending, if its name tells them."""
+    found = _PIECE.fullmatch(file.name)
+    return np.arange(int(found[1]), int(found[2])) if found and found[2] else None
 
 
 def partition_name(partition: int, generation: int) -> str:

@@ -15,7 +15,7 @@ from pydantic import ConfigDict, Field
 
 from raycluster.errors import ArtifactError, ConfigError
 from raycluster.section import Section, SectionOf, validate
-from raycluster.storage.location import DRAFT, Location
+from raycluster.storage.location import DRAFT, Location, delete_files, parse_json
 from raycluster.tables.files import part_files
 
 FactsOf = TypeVar("FactsOf", bound="Facts")
@@ -105,16 +105,13 @@ class RunFolder:
         """Record which stages the run consists of. Stages of an earlier configuration that it leaves out are no longer current."""
         planned = list(stages)
         (self.root / PLAN).write_json({"stages": planned})
-        for file in (self.root / "_stages").list(suffix=".json"):
-            if file.name.removesuffix(".json") not in (*planned, "plan"):
-                file.delete()
+        files = (self.root / "_stages").list(suffix=".json")
+        delete_files([file for file in files if file.name.removesuffix(".json") not in (*planned, "plan")])
 
     def plan(self) -> list[str]:
         """Return the stages of the run, in order; empty if no run was planned here."""
-        file = self.root / PLAN
-        if not file.exists():
-            return []
-        return _checked(file, file.read_json(), Plan).stages
+        plan = _read(self.root / PLAN, Plan)
+        return [] if plan is None else plan.stages
 
     def located(self, marker: Marker) -> Location:
         """Return the folder that a marker names."""
@@ -144,15 +141,19 @@ class RunFolder:
         if self.root.scheme != "file":
             return
         for name in ("_stages", *folders):
-            for file in (self.root / name).list(suffix=DRAFT, recursive=True):
-                file.delete()
+            delete_files((self.root / name).list(suffix=DRAFT, recursive=True))
 
     def _read(self, file: Location) -> Marker | None:
-        if not file.exists():
-            return None
-        marker = _checked(file, file.read_json(), Marker)
-        _checked(file, marker.facts, self.facts.get(marker.stage, Facts))
+        marker = _read(file, Marker)
+        if marker is not None:
+            _checked(file, marker.facts, self.facts.get(marker.stage, Facts))
         return marker
+
+
+def _read(file: Location, kind: type[SectionOf]) -> SectionOf | None:
+    """Return the content of a file of `_stages`; None if there is none."""
+    content = file.read_if_there()
+    return None if content is None else _checked(file, parse_json(content, file), kind)
 
 
 def _checked(file: Location, data: Any, kind: type[SectionOf]) -> SectionOf:

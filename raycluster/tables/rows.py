@@ -11,11 +11,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raycluster.storage.location import Location, iter_tables, read_table
+from raycluster.tables.files import named_ids
 from raycluster.tables.footers import map_files, read_footer
 
 
 def file_ids(file: Location) -> np.ndarray:
-    """Return the row ids of one part file, int64 [n]: from its footer, or from its column if it is of an earlier version."""
+    """Return the row ids of one part file, int64 [n]: from its name or its footer, or from its column if it is of an earlier version."""
+    named = named_ids(file)
+    if named is not None:
+        return named
     footer = read_footer(file)
     return read_table([file], ["row_id"]).column("row_id").to_numpy() if footer is None else footer.ids()
 
@@ -39,6 +43,16 @@ def find_spans(files: Iterable[Location]) -> list[Span]:
     listed = list(files)
     held = zip(listed, map_files(file_ids, listed), strict=True)
     return [Span(file, int(ids.min()), int(ids.max())) for file, ids in held if len(ids)]
+
+
+def wanted_by_file(files: Iterable[Location], wanted: np.ndarray) -> list[tuple[Location, np.ndarray]]:
+    """Return the files that may hold some of the rows `wanted` (ids, int64 ascending), each with those that may be in it."""
+    shares = []
+    for span in find_spans(files):
+        ids = wanted[np.searchsorted(wanted, span.first) : np.searchsorted(wanted, span.last, side="right")]
+        if len(ids):
+            shares.append((span.file, ids))
+    return shares
 
 
 def rows_by_id(spans: Iterable[Span], wanted: np.ndarray, columns: list[str]) -> pa.Table:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,9 @@ import pyarrow as pa
 import pytest
 
 from raycluster.config import StorageConfig
+from raycluster.errors import DataQualityError
 from raycluster.storage.location import Location, _Replacing, locate, read_table
+from raycluster.tables import compaction
 from raycluster.tables.compaction import merge, plan_merges
 from raycluster.tables.files import PARTITION_ROWS, part_files, part_name, split_files, write_partitions, write_pieces
 from raycluster.tables.footers import read_footer
@@ -52,7 +54,7 @@ def test_a_partition_is_one_file_when_all_its_rows_are_there(folder: Location) -
     write_pieces(folder, table(range(10)))
     expected = np.arange(50)
     compact(folder, expected)
-    assert [file.name for file in part_files(folder)] == ["part-000000000000.parquet", "part-000000000010.parquet"]
+    assert [file.name for file in part_files(folder)] == [part_name(np.arange(10)), part_name(np.arange(10, 40))]
     write_pieces(folder, table([*range(49, 39, -1)]))
     compact(folder, expected)
     (file,) = folder.list()
@@ -82,8 +84,8 @@ def test_a_block_at_the_border_of_partitions_becomes_two_pieces(folder: Location
     border = PARTITION_ROWS
     write_pieces(folder, table(range(border - 3, border + 3)))
     assert [file.name for file in part_files(folder)] == [
-        part_name(np.array([border - 3])),
-        part_name(np.array([border])),
+        part_name(np.arange(border - 3, border)),
+        part_name(np.arange(border, border + 3)),
     ]
     compact(folder, np.arange(border - 3, border + 3))
     assert [file.name for file in folder.list()] == ["partition-00000000-0.parquet", "partition-00000001-0.parquet"]
@@ -92,18 +94,18 @@ def test_a_block_at_the_border_of_partitions_becomes_two_pieces(folder: Location
 def test_pieces_of_an_earlier_version_are_compacted_and_those_that_cross_a_border_stay(folder: Location) -> None:
     """They have no footer of ours."""
     for ids in (range(100), range(100, 200), range(PARTITION_ROWS - 9, PARTITION_ROWS + 9)):
-        (folder / part_name(np.array(ids))).write_table(table(ids))
+        (folder / f"part-{ids[0]:012d}.parquet").write_table(table(ids))
     expected = np.r_[np.arange(200), np.arange(PARTITION_ROWS - 9, PARTITION_ROWS + 9)]
     compact(folder, expected)
     assert len(part_files(folder)) == 3  # partition 0 has rows in the piece that crosses
     assert ids_of(folder) == sorted(row_ids(part_files(folder))) == expected.tolist()
-    (folder / part_name(np.array([PARTITION_ROWS - 9]))).delete()
+    (folder / f"part-{PARTITION_ROWS - 9:012d}.parquet").delete()
     compact(folder, np.arange(200))
     assert [file.name for file in folder.list()] == ["partition-00000000-0.parquet"]
 
 
 def test_a_column_that_earlier_pieces_lack_is_null_there(folder: Location) -> None:
-    (folder / part_name(np.array([0]))).write_table(table(range(3)))
+    (folder / "part-000000000000.parquet").write_table(table(range(3)))
     write_pieces(folder, table(range(3, 5)).append_column("content", pa.array([b"a", b"b"])))
     compact(folder, np.arange(5))
     assert read_table(part_files(folder)).column("content").to_pylist() == [None, None, None, b"a", b"b"]
@@ -124,12 +126,13 @@ def killed_at(step: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         if seen == step:
             raise Killed
 
-    delete, leave = Location.delete, _Replacing.__exit__
+    leave = _Replacing.__exit__
 
-    def counted_delete(self: Location) -> None:
-        count()
-        delete(self)
-        count()
+    def counted_delete(files: Sequence[Location]) -> None:
+        for file in files:
+            count()
+            file.delete()
+            count()
 
     def counted_exit(self: _Replacing, *error: Any) -> Any:
         count()
@@ -137,7 +140,7 @@ def killed_at(step: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         count()
 
     with monkeypatch.context() as patch:
-        patch.setattr(Location, "delete", counted_delete)
+        patch.setattr(compaction, "delete_files", counted_delete)
         patch.setattr(_Replacing, "__exit__", counted_exit)
         yield
 
@@ -208,8 +211,17 @@ def test_files_that_do_not_count_are_told_from_those_that_do(folder: Location) -
     write_pieces(folder, table([30, 31]))
     (folder / "nouns.parquet").write_table(table([0]))
     counting, stale = split_files(folder.list())
-    assert [file.name for file in counting] == ["part-000000000030.parquet", "partition-00000000-0.parquet"]
-    assert [file.name for file in stale] == ["part-000000000003.parquet"]
+    assert [file.name for file in counting] == [part_name(np.array([30, 31])), "partition-00000000-0.parquet"]
+    assert [file.name for file in stale] == [part_name(np.array([3, 4]))]
+
+
+def test_a_row_that_is_there_twice_stops_the_merge_and_nothing_is_deleted(folder: Location) -> None:
+    for ids in ([1, 2, 3], [2, 4]):
+        (folder / f"part-{ids[0]:012d}.parquet").write_table(table(ids))
+    ((work,), _) = plan_merges(folder, np.arange(1, 5))
+    with pytest.raises(DataQualityError, match=r"partition-00000000-0.*: .* but 1 rows occur twice \(row_id 2\)"):
+        merge(work)
+    assert len(folder.list()) == 2
 
 
 def test_rows_are_read_by_their_ids_from_the_files_that_hold_them(folder: Location) -> None:

@@ -13,7 +13,7 @@ from raycluster.images.listing.tars import TarListing, list_tar
 from raycluster.images.listing.walk import call_storage
 from raycluster.section import fingerprint
 from raycluster.storage import s3
-from raycluster.storage.location import Location
+from raycluster.storage.location import Location, delete_files
 
 FOLDER = "tars"
 """Folder below that of the manifests."""
@@ -31,7 +31,7 @@ def list_known_tar(file: Location, labels: Labels, folder: Location | None) -> T
         return call_storage(lambda: list_tar(file, labels), file.uri)
     name = call_storage(lambda: _name(file, labels), file.uri)
     kept = folder / name
-    known = retry(lambda: kept.read_bytes() if kept.exists() else None, kept.uri)
+    known = retry(kept.read_if_there, kept.uri)
     if known is not None:
         return _parsed(known, name)
     found = call_storage(lambda: list_tar(file, labels), file.uri)
@@ -41,9 +41,7 @@ def list_known_tar(file: Location, labels: Labels, folder: Location | None) -> T
 
 def forget_tars(folder: Location, kept: frozenset[str]) -> None:
     """Delete what is known of tars that have changed or are gone: all files but `kept`."""
-    for file in folder.list(suffix=".arrow"):
-        if file.name not in kept:
-            file.delete()
+    delete_files([file for file in folder.list(suffix=".arrow") if file.name not in kept])
 
 
 def _name(file: Location, labels: Labels) -> str:

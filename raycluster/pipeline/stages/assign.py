@@ -50,9 +50,9 @@ def assign_rows(
     place, name = ctx.place(step), step.stage
     compact(ctx, step, ctx.row_ids)
     missing = np.setdiff1d(ctx.row_ids, rows.row_ids(part_files(place)))
-    manifest, common = ctx.part_files("manifest"), ctx.resources.common
+    manifest = ctx.part_files("manifest")
     with ctx.progress(name, len(missing)) as bar:
-        for counts in assign(method, embeddings, manifest, missing, place, common, novelty):
+        for counts in assign(method, embeddings, manifest, missing, place, ctx.resources, novelty):
             bar.update(counts.total())
     compact(ctx, step, ctx.row_ids)
     check_rows(place.uri, rows.row_ids(part_files(place)), ctx.row_ids, exact=True)

@@ -69,27 +69,29 @@ def _import_ready_made(ctx: RunContext, step: Step) -> None:
             common=ctx.resources.common,
         ):
             bar.update(count)
+    compact(ctx, step, ctx.row_ids)
 
 
 def stream(ctx: RunContext, step: Step, spec: EncoderSpec, wanted: np.ndarray) -> None:
     """Embed those of the wanted rows that are not in the table of this step yet."""
-    from raycluster.encoder.embed import EmbedJob, embed
+    from raycluster.encoder.embed import EmbedJob, embed, rounds
 
     place = ctx.place(step)
     compact(ctx, step, ctx.row_ids)
-    job = EmbedJob(spec, ctx.config.encoder, ctx.config.storage, place)
+    job, files = EmbedJob(spec, ctx.config.encoder, ctx.config.storage, place), ctx.picture_files
     missing, judge = np.setdiff1d(wanted, rows.row_ids(part_files(place))), failure_gate(ctx, step.stage)
     with ctx.progress(step.stage, len(missing)) as bar:
-        for table in embed(job, ctx.picture_files, missing, ctx.resources):
-            counts = Counter({item["status"]: item["rows"] for item in table.to_pylist()})
-            bar.update(counts.total())
-            judge(counts)
+        for some in rounds(missing, ctx.resources):
+            for table in embed(job, files, some, ctx.resources):
+                counts = Counter({item["status"]: item["rows"] for item in table.to_pylist()})
+                bar.update(counts.total())
+                judge(counts)
+            compact(ctx, step, ctx.row_ids)
 
 
 def finished_table(ctx: RunContext, step: Step) -> Outcome:
     """Check that every image has its row."""
     place = ctx.place(step)
-    compact(ctx, step, ctx.row_ids)
     check_rows(place.uri, rows.row_ids(part_files(place)), ctx.row_ids, exact=False)
     ctx.forget_statuses(step.stage)
     ok, counts = ctx.statuses(step.stage)
