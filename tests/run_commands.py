@@ -20,10 +20,14 @@ from raycluster.storage.location import locate, read_table
 TABLES = ("manifest", "embeddings", "assignments")
 
 
-def start(file: Path, log: Path, **environment: str) -> subprocess.Popen[bytes]:
-    """Start the command with the configuration in `file`; standard error is appended to `log`."""
+def start(file: Path, log: Path, program: str | None = None, **environment: str) -> subprocess.Popen[bytes]:
+    """Start the command with the configuration in `file`; standard error is appended to `log`.
+
+    `program`: Python code that takes the arguments of the command and is run in its place.
+    """
     own = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
-    command = [str(Path(sys.executable).parent / "raycluster"), "run", "--config", str(file)]
+    begin = [sys.executable, "-c", program] if program else [str(Path(sys.executable).parent / "raycluster")]
+    command = [*begin, "run", "--config", str(file)]
     with log.open("ab") as stderr:
         return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, env={**own, **environment})
 

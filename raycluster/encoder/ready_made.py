@@ -25,6 +25,8 @@ from raycluster.tables.rows import Span, among, rows_by_id
 from raycluster.tables.schemas import embeddings_schema
 
 BATCH = 4096
+PIECE_ROWS = 4096
+"""Rows of a piece of the embeddings table."""
 SLICE_ROWS = 65_536
 """Rows of a slice, if the row groups of the file are not larger."""
 
@@ -168,7 +170,7 @@ def import_slice(
     if some not in _cut(some.file):
         raise _changed(some.file)
     start = 0
-    for batch in _batches(some):
+    for batch in _batches(some, PIECE_ROWS):
         ids, new = row_ids[start : start + len(batch)], wanted[start : start + len(batch)]
         start += len(batch)
         image_ids = batch.column("image_id").cast(pa.string())
@@ -241,11 +243,11 @@ def _open(file: Location) -> pq.ParquetFile:
     return parquet
 
 
-def _batches(some: Slice) -> Iterator[pa.RecordBatch]:
-    """Yield the rows of a slice."""
+def _batches(some: Slice, rows: int = BATCH) -> Iterator[pa.RecordBatch]:
+    """Yield the rows of a slice, `rows` at a time."""
     parquet = _open(some.file)
     wanted = [name for name in ("image_id", "embedding", "label", "uri") if name in parquet.schema_arrow.names]
-    yield from parquet.iter_batches(BATCH, row_groups=list(some.groups), columns=wanted)
+    yield from parquet.iter_batches(rows, row_groups=list(some.groups), columns=wanted)
 
 
 def _vectors(batch: pa.RecordBatch, file: Location) -> tuple[np.ndarray, np.ndarray]:

@@ -119,11 +119,17 @@ def manifest_sources(folder: Path, options: argparse.Namespace) -> Iterator[tupl
         yield "prefix", options.prefix
 
 
-SMALL_PIECES = (
-    "import sys; from raycluster.cli import main; from raycluster.encoder import ready_made; "
-    "ready_made.BATCH = 128; sys.exit(main(sys.argv[1:]))"
-)
-"""Import made-up embeddings in pieces as small as those that encoders on CPUs write."""
+SMALL_PIECES = """
+import sys, ray
+from raycluster.cli import main
+def small():
+    from raycluster.encoder import ready_made
+    ready_made.PIECE_ROWS = 128
+hook = {"worker_process_setup_hook": small}
+ray.init(address="local", include_dashboard=False, log_to_driver=False, runtime_env=hook)
+sys.exit(main(sys.argv[1:]))
+"""
+"""The program of a run that imports made-up embeddings in pieces as small as those that encoders on CPUs write, with the same writer."""
 
 
 def rows(options: argparse.Namespace) -> None:

@@ -67,7 +67,7 @@ def imported(
 def test_every_row_has_its_embedding_or_a_reason(
     batch: int, files: list[Location], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ready_made, "BATCH", batch)
+    monkeypatch.setattr(ready_made, "PIECE_ROWS", batch)
     folder = locate(str(tmp_path / "table"))
     # Rows 3 and 4 are there already.
     assert imported(files, tmp_path, folder, np.array([0, 1, 2, 5, 6, 7, 8])) == 7
