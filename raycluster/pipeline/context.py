@@ -138,9 +138,9 @@ class RunContext:
         return "reembed" in self.plan
 
     @property
-    def embedding_files_in_use(self) -> list[Location]:
-        """The part files of the embeddings that images are assigned by."""
-        return self.part_files("reembed" if self.is_tuned else "embed")
+    def embedding_stage(self) -> str:
+        """The stage that makes the embeddings that images are assigned by."""
+        return "reembed" if self.is_tuned else "embed"
 
     @property
     def uses_text(self) -> bool:
@@ -163,6 +163,18 @@ class RunContext:
     def assignments(self, columns: list[str], stage: str = "assign") -> pa.Table:
         """These columns of all rows of the assignments table. Ids and addresses of images would take much memory: read them by row."""
         return read_table(self.part_files(stage), columns)
+
+    def gather(self, stage: str, wanted: np.ndarray, column: str = "embedding") -> np.ndarray:
+        """Vectors [n, d] of a sample of a table's rows, `wanted` (ids, ascending). Raises :class:`KeyError` for a row that is not there."""
+        from raycluster.compute.gather import gather
+
+        return gather(self.part_files(stage), wanted, column, common=self.resources.common)
+
+    def gather_rows(self, stage: str, wanted: np.ndarray, columns: list[str]) -> pa.Table:
+        """`row_id` and these columns of a sample of a table's rows, as :meth:`gather` does."""
+        from raycluster.compute.gather import gather_rows
+
+        return gather_rows(self.part_files(stage), wanted, columns, common=self.resources.common)
 
     def training_rows(self) -> np.ndarray:
         """Ids of the images that heads and nouns are fitted to, ascending."""
