@@ -1,0 +1,123 @@
+"""Names for clusters, from the nouns that describe them best."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import min_weight_full_bipartite_matching
+from torch import Tensor
+from torch.nn.functional import normalize
+
+NOUNS = 5
+"""Number of nouns that describe a cluster."""
+TEMPERATURE = 0.03
+CANDIDATES = 50
+"""Smallest number of nouns that are considered for the name of a cluster."""
+PAIRS = 1_000_000
+"""Number of pairs of a cluster and a noun up to which C nouns are considered for each of C clusters: among C one is always left."""
+VOTES_BYTES = 2**28
+"""Bytes of the votes that are held at once, float64: those for some clusters and all nouns."""
+SCORES_BYTES = 2**27
+"""Bytes of the scores that are held at once, float32: those of some images and all nouns."""
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """The K nouns that describe each of C clusters best, the best first."""
+
+    affinity: np.ndarray
+    """float32 [C, K]; −∞ for an empty cluster."""
+    nouns: np.ndarray
+    """int64 [C, K]: their indices."""
+
+
+def best_nouns(images: Tensor, clusters: Tensor, nouns: Tensor, n_clusters: int) -> Candidates:
+    """Return the nouns with the highest affinity to each cluster.
+
+    `images` [N, d], any scale; `clusters`: int64 [N]; `nouns`: float32 [M, d] unit rows, on the same device. Every image spreads one vote
+    over the nouns, softmax(v·t / 0.03). The affinity is log P(noun | cluster) − ½ log P(noun). With a whole log P(noun), the pointwise
+    mutual information, rare nouns would win; without this term a noun close to all pictures would name every cluster.
+
+    P(noun) needs the votes of all images. Where the votes for all clusters and nouns are more than `VOTES_BYTES`, they are computed twice,
+    some clusters at a time: once for P(noun), and once for the affinity. Memory is then about a gigabyte beside the images and the nouns.
+    """
+    considered = min(len(nouns), max(CANDIDATES, min(n_clusters, PAIRS // n_clusters)))
+    block = max(1, VOTES_BYTES // (8 * max(1, len(nouns))))
+    sizes = torch.bincount(clusters, minlength=n_clusters)
+
+    @lru_cache(maxsize=1)
+    def votes(first: int) -> Tensor:
+        return _votes(images, clusters, nouns, first, min(block, n_clusters - first))
+
+    firsts = range(0, n_clusters, block)
+    total = torch.stack([votes(first).sum(dim=0) for first in firsts]).sum(dim=0)
+    prior = 0.5 * (total / len(images) + 1e-12).log()
+    found = []
+    for first in firsts:
+        size = sizes[first : first + block].unsqueeze(1)
+        affinity = (votes(first) / size.clamp_min(1) + 1e-12).log() - prior
+        found.append(_highest(affinity.where(size > 0, -torch.inf).float(), considered))
+    return Candidates(*(torch.cat(parts).cpu().numpy() for parts in zip(*found, strict=True)))
+
+
+def _votes(images: Tensor, clusters: Tensor, nouns: Tensor, first: int, count: int) -> Tensor:
+    """Return the sums of the votes of the images in each of `count` clusters, float64 [count, M]."""
+    votes = torch.zeros(count, len(nouns), dtype=torch.float64, device=images.device)
+    inside = torch.where((clusters >= first) & (clusters < first + count))[0]
+    for rows in inside.split(max(1, SCORES_BYTES // (4 * max(1, len(nouns))))):
+        scores = normalize(images[rows].float(), dim=1) @ nouns.T / TEMPERATURE
+        votes.index_add_(0, clusters[rows] - first, scores.softmax(dim=1).double())
+    return votes
+
+
+def _highest(affinity: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Return the k highest values of each row and their places, both [rows, k], the highest first, and of equal ones the first."""
+    values, places = affinity.topk(k, dim=1)
+    places = places.sort(dim=1).values
+    values, order = affinity.gather(1, places).sort(dim=1, descending=True, stable=True)
+    return values, places.gather(1, order)
+
+
+def unnamed(n_clusters: int) -> list[dict[str, Any]]:
+    """Return `{name, nouns}` for clusters that are named by their numbers."""
+    return [{"name": f"cluster {cluster}", "nouns": []} for cluster in range(n_clusters)]
+
+
+def name_clusters(candidates: Candidates, nouns: list[str]) -> list[dict[str, Any]]:
+    """Give each cluster a name of its own, so that as many as possible have one, with the largest total affinity.
+
+    Returns `{name, nouns}` for each cluster. An empty cluster is named by its number, and so is one of whose nouns none is left.
+    """
+    result = unnamed(len(candidates.nouns))
+    used = np.flatnonzero(np.isfinite(candidates.affinity).all(axis=1))
+    if not nouns or not len(used):
+        return result
+    best = candidates.nouns[used]
+    for cluster, noun, known in zip(used, _match(candidates.affinity[used], best), best, strict=True):
+        if noun >= 0:
+            others = [nouns[index] for index in known[:NOUNS] if index != noun]
+            result[cluster] = {"name": nouns[noun], "nouns": [nouns[noun], *others][:NOUNS]}
+    return result
+
+
+def _match(affinity: np.ndarray, nouns: np.ndarray) -> np.ndarray:
+    """Return the noun of each cluster in the one-to-one matching with the largest total affinity, int64 [C]; −1 where none is left.
+
+    `affinity` and `nouns`: [C, K], as in :class:`Candidates`. A dense matching of 10,000 clusters with all nouns would take gigabytes.
+    """
+    n, k = affinity.shape
+    known, columns = np.unique(nouns, return_inverse=True)
+    # Only costs above zero are edges of the graph.
+    costs = 1.0 + affinity.max().astype(np.float64) - affinity
+    # Each cluster may also stay without a noun. That costs more than all other clusters together can gain by it.
+    nothing = np.full(n, n * costs.max())
+    data = np.concatenate([costs, nothing[:, None]], axis=1)
+    places = np.concatenate([columns.reshape(n, k), len(known) + np.arange(n)[:, None]], axis=1)
+    graph = csr_array((data.ravel(), places.ravel(), np.arange(n + 1) * (k + 1)), shape=(n, len(known) + n))
+    matched = min_weight_full_bipartite_matching(graph)[1]
+    return np.where(matched < len(known), known[np.minimum(matched, len(known) - 1)], -1)
