@@ -18,7 +18,7 @@ from tqdm import tqdm
 from raycluster.config import MethodConfig, RunConfig
 from raycluster.errors import DataQualityError
 from raycluster.pipeline.step import Step
-from raycluster.storage.location import Location, read_table
+from raycluster.storage.location import Location
 from raycluster.tables import rows
 from raycluster.tables.files import part_files
 from raycluster.tables.markers import FactsOf, RunFolder
@@ -159,10 +159,6 @@ class RunContext:
         from raycluster.model.files import load_model
 
         return load_model(self.place(self.plan[stage]), self.config.storage)
-
-    def assignments(self, columns: list[str], stage: str = "assign") -> pa.Table:
-        """These columns of all rows of the assignments table. Ids and addresses of images would take much memory: read them by row."""
-        return read_table(self.part_files(stage), columns)
 
     def gather(self, stage: str, wanted: np.ndarray, column: str = "embedding") -> np.ndarray:
         """Vectors [n, d] of a sample of a table's rows, `wanted` (ids, ascending). Raises :class:`KeyError` for a row that is not there."""
