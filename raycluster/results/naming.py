@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -20,10 +19,10 @@ CANDIDATES = 50
 """Smallest number of nouns that are considered for the name of a cluster."""
 PAIRS = 1_000_000
 """Number of pairs of a cluster and a noun up to which C nouns are considered for each of C clusters: among C one is always left."""
-VOTES_BYTES = 2**28
-"""Bytes of the votes that are held at once, float64: those for some clusters and all nouns."""
+VOTES_BYTES = 2**30
+"""Bytes of the votes that are held at once, float32: those for some clusters and all nouns."""
 SCORES_BYTES = 2**27
-"""Bytes of the scores that are held at once, float32: those of some images and all nouns."""
+"""Bytes of a matrix of some images or clusters and all nouns, float32. A few such matrices are held at once."""
 
 
 @dataclass(frozen=True)
@@ -44,35 +43,59 @@ def best_nouns(images: Tensor, clusters: Tensor, nouns: Tensor, n_clusters: int)
     mutual information, rare nouns would win; without this term a noun close to all pictures would name every cluster.
 
     P(noun) needs the votes of all images. Where the votes for all clusters and nouns are more than `VOTES_BYTES`, they are computed twice,
-    some clusters at a time: once for P(noun), and once for the affinity. Memory is then about a gigabyte beside the images and the nouns.
+    some clusters at a time: once for P(noun), and once for the affinity. Memory beside the images and the nouns is about 1.7 GiB at most.
     """
     considered = min(len(nouns), max(CANDIDATES, min(n_clusters, PAIRS // n_clusters)))
-    block = max(1, VOTES_BYTES // (8 * max(1, len(nouns))))
-    sizes = torch.bincount(clusters, minlength=n_clusters)
+    block = max(1, VOTES_BYTES // (4 * max(1, len(nouns))))
+    sizes, order = torch.bincount(clusters, minlength=n_clusters), torch.argsort(clusters, stable=True)
+    ends = [0, *sizes.cumsum(0).tolist()]
 
-    @lru_cache(maxsize=1)
     def votes(first: int) -> Tensor:
-        return _votes(images, clusters, nouns, first, min(block, n_clusters - first))
+        last = min(first + block, n_clusters)
+        return _votes(images, clusters, nouns, order[ends[first] : ends[last]], first, last - first)
 
     firsts = range(0, n_clusters, block)
-    total = torch.stack([votes(first).sum(dim=0) for first in firsts]).sum(dim=0)
+    whole = votes(0) if len(firsts) == 1 else None
+    total = torch.stack([_total(votes(first) if whole is None else whole) for first in firsts]).sum(dim=0)
     prior = 0.5 * (total / len(images) + 1e-12).log()
-    found = []
-    for first in firsts:
-        size = sizes[first : first + block].unsqueeze(1)
-        affinity = (votes(first) / size.clamp_min(1) + 1e-12).log() - prior
-        found.append(_highest(affinity.where(size > 0, -torch.inf).float(), considered))
+    found = [
+        _best(votes(first) if whole is None else whole, sizes[first : first + block], prior, considered)
+        for first in firsts
+    ]
     return Candidates(*(torch.cat(parts).cpu().numpy() for parts in zip(*found, strict=True)))
 
 
-def _votes(images: Tensor, clusters: Tensor, nouns: Tensor, first: int, count: int) -> Tensor:
-    """Return the sums of the votes of the images in each of `count` clusters, float64 [count, M]."""
-    votes = torch.zeros(count, len(nouns), dtype=torch.float64, device=images.device)
-    inside = torch.where((clusters >= first) & (clusters < first + count))[0]
-    for rows in inside.split(max(1, SCORES_BYTES // (4 * max(1, len(nouns))))):
-        scores = normalize(images[rows].float(), dim=1) @ nouns.T / TEMPERATURE
-        votes.index_add_(0, clusters[rows] - first, scores.softmax(dim=1).double())
+def _total(votes: Tensor) -> Tensor:
+    return votes.sum(dim=0, dtype=torch.float64)
+
+
+def _best(votes: Tensor, sizes: Tensor, prior: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Return the affinities and the indices of the k best nouns of some clusters, by their votes [clusters, M] and sizes [clusters]."""
+    found = []
+    # The affinities are float64, and several steps of their computation are held at once.
+    for part, size in zip(*(_chunks(each, 8 * votes.shape[1]) for each in (votes, sizes.unsqueeze(1))), strict=True):
+        affinity = (part.double() / size.clamp_min(1) + 1e-12).log() - prior
+        found.append(_highest(affinity.where(size > 0, -torch.inf).float(), k))
+    return torch.cat([values for values, _ in found]), torch.cat([places for _, places in found])
+
+
+def _votes(images: Tensor, clusters: Tensor, nouns: Tensor, rows: Tensor, first: int, count: int) -> Tensor:
+    """Return the sums of the votes of the images in each of `count` clusters, float32 [count, M].
+
+    `rows`: the positions of these images, in the order of the clusters. They are summed in two steps, because a float32 that has grown by a
+    hundred thousand small votes, one after the other, is not exact.
+    """
+    votes = torch.zeros(count, len(nouns), device=images.device)
+    for some in _chunks(rows, len(nouns)):
+        own, place = clusters[some].unique_consecutive(return_inverse=True)
+        scores = normalize(images[some].float(), dim=1) @ nouns.T / TEMPERATURE
+        votes[own - first] += scores.new_zeros(len(own), len(nouns)).index_add_(0, place, scores.softmax(dim=1))
     return votes
+
+
+def _chunks(values: Tensor, width: int) -> tuple[Tensor, ...]:
+    """Split values by their first dimension, so that each part, with so many columns of float32, has at most `SCORES_BYTES`."""
+    return values.split(max(1, SCORES_BYTES // (4 * max(1, width))))
 
 
 def _highest(affinity: Tensor, k: int) -> tuple[Tensor, Tensor]:

@@ -46,11 +46,11 @@ def write(folder: Location, rows: pa.Table, cuts: list[int]) -> None:
 class Run:
     """A context of tables that are cut differently, and the same tables in one piece."""
 
-    def __init__(self, folder: Path, seed: int, pieces: int, labels: list[str | None]) -> None:
+    def __init__(self, folder: Path, seed: int, pieces: int, labels: list[str | None], failing: float) -> None:
         rng = np.random.default_rng(seed)
         n = 40 + 6 * pieces
         ids = np.concatenate([rng.choice(200, 40, replace=False), PARTITION_ROWS + rng.permutation(6 * pieces)])
-        self.before, self.after = self.assignments(rng, ids), self.assignments(rng, ids)
+        self.before, self.after = self.assignments(rng, ids, 0.15), self.assignments(rng, ids, failing)
         label = pa.array([labels[i] for i in rng.integers(0, len(labels), n)], pa.string())
         self.manifest = pa.table({"row_id": ids, "label": label})
         self.root = locate(str(folder))
@@ -80,9 +80,9 @@ class Run:
         self.context.gather_rows = lambda *asked: RunContext.gather_rows(self.context, *asked)
 
     @staticmethod
-    def assignments(rng: np.random.Generator, ids: np.ndarray) -> pa.Table:
+    def assignments(rng: np.random.Generator, ids: np.ndarray, failing: float) -> pa.Table:
         n = len(ids)
-        failed = rng.random(n) < 0.15
+        failed = rng.random(n) < failing
         # Cluster 3 is empty, and cluster 4 has rows in the first partition only.
         cluster = np.where(ids < PARTITION_ROWS, rng.choice([0, 1, 4], n), rng.choice([0, 1, 2], n)).astype(np.int32)
         columns = {
@@ -99,8 +99,8 @@ class Run:
 
 @pytest.fixture
 def make(tmp_path: Path) -> Callable[..., Run]:
-    def made(pieces: int, seed: int, labels: list[str | None]) -> Run:
-        return Run(tmp_path / f"{pieces}-{seed}", seed, pieces, labels)
+    def made(pieces: int, seed: int, labels: list[str | None], failing: float = 0.15) -> Run:
+        return Run(tmp_path / f"{pieces}-{seed}", seed, pieces, labels, failing)
 
     return made
 
@@ -157,3 +157,13 @@ def test_drift_is_measured_in_parts(make: Callable[..., Run], pieces: int) -> No
     expected = compare(model.snapshot, now, flagged, 0.01, model.names, 4)
     found = json.loads((run.root / "drift" / "drift.json").read_bytes())
     assert found == {"n_failed": len(run.after) - len(good), **expected}
+
+
+def test_images_that_all_failed_are_in_no_cluster(make: Callable[..., Run]) -> None:
+    run = make(FILES_A_TASK + 4, 5, ["cat"], failing=1.0)
+    assert supervised_scores(evaluate._count_labels(run.context, "assign").table)["n_labelled"] == 0
+    assert evaluate._share_kept(run.context) is None
+    describe.run(run.context, "clusters")  # type: ignore[arg-type]
+    rows = pq.read_table(f"{run.root.path}/clusters").to_pylist()
+    assert [(row["size"], row["mean_confidence"], row["exemplars"]) for row in rows] == [(0, None, [])] * CLUSTERS
+    assert drift.run(run.context, "drift").rows == 0  # type: ignore[arg-type]

@@ -65,7 +65,7 @@ def test_blocks_of_clusters_and_images_give_the_same_nouns(monkeypatch: pytest.M
     rng = np.random.default_rng(4)
     images, clusters = unit(rng.normal(size=(200, 16))), rng.integers(0, 12, 200)
     nouns = unit(rng.normal(size=(300, 16)))
-    monkeypatch.setattr(naming, "VOTES_BYTES", 8 * 300 * -(-13 // blocks))
+    monkeypatch.setattr(naming, "VOTES_BYTES", 4 * 300 * -(-13 // blocks))
     monkeypatch.setattr(naming, "SCORES_BYTES", 4 * 300 * 7)
     best, expected = found(images, clusters, nouns, 13), candidates(plain_affinity(images, clusters, nouns, 13))
     assert best.nouns.shape == (13, naming.CANDIDATES)

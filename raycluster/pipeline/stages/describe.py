@@ -14,7 +14,7 @@ from raycluster.pipeline.context import RunContext
 from raycluster.pipeline.stage import Keeps, Outcome, Recipe, Stage
 from raycluster.pipeline.step import Step
 from raycluster.results.describe import Shown, Summary, clusters_table, merge, summarize
-from raycluster.storage.location import Location, iter_tables
+from raycluster.storage.location import Location, read_table
 
 
 def assignments_recipe(ctx: RunContext) -> dict[str, Any]:
@@ -36,13 +36,13 @@ def run(ctx: RunContext, step: Step) -> Outcome:
 
     config, descriptions = ctx.config.report, ctx.model.clusters
     shown, n_clusters = Shown(config.most_typical, config.least_typical), len(descriptions)
-    both = partial(merge, shown=shown)
 
     def sum_up(files: list[Location]) -> Summary:
-        tables = iter_tables(files, ["row_id", "cluster", "confidence"])
-        return reduce(both, (summarize(table, n_clusters, shown) for table in tables))
+        return summarize(read_table(files, ["row_id", "cluster", "confidence"]), n_clusters, shown)
 
-    summary = reduce(both, map_groups(sum_up, ctx.part_files("assign"), common=ctx.resources.common))
+    summary = reduce(
+        partial(merge, shown=shown), map_groups(sum_up, ctx.part_files("assign"), common=ctx.resources.common)
+    )
     ids = np.unique(summary.row_id)
     images = ctx.gather_rows("assign", ids, ["image_id", "uri"]) if len(ids) else None
     table = clusters_table(summary, images, descriptions, shown)

@@ -16,7 +16,7 @@ from raycluster.pipeline.context import RunContext
 from raycluster.pipeline.stage import Keeps, Outcome, Recipe, Stage
 from raycluster.pipeline.stages.describe import assignments_recipe
 from raycluster.pipeline.step import Step
-from raycluster.storage.location import Location, iter_tables
+from raycluster.storage.location import Location, read_table
 from raycluster.tables.markers import Facts
 from raycluster.tables.rows import find_spans, rows_by_id
 
@@ -88,16 +88,14 @@ def _count_labels(ctx: RunContext, stage: str) -> LabelCounts:
     spans, n_clusters = find_spans(ctx.part_files("manifest")), ctx.config.clusters
 
     def count(files: list[Location]) -> LabelCounts:
-        counts = no_labels(n_clusters)
-        for table in iter_tables(files, ["row_id", "cluster"]):
-            table = table.filter(pc.is_valid(table.column("cluster"))).sort_by("row_id")
-            if len(table):
-                labels = rows_by_id(spans, table.column("row_id").to_numpy(), ["label"]).column("label")
-                counts = add_counts(counts, count_labels(labels, table.column("cluster").to_numpy(), n_clusters))
-        return counts
+        rows = read_table(files, ["row_id", "cluster"])
+        rows = rows.filter(pc.is_valid(rows.column("cluster"))).sort_by("row_id")
+        if not len(rows):
+            return no_labels(n_clusters)
+        labels = rows_by_id(spans, rows.column("row_id").to_numpy(), ["label"]).column("label")
+        return count_labels(labels, rows.column("cluster").to_numpy(), n_clusters)
 
-    counted = map_groups(count, ctx.part_files(stage), common=ctx.resources.common)
-    return reduce(add_counts, counted, no_labels(n_clusters))
+    return reduce(add_counts, map_groups(count, ctx.part_files(stage), common=ctx.resources.common))
 
 
 def _share_kept(ctx: RunContext) -> float | None:
@@ -108,12 +106,9 @@ def _share_kept(ctx: RunContext) -> float | None:
     spans = find_spans(ctx.part_files("baseline"))
 
     def count(files: list[Location]) -> np.ndarray:
-        kept = np.zeros(2, np.int64)
-        for table in iter_tables(files, ["row_id", "cluster"]):
-            table = table.sort_by("row_id")
-            before = rows_by_id(spans, table.column("row_id").to_numpy(), ["cluster"])
-            kept += count_kept(before.column("cluster"), table.column("cluster"))
-        return kept
+        after = read_table(files, ["row_id", "cluster"]).sort_by("row_id")
+        before = rows_by_id(spans, after.column("row_id").to_numpy(), ["cluster"])
+        return count_kept(before.column("cluster"), after.column("cluster"))
 
     kept, both = sum(map_groups(count, ctx.part_files("assign"), common=ctx.resources.common), np.zeros(2, np.int64))
     return float(kept / both) if both else None
