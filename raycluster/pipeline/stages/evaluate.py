@@ -18,7 +18,7 @@ from raycluster.pipeline.stages.describe import assignments_recipe
 from raycluster.pipeline.step import Step
 from raycluster.storage.location import Location, read_table
 from raycluster.tables.markers import Facts
-from raycluster.tables.rows import find_spans, rows_by_id
+from raycluster.tables.rows import among, find_spans, rows_by_id
 
 if TYPE_CHECKING:
     from raycluster.results.evaluate import LabelCounts
@@ -66,7 +66,8 @@ def _score(ctx: RunContext, stage: str, advise: bool) -> tuple[dict[str, Any], d
     from raycluster.results.evaluate import SAMPLE, text_advice
 
     n_clusters, seed = ctx.config.clusters, ctx.config.seed
-    sample = sampled(np.intersect1d(ctx.statuses(stage)[0], ctx.statuses("embed")[0]), SAMPLE, seed)
+    assigned = ctx.statuses(stage)[0]
+    sample = sampled(assigned[among(assigned, ctx.statuses("embed")[0])[0]], SAMPLE, seed)
     # The encoder as it came is the yardstick, tuned or not: in a space made for the clusters they could only look good.
     images = ctx.gather("embed", sample)
     paired = ctx.gather("semantics", sample, "counterpart") if "semantics" in ctx.plan else None

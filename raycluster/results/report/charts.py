@@ -127,7 +127,7 @@ def area(values: Sequence[float], mean: float) -> Markup:
         '<svg viewBox="0 0 100 100" preserveAspectRatio="none" width="100%" height="100%">'
         '<polygon class="column" points="0,100 {} 100,100"/></svg>'
     ).format(points)
-    grid = [(10**power, up(10**power)) for power in range(int(math.log10(largest)) + 1)]
+    grid = [(10**power, up(10**power)) for power in range(1, int(math.log10(largest)) + 1)]
     return _framed(drawn, f"{len(values)} values, the largest {largest:,}", grid, up(mean))
 
 

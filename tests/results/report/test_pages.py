@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import posixpath
 import re
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,10 +13,12 @@ from pathlib import Path
 import pytest
 from html_page import HOSTILE, Page, flat
 
+from raycluster.config import StorageConfig
 from raycluster.results.report.data import ClusterCard, ReportData, Thumb
 from raycluster.results.report.pages import CARDS, picture_path, render_pages, write_files
 from raycluster.storage.location import locate
 
+BUCKET = "raycluster-test"
 Make = Callable[..., ReportData]
 
 
@@ -132,3 +135,10 @@ def test_files_are_written_below_the_folder(tmp_path: Path) -> None:
     write_files(folder, ((picture_path(row), bytes([row % 7])) for row in range(0, 10**6, 9_999)))
     assert (tmp_path / "report" / "pictures" / "0" / "9999.jpg").read_bytes() == bytes([9_999 % 7])
     assert sum(1 for file in tmp_path.rglob("*.jpg") if file.is_file()) == 101
+
+
+def test_files_are_written_to_a_bucket(s3: StorageConfig) -> None:
+    folder = locate(f"s3://{BUCKET}/report-{time.time_ns()}", s3)
+    write_files(folder, ((f"clusters/{number:04d}.html", str(number).encode()) for number in range(40)))
+    found = folder.list(suffix=".html", recursive=True)
+    assert [file.read_bytes() for file in found] == [str(number).encode() for number in range(40)]

@@ -20,6 +20,10 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: the repor
 
 Make = Callable[..., ReportData]
 ROWS = "[...document.querySelectorAll('#body tr')].map((row) => row.cells[0].textContent)"
+OUTSIDE = """[...document.querySelectorAll("main *, header *")].filter((e) => !e.closest(".map")
+  && e.getBoundingClientRect().right > document.documentElement.clientWidth + 1).map((e) => e.outerHTML.slice(0, 80))"""
+OVERLAPPING = """[...document.querySelectorAll(".bars .number, .bars .share, .key .value")].filter((e) => e.scrollWidth > e.clientWidth
+  || e.clientHeight > 40).map((e) => e.textContent)"""
 
 
 @pytest.fixture(scope="module")
@@ -92,12 +96,16 @@ def test_the_table_is_searched_and_sorted_and_leads_to_pictures(make_data: Make,
 def test_index_and_pages_fit_their_width(make_data: Make, tmp_path: Path, tab: Tab, width: int) -> None:
     long = "x" * 300
     data = make_data(520)
-    data = replace(data, cards=(replace(data.cards[0], name=long, nouns=(long, long)), *data.cards[1:]))
+    large = replace(data.cards[1], size=9_999_000)
+    cards = (replace(data.cards[0], name=long, nouns=(long, long)), large, *data.cards[2:])
+    data = replace(data, cards=cards, n_images=10_070_000, statuses={"ok": 10_069_000, "undecodable": 1_000})
     write(tmp_path / "report", data)
     tab.size(width, 900)
     for page in ("index.html", "clusters/0001.html", "clusters/0006.html"):
         visit(tab, tmp_path / "report" / page)
         assert tab.evaluate("document.documentElement.scrollWidth") <= width
+        assert tab.evaluate(OUTSIDE) == []
+        assert tab.evaluate(OVERLAPPING) == []
 
 
 @pytest.mark.slow
