@@ -18,7 +18,8 @@ TEMPERATURE = 0.03
 CANDIDATES = 50
 """Smallest number of nouns that are considered for the name of a cluster."""
 PAIRS = 1_000_000
-"""Number of pairs of a cluster and a noun up to which C nouns are considered for each of C clusters: among C one is always left."""
+"""Number of pairs of a cluster and a noun that are considered. Where they suffice, C nouns are considered for each of C clusters: the other
+clusters cannot take all of these, so that the matching is the best one with all nouns."""
 VOTES_BYTES = 2**30
 """Bytes of the votes that are held at once, float32: those for some clusters and all nouns."""
 SCORES_BYTES = 2**27
