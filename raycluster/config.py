@@ -191,7 +191,7 @@ class ResourcesConfig(Section):
 
 
 class ReportConfig(Section):
-    """What the HTML report shows."""
+    """What the HTML report shows. Of more than 500 clusters it shows at most 6 most typical and 3 least typical images each."""
 
     most_typical: int = Field(default=12, ge=0, le=100)
     """Number of exemplar thumbnails per cluster, most confident first."""

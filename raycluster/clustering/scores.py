@@ -1,45 +1,15 @@
-"""Scores of a clustering: those against labels, and those that need none."""
+"""Scores of a clustering that need no labels."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import numpy as np
 import torch
-from scipy.optimize import linear_sum_assignment
-from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
-from sklearn.metrics.cluster import contingency_matrix
 
 from raycluster.clustering.neighbors import nearest_neighbors
 
 NEIGHBORS = 20
-
-
-def supervised_scores(
-    labels: Sequence[str | int | None] | np.ndarray, clusters: np.ndarray
-) -> dict[str, float | int | None]:
-    """Return ACC (best one-to-one matching), NMI (arithmetic mean) and ARI, as fractions, over the rows with a label.
-
-    `labels`: one a row, None where unknown; or an integer array, negative where unknown. `clusters`: int [n]. Without any label all
-    scores are None. If there are more clusters than classes or fewer, some of them stay unmatched, and their rows count as wrong.
-    """
-    if isinstance(labels, np.ndarray):
-        known, truth = labels >= 0, labels[labels >= 0]
-    else:
-        known = np.array([label is not None for label in labels], bool)
-        truth = np.array([str(label) for label in labels if label is not None])
-    if not known.any():
-        return {"acc": None, "nmi": None, "ari": None, "n_labelled": 0}
-    found = np.asarray(clusters)[known]
-    table = contingency_matrix(truth, found)
-    matched = table[linear_sum_assignment(-table)].sum()
-    return {
-        "acc": float(matched / len(truth)),
-        "nmi": float(normalized_mutual_info_score(truth, found)),
-        "ari": float(adjusted_rand_score(truth, found)),
-        "n_labelled": len(truth),
-    }
 
 
 def label_free_scores(

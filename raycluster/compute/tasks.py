@@ -26,6 +26,19 @@ def file_groups(files: Sequence[Item], resources: Resources) -> list[Sequence[It
     return [files[start : start + max(1, size)] for start in range(0, len(files), max(1, size))]
 
 
+def map_groups(function: Callable[..., Any], files: list[Location], *values: Any, common: Common) -> Iterator[Any]:
+    """Call `function(group, *values)` for each group of the files (:func:`file_groups`), and yield the results as they come.
+
+    Each group is a Ray task, which gets one read-only copy of the `values` per node. A single group is done here, because starting a task
+    would take longer. `common`: what the nodes must have.
+    """
+    groups = file_groups(files)
+    if len(groups) > 1:
+        yield from map_tasks(function, groups, *map(ray.put, values), common=common)
+    else:
+        yield from (function(group, *values) for group in groups)
+
+
 def one_task(function: Callable[..., Any], resources: Resources, *shared: ray.ObjectRef) -> Any:
     """Return the result of `function(*shared)`, called in a task that computes alone on its node (:attr:`Resources.heavy_task`)."""
     task = ray.remote(**resources.heavy_task)(checked(function, resources.common))

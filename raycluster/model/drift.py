@@ -31,12 +31,12 @@ class Snapshot:
     """float32 [s], ascending: confidences of some of the pictures."""
 
 
-def snapshot(clusters: np.ndarray, confidence: np.ndarray, n_clusters: int) -> Snapshot:
-    """Sum up clusters int [n] and confidences [n]. Of more than `CONFIDENCES` sorted confidences an even sample is kept."""
+def snapshot(sizes: np.ndarray, confidence: np.ndarray) -> Snapshot:
+    """Sum up sizes of clusters [C] and confidences [n], in any order. Of more than `CONFIDENCES` sorted confidences an even sample is kept."""
     ordered = np.sort(confidence.astype(np.float32))
     if len(ordered) > CONFIDENCES:
         ordered = ordered[np.linspace(0, len(ordered) - 1, CONFIDENCES).round().astype(np.int64)]
-    return Snapshot(np.bincount(clusters, minlength=n_clusters).astype(np.int64), ordered)
+    return Snapshot(sizes.astype(np.int64), ordered)
 
 
 def drift(

@@ -46,7 +46,8 @@ def make_memory(method: Method, embeddings: np.ndarray) -> tuple[Memory, np.ndar
     found = [top_two(probabilities(method, chunk)) for chunk in chunks]
     clusters, confidence = (np.concatenate([one[column] for one in found]) for column in (0, 1))
     novelty = fit_novelty(torch.from_numpy(embeddings))
-    return Memory(novelty, snapshot(clusters, confidence, method.n_clusters)), clusters
+    sizes = np.bincount(clusters, minlength=method.n_clusters)
+    return Memory(novelty, snapshot(sizes, confidence)), clusters
 
 
 @dataclass(frozen=True)

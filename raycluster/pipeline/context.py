@@ -18,7 +18,7 @@ from tqdm import tqdm
 from raycluster.config import MethodConfig, RunConfig
 from raycluster.errors import DataQualityError
 from raycluster.pipeline.step import Step
-from raycluster.storage.location import Location, read_table
+from raycluster.storage.location import Location
 from raycluster.tables import rows
 from raycluster.tables.files import part_files
 from raycluster.tables.markers import FactsOf, RunFolder
@@ -146,9 +146,9 @@ class RunContext:
         return "reembed" in self.plan
 
     @property
-    def embedding_files_in_use(self) -> list[Location]:
-        """The part files of the embeddings that images are assigned by."""
-        return self.part_files("reembed" if self.is_tuned else "embed")
+    def embedding_stage(self) -> str:
+        """The stage that makes the embeddings that images are assigned by."""
+        return "reembed" if self.is_tuned else "embed"
 
     @property
     def uses_text(self) -> bool:
@@ -168,9 +168,17 @@ class RunContext:
 
         return load_model(self.place(self.plan[stage]), self.config.storage)
 
-    def assignments(self, columns: list[str], stage: str = "assign") -> pa.Table:
-        """These columns of all rows of the assignments table. Ids and addresses of images would take much memory: read them by row."""
-        return read_table(self.part_files(stage), columns)
+    def gather(self, stage: str, wanted: np.ndarray, column: str = "embedding") -> np.ndarray:
+        """Vectors [n, d] of a sample of a table's rows, `wanted` (ids, ascending). Raises :class:`KeyError` for a row that is not there."""
+        from raycluster.compute.gather import gather
+
+        return gather(self.part_files(stage), wanted, column, common=self.resources.common)
+
+    def gather_rows(self, stage: str, wanted: np.ndarray, columns: list[str]) -> pa.Table:
+        """`row_id` and these columns of a sample of a table's rows, as :meth:`gather` does."""
+        from raycluster.compute.gather import gather_rows
+
+        return gather_rows(self.part_files(stage), wanted, columns, common=self.resources.common)
 
     def training_rows(self) -> np.ndarray:
         """Ids of the images that heads and nouns are fitted to, ascending."""

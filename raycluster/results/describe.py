@@ -1,96 +1,126 @@
-"""Names for clusters, from the nouns that describe them best, and the table that sums up each cluster."""
+"""The table that sums up each cluster: its size, its mean confidence, and its most and least typical images.
+
+Each part of the assignments gives a :class:`Summary`, and two summaries give that of both parts. So nobody holds all rows: a summary has a
+few rows of each cluster.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from itertools import pairwise
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from scipy.optimize import linear_sum_assignment
 
-from raycluster.config import ReportConfig
 from raycluster.tables.schemas import CLUSTERS
 
-NOUNS = 5
-"""Number of nouns that describe a cluster."""
-TEMPERATURE = 0.03
-CHUNK = 4096
-"""Number of images in a chunk. The votes of one chunk at a time are in memory."""
-CANDIDATES = 50
-"""Number of nouns considered for the name of a cluster. With more, the one-to-one matching costs more than it gains."""
+EXEMPLAR = CLUSTERS.field("exemplars").type.value_type
 
 
-def noun_affinity(embeddings: np.ndarray, clusters: np.ndarray, nouns: np.ndarray, n_clusters: int) -> np.ndarray:
-    """Return how well each noun describes each cluster, float32 [C, M]; -inf for an empty cluster.
+@dataclass(frozen=True)
+class Shown:
+    """How many images of a cluster are shown."""
 
-    `embeddings` [N, d] and `nouns` [M, d] have unit rows; `clusters` is int [N]. Every image spreads one vote over the nouns,
-    softmax(v·t / 0.03). The affinity is log P(noun | cluster) − ½ log P(noun). With a whole log P(noun), the pointwise mutual
-    information, rare nouns would win; without this term a noun close to all pictures would name every cluster.
-    """
-    votes = np.zeros((n_clusters, len(nouns)), np.float64)
-    for start in range(0, len(embeddings), CHUNK):
-        scores = embeddings[start : start + CHUNK] @ nouns.T / TEMPERATURE
-        weights = np.exp(scores - scores.max(axis=1, keepdims=True))
-        np.add.at(votes, clusters[start : start + CHUNK], weights / weights.sum(axis=1, keepdims=True))
-    sizes = np.bincount(clusters, minlength=n_clusters)[:, None]
-    affinity = np.log(votes / np.maximum(sizes, 1) + 1e-12) - 0.5 * np.log(votes.sum(axis=0) / len(embeddings) + 1e-12)
-    return np.where(sizes > 0, affinity, -np.inf).astype(np.float32)
+    most: int
+    """Number of the most typical ones, which have the highest confidence."""
+    least: int
+    """Number of the least typical ones. An image that is one of the most typical is not one of these."""
 
 
-def name_clusters(affinity: np.ndarray, nouns: list[str]) -> list[dict[str, Any]]:
-    """Give each cluster a name of its own, by the one-to-one matching with the largest total affinity [C, M].
+@dataclass(frozen=True)
+class Summary:
+    """What some rows of the assignments say of the C clusters."""
 
-    Returns `{name, nouns}` for each cluster. An empty cluster is named by its number, and so is one for which no noun is left.
-    """
-    used = np.flatnonzero(np.isfinite(affinity).all(axis=1))
-    result: list[dict[str, Any]] = [{"name": f"cluster {cluster}", "nouns": []} for cluster in range(len(affinity))]
-    if not nouns or not len(used):
-        return result
-    scores = affinity[used]
-    best = np.argsort(-scores, axis=1, kind="stable")[:, : max(CANDIDATES, NOUNS)]
-    columns = np.unique(best)
-    rows, matched = linear_sum_assignment(-scores[:, columns])
-    for row, column in zip(rows, columns[matched], strict=True):
-        others = [nouns[index] for index in best[row] if index != column]
-        result[used[row]] = {"name": nouns[column], "nouns": [nouns[column], *others][:NOUNS]}
-    return result
+    sizes: np.ndarray
+    """int64 [C]: number of rows in each cluster."""
+    confidence: np.ndarray
+    """float64 [C]: sum of the confidences of its rows."""
+    cluster: np.ndarray
+    """int32 [s]: the clusters of the first and the last rows of each cluster, ascending. Within a cluster, rows are in the order of falling
+    confidence, and rows of equal confidence in the order of their ids."""
+    row_id: np.ndarray
+    """int64 [s]: the ids of these rows."""
+    row_confidence: np.ndarray
+    """float32 [s]: their confidences."""
 
 
-def summarize(
-    assignments: pa.Table,
-    images: Callable[[np.ndarray], pa.Table],
-    clusters: list[dict[str, Any]],
-    report: ReportConfig,
-) -> pa.Table:
-    """Return the clusters table (schema CLUSTERS) for all assignments, with the most and the least confident images of each cluster.
+def summarize(rows: pa.Table, n_clusters: int, shown: Shown) -> Summary:
+    """Sum up rows of the assignments: columns row_id, cluster (null for a row without), confidence."""
+    rows = rows.filter(pc.is_valid(rows.column("cluster")))
+    cluster, row_id, confidence = (rows.column(name).to_numpy() for name in ("cluster", "row_id", "confidence"))
+    sums = np.bincount(cluster, confidence, minlength=n_clusters)
+    return _summary(np.bincount(cluster, minlength=n_clusters), sums, cluster, row_id, confidence, shown)
 
-    `assignments`: columns row_id, cluster, confidence. `images` takes row ids, int64 ascending, and returns row_id, image_id, uri and
-    confidence of these rows, in that order.
-    """
-    rows = assignments.filter(pc.is_valid(assignments.column("cluster")))
-    ids = rows.column("row_id").to_numpy()
-    cluster, confidence = rows.column("cluster").to_numpy(), rows.column("confidence").to_numpy()
+
+def merge(one: Summary, other: Summary, shown: Shown) -> Summary:
+    """Return the summary of the rows of two summaries, which have no row in common."""
+    cluster = np.concatenate([one.cluster, other.cluster])
+    row_id = np.concatenate([one.row_id, other.row_id])
+    confidence = np.concatenate([one.row_confidence, other.row_confidence])
+    sums = one.confidence + other.confidence
+    return _summary(one.sizes + other.sizes, sums, cluster, row_id, confidence, shown)
+
+
+def _summary(
+    sizes: np.ndarray,
+    sums: np.ndarray,
+    cluster: np.ndarray,
+    row_id: np.ndarray,
+    confidence: np.ndarray,
+    shown: Shown,
+) -> Summary:
+    """Return a summary that keeps the first `most` and the last `least` rows of each cluster."""
     # Ties are broken by row id, so that the table does not depend on the order of the parts.
-    order = np.lexsort((ids, -confidence, cluster))
-    starts = np.searchsorted(cluster[order], np.arange(len(clusters) + 1))
-    members = [order[start:end] for start, end in pairwise(starts)]
-    typical = [each[: report.most_typical] for each in members]
-    least = [each[report.most_typical :][::-1][: report.least_typical] for each in members]
-    shown = np.unique(ids[np.concatenate([np.empty(0, np.int64), *typical, *least])])
-    known = {row["row_id"]: row for row in images(shown).to_pylist()} if len(shown) else {}
-    table = [
-        {
-            "cluster": index,
-            "name": description["name"],
-            "nouns": description["nouns"],
-            "size": len(members[index]),
-            "mean_confidence": float(confidence[members[index]].mean()) if len(members[index]) else None,
-            "exemplars": [known[row_id] for row_id in ids[typical[index]].tolist()],
-            "least_typical": [known[row_id] for row_id in ids[least[index]].tolist()],
-        }
-        for index, description in enumerate(clusters)
+    order = np.lexsort((row_id, -confidence, cluster))
+    rank, behind = _ranks(cluster[order], len(sizes))
+    order = order[(rank < shown.most) | (behind < shown.least)]
+    return Summary(sizes, sums, cluster[order], row_id[order], confidence[order])
+
+
+def _ranks(cluster: np.ndarray, n_clusters: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return how many rows of the same cluster stand before each row, and how many behind it; `cluster` is ascending."""
+    counts = np.bincount(cluster, minlength=n_clusters)
+    rank = np.arange(len(cluster)) - (np.cumsum(counts) - counts)[cluster]
+    return rank, counts[cluster] - 1 - rank
+
+
+def clusters_table(
+    summary: Summary, images: pa.Table | None, descriptions: Sequence[dict[str, Any]], shown: Shown
+) -> pa.Table:
+    """Return the clusters table (schema CLUSTERS) of the summary of all assignments.
+
+    `images`: row_id (ascending), image_id and uri of all rows of the summary; None if it has no rows. `descriptions`: `{name, nouns}` of
+    each cluster.
+    """
+    rank, behind = _ranks(summary.cluster, len(summary.sizes))
+    first = np.flatnonzero(rank < shown.most)
+    # A cluster with at most `most + least` rows is there as a whole, so that its first rows are known here.
+    last = np.flatnonzero((rank >= shown.most) & (behind < shown.least))
+    last = last[np.lexsort((-rank[last], summary.cluster[last]))]
+    means = summary.confidence / np.maximum(summary.sizes, 1)
+    columns = [
+        pa.array(np.arange(len(summary.sizes), dtype=np.int32)),
+        pa.array([description["name"] for description in descriptions], pa.string()),
+        pa.array([description["nouns"] for description in descriptions], pa.list_(pa.string())),
+        pa.array(summary.sizes),
+        pa.array(means.astype(np.float32), mask=summary.sizes == 0),
+        _lists(summary, first, images),
+        _lists(summary, last, images),
     ]
-    return pa.Table.from_pylist(table, CLUSTERS)
+    return pa.table(columns, schema=CLUSTERS)
+
+
+def _lists(summary: Summary, places: np.ndarray, images: pa.Table | None) -> pa.ListArray:
+    """Return a list for each cluster: of the rows at these places of the summary, which are in the order of the clusters."""
+    counts = np.bincount(summary.cluster[places], minlength=len(summary.sizes))
+    offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
+    ids = summary.row_id[places]
+    if images is None:
+        texts = [pa.array([], pa.string())] * 2
+    else:
+        at = pa.array(np.searchsorted(images.column("row_id").to_numpy(), ids))
+        texts = [images.column(name).take(at).combine_chunks().cast(pa.string()) for name in ("image_id", "uri")]
+    values = [pa.array(ids), *texts, pa.array(summary.row_confidence[places])]
+    return pa.ListArray.from_arrays(offsets, pa.StructArray.from_arrays(values, fields=list(EXEMPLAR)))

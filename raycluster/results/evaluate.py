@@ -2,61 +2,64 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from scipy.sparse import csr_array
 
+from raycluster.clustering.contingency import contingency_table
 from raycluster.clustering.modality import HELPS, text_asymmetry
-from raycluster.clustering.scores import label_free_scores, supervised_scores
-from raycluster.randomness import sampled
-from raycluster.storage.location import Location
-from raycluster.tables.rows import gather
 
 SAMPLE = 10_000
 """Number of images behind the label-free scores. The neighbors of all of a million images would cost more than the clustering."""
 
 
-def evaluate(
-    assignments: pa.Table,
-    manifest: pa.Table,
-    embedded: np.ndarray,
-    embeddings: list[Location],
-    counterparts: list[Location] | None,
-    n_clusters: int,
-    seed: int,
-    advise: bool,
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return all scores for `metrics.json`, and the result of :func:`text_advice` (empty without `advise` or counterparts).
+@dataclass(frozen=True)
+class LabelCounts:
+    """How many images have each label and each cluster, of some of the images."""
 
-    `manifest`: columns row_id, label; `assignments`: columns row_id, cluster, confidence, margin; `embedded`: ids of the rows that have
-    an embedding in `embeddings`. Rows without a cluster count in `n_rows` only. Rows that only the tuned encoder has embedded count in
-    no label-free score.
+    labels: pa.Array
+    """string [L], each label once."""
+    table: csr_array
+    """int64 [L, C]."""
+
+
+def count_labels(labels: pa.ChunkedArray, clusters: np.ndarray, n_clusters: int) -> LabelCounts:
+    """Count images by their label, string [n] with nulls where it is unknown, and their cluster, int [n]."""
+    found = labels.combine_chunks().cast(pa.string()).dictionary_encode()
+    table = contingency_table(pc.fill_null(found.indices, -1).to_numpy(zero_copy_only=False), clusters)
+    table.resize(len(found.dictionary), n_clusters)
+    return LabelCounts(found.dictionary, table)
+
+
+def no_labels(n_clusters: int) -> LabelCounts:
+    """Return the counts of no image."""
+    return LabelCounts(pa.array([], pa.string()), csr_array((0, n_clusters), dtype=np.int64))
+
+
+def add_counts(one: LabelCounts, other: LabelCounts) -> LabelCounts:
+    """Return the counts of the images of both."""
+    joined = pa.chunked_array([one.labels, other.labels]).combine_chunks().dictionary_encode()
+    labels = joined.indices.to_numpy()
+    tables = [part.table.tocoo() for part in (one, other)]
+    rows = labels[np.concatenate([tables[0].row, len(one.labels) + tables[1].row])]
+    columns = np.concatenate([table.col for table in tables])
+    counts = np.concatenate([table.data for table in tables])
+    # Entries of the same label and cluster are added.
+    table = csr_array((counts, (rows, columns)), shape=(len(joined.dictionary), one.table.shape[1]))
+    return LabelCounts(joined.dictionary, table)
+
+
+def count_kept(before: pa.ChunkedArray, after: pa.ChunkedArray) -> np.ndarray:
+    """Return how many images have the same cluster in both assignments, and how many have one in both, int64 [2].
+
+    `before`, `after`: the clusters of the same images in the same order, null where an image has none.
     """
-    rows = assignments.filter(pc.is_valid(assignments.column("cluster"))).sort_by("row_id")
-    ids, clusters = rows.column("row_id").to_numpy(), rows.column("cluster").to_numpy()
-    labels = _labels(manifest, ids)
-    sample = sampled(np.intersect1d(ids, embedded), SAMPLE, seed)
-    at = np.searchsorted(ids, sample)
-    images = gather(embeddings, sample)
-    paired = None if counterparts is None else gather(counterparts, sample, "counterpart")
-    free = label_free_scores(
-        images,
-        paired,
-        clusters[at],
-        rows.column("confidence").to_numpy()[at],
-        rows.column("margin").to_numpy()[at],
-        n_clusters,
-    )
-    scores = {**supervised_scores(labels, clusters), "n_rows": len(assignments), **free}
-    return scores, text_advice(images, paired, n_clusters, seed) if advise and paired is not None else {}
-
-
-def share_kept(before: pa.Table, after: pa.Table) -> float | None:
-    """Return the share of images that kept their cluster, among those with a cluster in both assignments; None if there are none."""
-    one, other = (table.sort_by("row_id").column("cluster") for table in (before, after))
-    return pc.mean(pc.cast(pc.equal(one, other), pa.float64())).as_py()
+    same = pc.equal(before, after)
+    return np.array([pc.sum(same).as_py() or 0, len(same) - same.null_count])
 
 
 def text_advice(images: np.ndarray, paired: np.ndarray, n_clusters: int, seed: int) -> dict[str, Any]:
@@ -77,11 +80,3 @@ def text_advice(images: np.ndarray, paired: np.ndarray, n_clusters: int, seed: i
         words = "it is not clear whether text helps or hurts"
     facts = {"text_asymmetry": round(asymmetry, 3), "text_hurts": asymmetry < 1 / HELPS}
     return {**facts, "text_advice": f"{words} (asymmetry {asymmetry:.2f})"}
-
-
-def _labels(manifest: pa.Table, ids: np.ndarray) -> np.ndarray:
-    """Return the label of each row as a number, -1 where it is unknown."""
-    order = np.argsort(manifest.column("row_id").to_numpy())
-    place = np.searchsorted(manifest.column("row_id").to_numpy()[order], ids)
-    labels = manifest.column("label").take(pa.array(order[place])).combine_chunks().dictionary_encode()
-    return pc.fill_null(labels.indices, -1).to_numpy(zero_copy_only=False)

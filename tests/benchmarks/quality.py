@@ -21,17 +21,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from scipy.optimize import linear_sum_assignment
 from sklearn.metrics import normalized_mutual_info_score
 
-from raycluster.clustering.scores import label_free_scores, supervised_scores
+from raycluster.clustering.contingency import supervised_scores
+from raycluster.clustering.scores import label_free_scores
 from raycluster.config import MethodConfig
 from raycluster.methods import registry
 from raycluster.methods.base import FittedMethod, TrainedMethod, TrainingData
 from raycluster.methods.consensus import consensus_clusters
 from raycluster.model.prediction import probabilities, top_two
+from raycluster.results.evaluate import count_labels
 from raycluster.tables.rows import unit, vectors
 from raycluster.training.loop import History, find_neighbors, train
 
@@ -104,7 +107,8 @@ def one_run(features: Path, name: str, method: dict[str, Any], seed: int, unseen
     everywhere = top_two(probabilities(built, images))
     found, confidence, margin = (values[shown] for values in everywhere[:3])
     free = label_free_scores(images[shown], paired.numpy()[shown], found, confidence, margin, clusters)
-    scores = supervised_scores([label for label, show in zip(labels, shown, strict=True) if show], found)
+    own = pa.chunked_array([pa.array(labels, pa.string()).filter(pa.array(shown))])
+    scores = supervised_scores(count_labels(own, found, clusters).table)
     if unseen:
         scores["acc"] = unseen_accuracy(labels, everywhere[0], held)
     losses = [epoch["loss"] for epoch in history]

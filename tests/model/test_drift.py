@@ -17,15 +17,15 @@ def of(sizes: list[int], confidence: list[float]) -> Snapshot:
     return Snapshot(np.array(sizes), np.array(confidence, np.float32))
 
 
-def test_a_snapshot_counts_and_sorts() -> None:
-    found = snapshot(np.array([2, 0, 2], np.int32), np.array([0.5, 0.9, 0.1], np.float32), 4)
+def test_a_snapshot_has_the_sizes_and_sorted_confidences() -> None:
+    found = snapshot(np.array([1, 0, 2, 0]), np.array([0.5, 0.9, 0.1], np.float32))
     assert found.sizes.tolist() == [1, 0, 2, 0]
     assert found.confidence.tolist() == pytest.approx([0.1, 0.5, 0.9])
 
 
 def test_of_many_confidences_an_even_sample_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(room, "CONFIDENCES", 5)
-    found = snapshot(np.zeros(9, np.int32), np.arange(9)[::-1] / 8, 1)
+    found = snapshot(np.array([9]), np.arange(9)[::-1] / 8)
     assert found.confidence.tolist() == [0, 0.25, 0.5, 0.75, 1]
     assert found.sizes.tolist() == [9]
 
@@ -70,7 +70,8 @@ def test_nothing_is_said_of_no_pictures() -> None:
 
 def like(seed: int, n: int, low: float = 0.0, shares: tuple[float, ...] = (0.25,) * 4) -> Snapshot:
     rng = np.random.default_rng(seed)
-    return snapshot(rng.choice(4, n, p=shares), rng.uniform(low, 1, n).astype(np.float32), 4)
+    sizes = np.bincount(rng.choice(4, n, p=shares), minlength=4)
+    return snapshot(sizes, rng.uniform(low, 1, n).astype(np.float32))
 
 
 @pytest.mark.parametrize("n", [5, 50, 5000])

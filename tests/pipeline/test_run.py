@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 import run_commands
 import yaml
-from drawn_run import NOUNS, READABLE, UGLY, configuration
+from drawn_run import NOUNS, READABLE, UGLY, configuration, copied
 from PIL import Image
 
 import raycluster
@@ -24,6 +25,7 @@ from raycluster.cli import main
 from raycluster.errors import ConfigError, DataQualityError
 from raycluster.pipeline.run import RunResult
 from raycluster.pipeline.stages import RUN
+from raycluster.results.report import pages
 from raycluster.tables.schemas import ASSIGNMENTS, CLUSTERS, MANIFEST, embeddings_schema
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
@@ -415,3 +417,23 @@ def test_status_says_what_is_done_and_what_failed(
     assert result["stages"]["embed"]["failed"] == {"empty": 1, "missing": 1, "undecodable": 2}
     assert result["status"] == "ok"
     assert main(["status", str(tmp_path)]) == 2
+
+
+def test_the_report_of_very_many_clusters_is_a_folder(
+    dxmc_run: tuple[dict[str, Any], RunResult], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pages, "ONE_PAGE", 3)
+    monkeypatch.setattr(pages, "CARDS", 2)
+    result = copied(dxmc_run[0], tmp_path / "out", until="report", report={"map_sample": 30})
+    assert [stage for stage, state in states(result).items() if state == "ran"] == ["report"]
+    index = Path(str(result.report))
+    assert index.name == "index.html"
+    found = sorted(str(file.relative_to(index.parent)) for file in index.parent.rglob("*.html"))
+    assert found == ["clusters/0001.html", "clusters/0002.html", "index.html"]
+    shown = [src for page in found[:2] for src in re.findall(r'<img src="([^"]+)"', (index.parent / page).read_text())]
+    described = table(result, "clusters").to_pylist()
+    assert len(shown) == sum(len(row["exemplars"][:6] + row["least_typical"][:3]) for row in described)
+    pictures = {(index.parent / "clusters" / src).resolve() for src in shown}
+    assert pictures == set(index.parent.rglob("*.jpg"))
+    assert Image.open(min(pictures)).format == "JPEG"
+    assert index.read_text().count("clusters/0001.html#cluster-") >= 2

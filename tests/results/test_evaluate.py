@@ -1,43 +1,54 @@
-"""Test the scores of an assignment that is measured with the embeddings of another encoder, and the share of images that agree."""
+"""Test the counts behind the scores: those of parts of the images, added, are those of all images."""
 
 from __future__ import annotations
 
-from pathlib import Path
+from functools import reduce
+from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
+import pytest
 
-from raycluster.results.evaluate import evaluate, share_kept
-from raycluster.storage.location import locate
-from raycluster.tables.rows import vector_column
-
-
-def assignments(clusters: list[int | None]) -> pa.Table:
-    return pa.table(
-        {
-            "row_id": np.arange(len(clusters)),
-            "cluster": pa.array(clusters, pa.int32()),
-            "confidence": pa.array([None if c is None else 0.9 for c in clusters], pa.float32()),
-            "margin": pa.array([None if c is None else 0.8 for c in clusters], pa.float32()),
-        }
-    )
+from raycluster.results.evaluate import LabelCounts, add_counts, count_kept, count_labels, no_labels
 
 
-def test_a_picture_that_only_the_tuned_encoder_found_has_a_label_score_and_no_other(tmp_path: Path) -> None:
-    n = 60
-    known = np.arange(1, n)
-    embeddings = np.eye(2, 4, dtype=np.float16)[known % 2]
-    file = locate(str(tmp_path / "part-0.parquet"))
-    file.write_table(pa.table({"row_id": known, "embedding": vector_column(embeddings)}))
-    manifest = pa.table({"row_id": np.arange(n), "label": [str(i % 2) for i in range(n)]})
-    scores, advice = evaluate(
-        assignments([i % 2 for i in range(n)]), manifest, known, [file], None, n_clusters=2, seed=0, advise=False
-    )
-    assert (scores["n_rows"], scores["n_labelled"], scores["acc"]) == (n, n, 1.0)
-    assert scores["neighborhood_consistency"] == 1.0
-    assert advice == {}
+def counted(counts: LabelCounts) -> dict[tuple[str, int], int]:
+    table = counts.table.tocoo()
+    names = counts.labels.to_pylist()
+    assert len(set(names)) == len(names)
+    return {(names[r], int(c)): int(n) for r, c, n in zip(table.row, table.col, table.data, strict=True)}
+
+
+@pytest.mark.parametrize("labels", [["cat", "dog", "owl", None], ["cat"], [None]])
+@pytest.mark.parametrize("seed", range(4))
+def test_counts_of_parts_add_up(labels: list[str | None], seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    given = [labels[i] for i in rng.integers(0, len(labels), 90)]
+    clusters = rng.integers(0, 5, 90).astype(np.int32)
+    cuts = [0, *np.sort(rng.integers(0, 91, 4)).tolist(), 90]
+    parts = [
+        count_labels(pa.chunked_array([pa.array(given[start:end], pa.string())]), clusters[start:end], 6)
+        for start, end in pairwise(cuts)
+    ]
+    expected: dict[tuple[str, int], int] = {}
+    for label, cluster in zip(given, clusters.tolist(), strict=True):
+        if label is not None:
+            expected[label, cluster] = expected.get((label, cluster), 0) + 1
+    total = reduce(add_counts, parts, no_labels(6))
+    assert counted(total) == expected
+    assert total.table.shape == (len({label for label in given if label}), 6)
+
+
+def test_large_strings_are_labels_too() -> None:
+    one = count_labels(pa.chunked_array([pa.array(["a", "b"], pa.large_string())]), np.array([0, 1]), 2)
+    other = count_labels(pa.chunked_array([pa.array(["b", None])]), np.array([1, 0]), 2)
+    assert counted(add_counts(one, other)) == {("a", 0): 1, ("b", 1): 2}
 
 
 def test_agreement_counts_the_images_that_have_a_cluster_in_both() -> None:
-    assert share_kept(assignments([0, 1, 1, None]), assignments([0, 1, 0, 1])) == 2 / 3
-    assert share_kept(assignments([None]), assignments([1])) is None
+    def clusters(values: list[int | None]) -> pa.ChunkedArray:
+        return pa.chunked_array([pa.array(values, pa.int32())])
+
+    assert count_kept(clusters([0, 1, 1, None]), clusters([0, 1, 0, 1])).tolist() == [2, 3]
+    assert count_kept(clusters([None]), clusters([1])).tolist() == [0, 0]
+    assert count_kept(clusters([]), clusters([])).tolist() == [0, 0]

@@ -38,7 +38,7 @@ def recipe(ctx: RunContext) -> Recipe:
 
 def run(ctx: RunContext, step: Step) -> Outcome:
     """Give every image of the manifest its cluster, or the status that says why it has none."""
-    return assign_rows(ctx, step, ctx.model.method, ctx.embedding_files_in_use)
+    return assign_rows(ctx, step, ctx.model.method, ctx.part_files(ctx.embedding_stage))
 
 
 def assign_rows(

@@ -5,15 +5,16 @@ Libraries that are slow to import are imported in the functions that use them, s
 
 from __future__ import annotations
 
+from functools import partial, reduce
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from raycluster.pipeline.context import RunContext
 from raycluster.pipeline.stage import Keeps, Outcome, Recipe, Stage
 from raycluster.pipeline.step import Step
-from raycluster.tables.rows import find_spans, rows_by_id
+from raycluster.results.describe import Shown, Summary, clusters_table, merge, summarize
+from raycluster.storage.location import Location, read_table
 
 
 def assignments_recipe(ctx: RunContext) -> dict[str, Any]:
@@ -30,16 +31,21 @@ def recipe(ctx: RunContext) -> Recipe:
 
 
 def run(ctx: RunContext, step: Step) -> Outcome:
-    """Write the table of clusters."""
-    from raycluster.results.describe import summarize
+    """Write the table of clusters. A task sums up some files of the assignments; the driver holds a few rows of each cluster."""
+    from raycluster.compute.tasks import map_groups
 
-    assigned = ctx.assignments(["row_id", "cluster", "confidence"])
-    spans = find_spans(ctx.part_files("assign"))
+    config, descriptions = ctx.config.report, ctx.model.clusters
+    shown, n_clusters = Shown(config.most_typical, config.least_typical), len(descriptions)
 
-    def images(row_ids: np.ndarray) -> pa.Table:
-        return rows_by_id(spans, row_ids, ["image_id", "uri", "confidence"])
+    def sum_up(files: list[Location]) -> Summary:
+        return summarize(read_table(files, ["row_id", "cluster", "confidence"]), n_clusters, shown)
 
-    table = summarize(assigned, images, ctx.model.clusters, ctx.config.report)
+    summary = reduce(
+        partial(merge, shown=shown), map_groups(sum_up, ctx.part_files("assign"), common=ctx.resources.common)
+    )
+    ids = np.unique(summary.row_id)
+    images = ctx.gather_rows("assign", ids, ["image_id", "uri"]) if len(ids) else None
+    table = clusters_table(summary, images, descriptions, shown)
     (ctx.place(step) / "part-000000000000.parquet").write_table(table)
     return Outcome(len(table))
 

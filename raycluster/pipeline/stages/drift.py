@@ -1,16 +1,18 @@
-"""Compare new images with those that the model was trained on."""
+"""Compare new images with those that the model was trained on.
+
+Libraries that are slow to import are imported in the functions that use them, so that `raycluster --help` answers at once.
+"""
 
 from __future__ import annotations
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
 
 from raycluster.model.drift import drift, snapshot
 from raycluster.pipeline.context import RunContext
 from raycluster.pipeline.stage import Keeps, Outcome, Recipe, Stage
 from raycluster.pipeline.step import Step
-from raycluster.storage.location import read_table
+from raycluster.storage.location import Location, read_table
 
 FIGURES = "drift.json"
 
@@ -21,20 +23,25 @@ def recipe(ctx: RunContext) -> Recipe:
 
 
 def run(ctx: RunContext, step: Step) -> Outcome:
-    """Compare how the new images fall to the clusters with how the training images did."""
-    model = ctx.model
-    table = read_table(ctx.part_files("assign"), ["cluster", "confidence", "outlier"])
-    table = table.filter(pc.is_valid(table.column("cluster")))
-    now = snapshot(_array(table, "cluster"), _array(table, "confidence"), model.method.n_clusters)
-    flagged, expected = int(_array(table, "outlier").sum()), model.novelty.expected
+    """Compare how the new images fall to the clusters with how the training images did. The driver holds a confidence a row."""
+    from raycluster.compute.tasks import map_groups
+
+    model, n_clusters = ctx.model, ctx.model.method.n_clusters
+
+    def count(files: list[Location]) -> tuple[np.ndarray, np.ndarray, int]:
+        table = read_table(files, ["cluster", "confidence", "outlier"])
+        table = table.filter(pc.is_valid(table.column("cluster")))
+        sizes = np.bincount(table.column("cluster").to_numpy(), minlength=n_clusters)
+        return sizes, table.column("confidence").to_numpy(), int(table.column("outlier").to_numpy().sum())
+
+    counted = list(map_groups(count, ctx.part_files("assign"), common=ctx.resources.common))
+    sizes, confidence = sum(one[0] for one in counted), np.concatenate([one[1] for one in counted])
+    flagged, expected = sum(one[2] for one in counted), model.novelty.expected
+    now = snapshot(sizes, confidence)
     figures = drift(model.snapshot, now, flagged, expected, model.names, model.record["dim"])
-    figures = {"n_failed": len(ctx.row_ids) - len(table), **figures}
+    figures = {"n_failed": len(ctx.row_ids) - len(confidence), **figures}
     (ctx.place(step) / FIGURES).write_json(figures)
-    return Outcome(len(table), note=figures["verdict"][0])
-
-
-def _array(table: pa.Table, column: str) -> np.ndarray:
-    return table.column(column).to_numpy()
+    return Outcome(len(confidence), note=figures["verdict"][0])
 
 
 STAGE = Stage(

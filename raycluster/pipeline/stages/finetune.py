@@ -70,11 +70,11 @@ def run(ctx: RunContext, step: Step) -> Outcome:
     job = PixelJob(ctx.spec, ctx.config.encoder, ctx.config.storage, seed, len(images), batch)
     before = ctx.load_model("train")
     guarded = sampled(sample, GUARDED, seed)
-    sizes = probabilities(before.method, rows.gather(ctx.part_files("embed"), guarded)).mean(dim=0)
+    sizes = probabilities(before.method, ctx.gather("embed", guarded)).mean(dim=0)
     training = ctx.folder.root / "training" / step.fingerprint
     tuned = finetune(config, job, before.method, sizes, images, training, ctx.resources)
     readable = _embed_sample(ctx, step, tuned, guarded)
-    _save(ctx, step, before, tuned, rows.gather(ctx.part_files("reembed"), readable))
+    _save(ctx, step, before, tuned, ctx.gather("reembed", readable))
     measures = _measure(ctx, before, readable)
     facts = FinetuneFacts(guard=measures, kind=tuned.kind, history=tuned.history)
     return Outcome(len(images), facts=facts, note=f"{tuned.kind}, {measures['agreement']:.1%} keep their cluster")
@@ -130,9 +130,9 @@ def _measure(ctx: RunContext, before: Model, sample: np.ndarray) -> dict[str, fl
     from raycluster.model.prediction import probabilities
 
     after = ctx.load_model("finetune")
-    images = rows.gather(ctx.part_files("embed"), sample)
+    images = ctx.gather("embed", sample)
     own = probabilities(before.method, images).argmax(dim=1).numpy()
-    tuned = probabilities(after.method, rows.gather(ctx.part_files("reembed"), sample)).argmax(dim=1).numpy()
+    tuned = probabilities(after.method, ctx.gather("reembed", sample)).argmax(dim=1).numpy()
     return collapse.measure(images, own, tuned, ctx.config.clusters)
 
 

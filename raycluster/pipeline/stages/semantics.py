@@ -74,7 +74,7 @@ def _choose_nouns(ctx: RunContext, step: Step) -> None:
     assert ctx.vocabulary is not None
     # What a killed run has left was perhaps paired with other nouns.
     ctx.place(step).delete()
-    embeddings, images = noun_embeddings(ctx), rows.gather(ctx.part_files("embed"), ctx.training_rows())
+    embeddings, images = noun_embeddings(ctx), ctx.gather("embed", ctx.training_rows())
     space, config = registry.space(ctx.method), ctx.config
     kept = counterparts.keep_nouns(space, images, embeddings, config.clusters, config.seed, ctx.resources)
     nouns = [ctx.vocabulary.nouns[i] for i in kept]

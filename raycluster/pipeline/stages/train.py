@@ -15,7 +15,6 @@ from raycluster.pipeline.context import RunContext
 from raycluster.pipeline.stage import Keeps, Outcome, Recipe, Stage
 from raycluster.pipeline.stages.semantics import kept_nouns, noun_embeddings, training_recipe
 from raycluster.pipeline.step import Step
-from raycluster.tables import rows
 from raycluster.tables.markers import MODEL_FOLDER, Facts
 
 
@@ -64,9 +63,9 @@ def _training_data(ctx: RunContext) -> dict[str, np.ndarray]:
     from raycluster.methods import registry
 
     sample, method = ctx.training_rows(), registry.method_class(ctx.method.name)
-    data = {"row_ids": sample, "images": rows.gather(ctx.part_files("embed"), sample)}
+    data = {"row_ids": sample, "images": ctx.gather("embed", sample)}
     if method.text == "required":
-        data["counterparts"] = rows.gather(ctx.part_files("semantics"), sample, "counterpart")
+        data["counterparts"] = ctx.gather("semantics", sample, "counterpart")
         data["nouns"] = kept_nouns(ctx)[1]
     if ctx.uses_text and method.wants_vocabulary(ctx.method):
         data["vocabulary"] = noun_embeddings(ctx)
@@ -83,13 +82,25 @@ def _encoder_record(ctx: RunContext) -> dict[str, Any]:
 
 
 def _names(ctx: RunContext, images: np.ndarray, assigned: np.ndarray) -> list[dict[str, Any]]:
-    """A name for each cluster, from the nouns nearest to it."""
-    from raycluster.results.describe import name_clusters, noun_affinity
+    """A name for each cluster, from the nouns nearest to it. One Ray task finds them, on a GPU if the cluster has one."""
+    import ray
+    import torch
 
+    from raycluster.compute.resources import own_device
+    from raycluster.compute.tasks import one_task
+    from raycluster.results.naming import best_nouns, name_clusters, unnamed
+
+    resources, n_clusters = ctx.resources, ctx.config.clusters
     if "semantics" not in ctx.plan:
-        return name_clusters(np.empty((ctx.config.clusters, 0)), [])
+        return unnamed(n_clusters)
     nouns, embeddings = kept_nouns(ctx)
-    return name_clusters(noun_affinity(rows.unit(images), assigned, embeddings, ctx.config.clusters), nouns)
+
+    def name(images: np.ndarray, assigned: np.ndarray, embeddings: np.ndarray) -> list[dict[str, Any]]:
+        resources.use_heavy_threads()
+        x, own, t = (torch.from_numpy(np.array(each)).to(own_device()) for each in (images, assigned, embeddings))
+        return name_clusters(best_nouns(x, own.long(), t, n_clusters), nouns)
+
+    return one_task(name, resources, *map(ray.put, (images, assigned, embeddings)))
 
 
 def _count_used(ctx: RunContext, assigned: np.ndarray) -> int:

@@ -1,4 +1,4 @@
-"""Build the data of the report page from a run's tables and thumbnails."""
+"""Build the data of the report from a run's tables and the addresses of its pictures."""
 
 from __future__ import annotations
 
@@ -11,21 +11,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raycluster.config import RunConfig
-from raycluster.randomness import sampled
-from raycluster.results.report.html import ClusterCard, Thumb, Tuning
-from raycluster.results.report.projection import project
-from raycluster.storage.location import Location
-from raycluster.tables.rows import gather
+from raycluster.results.report.data import ClusterCard, Thumb, Tuning
 
 
-def cards(clusters: pa.Table, thumbnails: Mapping[int, bytes]) -> tuple[ClusterCard, ...]:
+def cards(clusters: pa.Table, pictures: Mapping[int, str]) -> tuple[ClusterCard, ...]:
     """Return a card for each row of the clusters table.
 
-    `thumbnails`: row id → JPEG. For a picture without a thumbnail the page shows only the name.
+    `pictures`: row id → address of the picture. For a picture without one the page shows only the name.
     """
 
     def thumbs(images: list[dict[str, Any]]) -> tuple[Thumb, ...]:
-        return tuple(Thumb(image["image_id"], image["confidence"], thumbnails.get(image["row_id"])) for image in images)
+        return tuple(Thumb(image["image_id"], image["confidence"], pictures.get(image["row_id"])) for image in images)
 
     return tuple(
         ClusterCard(
@@ -41,23 +37,18 @@ def cards(clusters: pa.Table, thumbnails: Mapping[int, bytes]) -> tuple[ClusterC
     )
 
 
+def fewer(clusters: pa.Table, typical: int, least_typical: int) -> pa.Table:
+    """Return the clusters table with at most so many images of each cluster."""
+    for name, most in (("exemplars", typical), ("least_typical", least_typical)):
+        place = clusters.schema.get_field_index(name)
+        clusters = clusters.set_column(place, name, pc.list_slice(clusters.column(name), 0, most))
+    return clusters
+
+
 def shown(clusters: pa.Table) -> np.ndarray:
-    """Return the row ids of the images that the cards show, ascending."""
-    columns = (clusters.column(name).to_pylist() for name in ("exemplars", "least_typical"))
-    return np.array(sorted({image["row_id"] for column in columns for row in column for image in row}), np.int64)
-
-
-def sample_map(
-    embeddings: list[Location], assignments: pa.Table, size: int, seed: int
-) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """Return 2-D coordinates [n, 2] and clusters [n] of a seeded sample of the assigned images; None if the map is left out."""
-    rows = assignments.filter(pc.is_valid(assignments.column("cluster"))).sort_by("row_id")
-    if size == 0 or not len(rows):
-        return None, None
-    ids = rows.column("row_id").to_numpy()
-    chosen = sampled(ids, size, seed)
-    clusters = rows.column("cluster").to_numpy()[np.searchsorted(ids, chosen)]
-    return project(gather(embeddings, chosen).astype(np.float32), seed), clusters
+    """Return the row ids of the images that the cards show, int64, ascending."""
+    lists = [clusters.column(name).combine_chunks().flatten() for name in ("exemplars", "least_typical")]
+    return np.unique(np.concatenate([images.field("row_id").to_numpy() for images in lists]))
 
 
 def tuning(

@@ -19,6 +19,8 @@ THIN = 0.004
 """Shares above 0 and up to this one are drawn two pixels wide."""
 HEADROOM = 0.94
 """Share of a column chart's height that the largest value takes."""
+POINTS = 400
+"""Number of points at the upper edge of an area."""
 JOINED = 150
 """From this number of columns on, they are drawn without gaps, because gaps would be thinner than a pixel."""
 
@@ -96,26 +98,53 @@ def columns(values: Sequence[Column], mean: float) -> Markup:
     pitch = 100 / max(len(values), 1)
     width = pitch if len(values) >= JOINED else 0.8 * pitch
 
-    def up(value: float) -> float:
-        return 100 * HEADROOM * value / largest
-
-    grid = Markup("").join(
-        Markup(
-            '<line x1="0" x2="100%" y1="{0:.2f}%" y2="{0:.2f}%"/><text x="100%" y="{0:.2f}%" dy="-4">{1:,}</text>'
-        ).format(100 - up(tick), tick)
-        for tick in ticks(largest)
-    )
     # The invisible rectangle shows the title of a low column wherever the pointer is above it, and makes that space a link too.
     drawn = Markup("").join(
         Markup(
             '<a href="{}" tabindex="-1"><title>{}</title><rect class="reach" x="{:.3f}%" width="{:.3f}%" height="100%"/>'
             '<rect class="column" x="{:.3f}%" y="{:.2f}%" width="{:.3f}%" height="{:.2f}%"/></a>'
-        ).format(
-            column.href, column.title, i * pitch, pitch, i * pitch, 100 - up(column.value), width, up(column.value)
-        )
-        for i, column in enumerate(values)
+        ).format(column.href, column.title, i * pitch, pitch, i * pitch, 100 - height, width, height)
+        for i, (column, height) in enumerate((column, _height(column.value, largest)) for column in values)
+    )
+    grid = [(tick, _height(tick, largest)) for tick in ticks(largest)]
+    return _framed(drawn, f"{len(values)} columns, the largest {largest:,}", grid, _height(mean, largest))
+
+
+def area(values: Sequence[float], mean: float) -> Markup:
+    """Return a chart of very many values, the largest first: an area on a logarithmic scale, without titles and links.
+
+    Among thousands of clusters a few are often a thousand times as large as most, which a linear scale would not show.
+    """
+    largest = max(values) or 1
+
+    def up(value: float) -> float:
+        return _height(math.log1p(value), math.log1p(largest))
+
+    # Of more values than points, those at even places are drawn.
+    places = [round(i * (len(values) - 1) / (POINTS - 1)) for i in range(POINTS)]
+    points = " ".join(f"{100 * i / (POINTS - 1):.2f},{100 - up(values[place]):.2f}" for i, place in enumerate(places))
+    drawn = Markup(
+        '<svg viewBox="0 0 100 100" preserveAspectRatio="none" width="100%" height="100%">'
+        '<polygon class="column" points="0,100 {} 100,100"/></svg>'
+    ).format(points)
+    grid = [(10**power, up(10**power)) for power in range(1, int(math.log10(largest)) + 1)]
+    return _framed(drawn, f"{len(values)} values, the largest {largest:,}", grid, up(mean))
+
+
+def _height(value: float, largest: float) -> float:
+    """Return the height of a value in percent of the chart's height."""
+    return 100 * HEADROOM * value / largest
+
+
+def _framed(drawn: Markup, label: str, grid: Sequence[tuple[int, float]], mean: float) -> Markup:
+    """Return a chart with grid lines, each a number and its height, and a dashed line at the height `mean`. Heights are in percent."""
+    lines = Markup("").join(
+        Markup(
+            '<line x1="0" x2="100%" y1="{0:.2f}%" y2="{0:.2f}%"/><text x="100%" y="{0:.2f}%" dy="-4">{1:,}</text>'
+        ).format(100 - height, number)
+        for number, height in grid
     )
     return Markup(
         '<svg class="columns" role="img" aria-label="{}">{}<line class="mean" x1="0" x2="100%" y1="{:.2f}%" y2="{:.2f}%"/>'
         '<g class="grid">{}</g></svg>'
-    ).format(f"{len(values)} columns, the largest {largest:,}", drawn, 100 - up(mean), 100 - up(mean), grid)
+    ).format(label, drawn, 100 - mean, 100 - mean, lines)

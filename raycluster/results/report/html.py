@@ -1,4 +1,4 @@
-"""The report of a run: one HTML page that is complete without other files, network or scripts."""
+"""The page of a report: one HTML page that is complete without other files, network or scripts."""
 
 from __future__ import annotations
 
@@ -6,128 +6,81 @@ import base64
 import hashlib
 import statistics
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import datetime
 from functools import cache
 from importlib.resources import files
-from typing import Any, TypeAlias
+from typing import Any
 
-import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from raycluster.results.report import charts, explanations
+from raycluster.results.report.data import ClusterCard, Metrics, ReportData
 from raycluster.results.report.scatter import scatter
 
 NAMED_BARS = 30
 """Up to this number of clusters, sizes are a list of named bars; with more clusters they are columns."""
+MOST_COLUMNS = 1000
+"""With more clusters than this, sizes are an area, because a browser is slow with tens of thousands of columns."""
 EXAMPLES = 3
 """Number of example URIs for each failing status."""
 
-Metrics: TypeAlias = dict[str, float | int | None]
-
-
-@dataclass(frozen=True)
-class Thumb:
-    """One exemplar image."""
-
-    image_id: str
-    confidence: float | None
-    jpeg: bytes | None
-    """None if there are no pixels (ready-made embeddings, a file that is gone); the page then shows the id."""
-
-
-@dataclass(frozen=True)
-class ClusterCard:
-    """What the page shows of one cluster."""
-
-    cluster: int
-    name: str
-    nouns: tuple[str, ...]
-    size: int
-    mean_confidence: float | None
-    typical: tuple[Thumb, ...]
-    least_typical: tuple[Thumb, ...]
-
-
-@dataclass(frozen=True)
-class Tuning:
-    """What fine-tuning the encoder did."""
-
-    summary: str
-    """What was trained and with which outcome, in sentences."""
-    before: Metrics
-    """Metrics of the model before fine-tuning; empty if the tuned encoder was refused."""
-    history: list[dict[str, float]]
-    """The means of the loss and its terms in each epoch."""
-
-
-@dataclass(frozen=True)
-class ReportData:
-    """Everything the page shows."""
-
-    title: str
-    created: str
-    """Date and time in ISO 8601."""
-    facts: dict[str, str]
-    """Facts about the run, in the order in which they are shown. The first word of `Method`, if present, is also a key number."""
-    statuses: dict[str, int]
-    """Number of images by status."""
-    failures: dict[str, list[tuple[str, str]]]
-    """Status → examples (URI, reason)."""
-    n_images: int
-    cards: tuple[ClusterCard, ...]
-    """One card for each cluster, also for empty ones."""
-    metrics: Metrics
-    """The content of `metrics.json`."""
-    advice: str
-    """Whether text helps, in words; empty for methods without text."""
-    fit: str
-    """How a method that is fitted in one go explains its fit, in sentences; empty for other methods."""
-    training: list[dict[str, float]]
-    """The means of the loss and its terms in each epoch. With fewer than two epochs there are no curves."""
-    tuning: Tuning | None
-    """None without fine-tuning."""
-    stages: dict[str, float]
-    """Seconds by stage, in order."""
-    map_points: np.ndarray | None
-    """[n, 2] from :func:`raycluster.results.report.projection.project`, or None to leave the map out."""
-    map_clusters: np.ndarray | None
-    """[n] cluster of each point."""
-    warnings: list[str]
-
 
 def render(data: ReportData) -> str:
-    """Return the page. Every string of `data` is shown as text, whatever it holds, and the page can always be encoded as UTF-8."""
-    script = _asset("page.js")
-    cards = sorted(data.cards, key=lambda card: (-card.size, card.cluster))
-    # The palette is indexed by cluster number.
-    palette = charts.colors(max((card.cluster for card in cards), default=0) + 1)
-    page = (
+    """Return one page with everything. Every string of `data` is shown as text, whatever it holds, and the page can be encoded as UTF-8."""
+    cards = by_size(data)
+    values = overview(data, cards, {card.cluster: f"#cluster-{card.cluster}" for card in cards})
+    return page("page.html.j2", "page.js", **values, palette=palette(data))
+
+
+def by_size(data: ReportData) -> list[ClusterCard]:
+    """Return the cards, the largest cluster first."""
+    return sorted(data.cards, key=lambda card: (-card.size, card.cluster))
+
+
+def palette(data: ReportData) -> tuple[str, ...]:
+    """Return a color for each cluster, indexed by its number."""
+    return charts.colors(max((card.cluster for card in data.cards), default=0) + 1)
+
+
+def page(template: str, script: str, **values: Any) -> str:
+    """Return a page from a template, with the style of all pages and one script. Both are files of this package."""
+    code = _asset(script)
+    text = (
         _environment()
-        .get_template("page.html.j2")
+        .get_template(template)
         .render(
-            data=data,
-            cards=cards,
-            palette=palette,
+            **values,
             style=Markup(_asset("style.css")),
-            script=Markup(script),
-            script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-            key_numbers=_key_numbers(data),
-            funnel=_funnel(data),
-            failed={s: n for s, n in sorted(data.statuses.items(), key=lambda item: -item[1]) if s != "ok" and n},
-            sizes=_sizes(cards),
-            map=_map(data, palette),
-            curves=_curves(data.training),
-            compared=_compared(data),
-            tuning_curves=_curves(data.tuning.history if data.tuning else []),
-            labelled=_scores(data.metrics, explanations.LABELLED, percent),
-            label_free=_scores(data.metrics, explanations.LABEL_FREE, fraction),
-            meaning=explanations.STATUSES,
-            examples=EXAMPLES,
+            script=Markup(code),
+            script_hash=base64.b64encode(hashlib.sha256(code.encode()).digest()).decode(),
         )
     )
-    return page.encode("utf-8", "replace").decode()
+    return text.encode("utf-8", "replace").decode()
+
+
+def overview(data: ReportData, cards: list[ClusterCard], hrefs: dict[int, str]) -> dict[str, Any]:
+    """Return what the template of the page needs for all sections above the clusters.
+
+    `cards`: the largest first; `hrefs`: the address of each cluster's card, relative to the page.
+    """
+    return {
+        "data": data,
+        "cards": cards,
+        "hrefs": hrefs,
+        "key_numbers": _key_numbers(data),
+        "funnel": _funnel(data),
+        "failed": {s: n for s, n in sorted(data.statuses.items(), key=lambda item: -item[1]) if s != "ok" and n},
+        "sizes": _sizes(cards, hrefs),
+        "map": _map(data, hrefs),
+        "curves": _curves(data.training),
+        "compared": _compared(data),
+        "tuning_curves": _curves(data.tuning.history if data.tuning else []),
+        "labelled": _scores(data.metrics, explanations.LABELLED, percent),
+        "label_free": _scores(data.metrics, explanations.LABEL_FREE, fraction),
+        "meaning": explanations.STATUSES,
+        "examples": EXAMPLES,
+    }
 
 
 @cache
@@ -143,7 +96,6 @@ def _environment() -> Environment:
         "grouped": grouped,
         "share": share,
         "duration": duration,
-        "data_uri": _data_uri,
         "when": _when,
     }
     environment.globals["bar"] = charts.bar
@@ -152,11 +104,6 @@ def _environment() -> Environment:
 
 def _asset(name: str) -> str:
     return (files("raycluster.results.report") / name).read_text(encoding="utf-8")
-
-
-def _data_uri(jpeg: bytes) -> Markup:
-    # Return Markup, because escaping megabytes of base64 would take most of the rendering time.
-    return Markup("data:image/jpeg;base64," + base64.b64encode(jpeg).decode())
 
 
 def _key_numbers(data: ReportData) -> list[tuple[str, str, str]]:
@@ -185,22 +132,25 @@ def _funnel(data: ReportData) -> list[tuple[str, int]]:
     return [("Listed", data.n_images), ("Embedded", data.statuses.get("ok", 0)), ("Assigned", _assigned(data))]
 
 
-def _sizes(cards: list[ClusterCard]) -> dict[str, Any]:
+def _sizes(cards: list[ClusterCard], hrefs: dict[int, str]) -> dict[str, Any]:
     """Return the size distribution of `cards`, largest first: the figures of the caption, and a chart if there are many cards."""
     sizes = [card.size for card in cards] or [0]
     mean, median = statistics.mean(sizes), statistics.median(sizes)
-    chart = None
-    if len(cards) > NAMED_BARS:
-        chart = charts.columns(
-            [charts.Column(c.size, f"{c.name}: {grouped(c.size)} images", f"#cluster-{c.cluster}") for c in cards], mean
-        )
-    return {"largest": max(sizes), "smallest": min(sizes), "mean": mean, "median": median, "chart": chart}
+    chart, logarithmic = None, len(cards) > MOST_COLUMNS
+    if logarithmic:
+        chart = charts.area(sizes, mean)
+    elif len(cards) > NAMED_BARS:
+        titles = ((card, f"{card.name}: {grouped(card.size)} images") for card in cards)
+        chart = charts.columns([charts.Column(card.size, title, hrefs[card.cluster]) for card, title in titles], mean)
+    figures = {"largest": max(sizes), "smallest": min(sizes), "mean": mean, "median": median}
+    return {**figures, "chart": chart, "logarithmic": logarithmic}
 
 
-def _map(data: ReportData, palette: tuple[str, ...]) -> Markup | None:
+def _map(data: ReportData, hrefs: dict[int, str]) -> Markup | None:
     if data.map_points is None or data.map_clusters is None or not len(data.map_points):
         return None
-    return scatter(data.map_points, data.map_clusters, {card.cluster: card.name for card in data.cards}, palette)
+    names = {card.cluster: card.name for card in data.cards}
+    return scatter(data.map_points, data.map_clusters, names, palette(data), hrefs)
 
 
 def _curves(training: list[dict[str, float]]) -> list[tuple[str, float, float, Markup]]:

@@ -23,8 +23,10 @@ _LINE, _LETTER = 17, 7.0
 _LONGEST_NAME = 28
 
 
-def scatter(points: np.ndarray, clusters: np.ndarray, names: Mapping[int, str], palette: Sequence[str]) -> Markup:
-    """Return a square map of `points` [n, 2] colored by `clusters` [n]; `palette` is indexed by cluster.
+def scatter(
+    points: np.ndarray, clusters: np.ndarray, names: Mapping[int, str], palette: Sequence[str], hrefs: Mapping[int, str]
+) -> Markup:
+    """Return a square map of `points` [n, 2] colored by `clusters` [n]; `palette` is indexed by cluster, `hrefs` are addresses of cards.
 
     Up to 3,000 points are circles that show their cluster's name under the pointer and link to its card; more are
     drawn into one PNG. Each name is placed in the middle of its cluster. The largest clusters come first, and a name
@@ -36,7 +38,7 @@ def scatter(points: np.ndarray, clusters: np.ndarray, names: Mapping[int, str], 
     if len(points) > MOST_CIRCLES:
         drawn = _picture(places, clusters, palette)
     else:
-        drawn = Markup("").join(_group(places[clusters == c], c, names[c], palette[c]) for c in by_size)
+        drawn = Markup("").join(_group(places[clusters == c], hrefs[c], names[c], palette[c]) for c in by_size)
     centers = {cluster: _center(places[clusters == cluster]) for cluster in by_size}
     texts = Markup("").join(_text(label) for label in fit(centers, names))
     return Markup('<svg class="map" role="img" aria-label="{}">{}<g class="names">{}</g></svg>').format(
@@ -56,10 +58,10 @@ def _center(places: np.ndarray) -> np.ndarray:
     return np.asarray(places[np.linalg.norm(places - np.median(places, axis=0), axis=1).argmin()])
 
 
-def _group(places: np.ndarray, cluster: int, name: str, color: str) -> Markup:
+def _group(places: np.ndarray, href: str, name: str, color: str) -> Markup:
     circles = Markup("").join(Markup('<circle cx="{:.2f}%" cy="{:.2f}%" r="2.6"/>').format(x, y) for x, y in places)
-    return Markup('<a href="#cluster-{}" tabindex="-1"><g fill="{}"><title>{}</title>{}</g></a>').format(
-        cluster, color, name, circles
+    return Markup('<a href="{}" tabindex="-1"><g fill="{}"><title>{}</title>{}</g></a>').format(
+        href, color, name, circles
     )
 
 

@@ -1,4 +1,4 @@
-"""Small JPEG copies of pictures, which the report page contains."""
+"""Small JPEG copies of pictures for the report."""
 
 from __future__ import annotations
 

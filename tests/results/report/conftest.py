@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from raycluster.results.report.html import ClusterCard, ReportData, Thumb
+from raycluster.results.report.data import ClusterCard, ReportData, Thumb, data_uri
 from raycluster.results.report.thumbnails import thumbnail
 
 METRICS = {
@@ -31,12 +31,12 @@ def photograph(seed: int, side: int = 96) -> bytes:
 @pytest.fixture(scope="session")
 def make_data() -> Callable[..., ReportData]:
     """Report data of `clusters` clusters; `changes` replace whole fields."""
-    pictures = [photograph(seed) for seed in range(40)]
+    pictures = [data_uri(photograph(seed)) for seed in range(40)]
 
     def make(clusters: int = 5, pixels: bool = True, **changes: object) -> ReportData:
         def thumb(cluster: int, place: int) -> Thumb:
-            jpeg = pictures[(7 * cluster + place) % len(pictures)] if pixels else None
-            return Thumb(f"kind-{cluster}/image-{place:02d}.jpg", 0.99 - 0.02 * place, jpeg)
+            src = pictures[(7 * cluster + place) % len(pictures)] if pixels else None
+            return Thumb(f"kind-{cluster}/image-{place:02d}.jpg", 0.99 - 0.02 * place, src)
 
         cards = tuple(
             ClusterCard(c, f"noun-{c}", (f"noun-{c}", f"other-{c}"), 20 + (13 * c) % 97, 0.5 + (7 * c) % 10 / 20,

@@ -8,7 +8,7 @@ from importlib.resources import files
 import numpy as np
 import pytest
 
-from raycluster.results.report.charts import HEADROOM, Column, bar, colors, columns, curve, ticks
+from raycluster.results.report.charts import HEADROOM, Column, area, bar, colors, columns, curve, ticks
 
 
 def numbers(svg: str, element: str, attribute: str) -> list[float]:
@@ -39,6 +39,22 @@ def test_columns_are_proportional_and_side_by_side(n: int) -> None:
     mean = re.search(r'class="mean"[^>]* y1="([\d.]+)%"', svg)
     assert mean
     assert float(mean[1]) == pytest.approx(100 - 100 * HEADROOM * values.mean() / values.max(), abs=0.006)
+
+
+def test_an_area_has_a_logarithmic_scale_and_ends_at_its_values() -> None:
+    values = [999, *[99] * 500, *[9] * 500, 0]
+    svg = area(values, 53.9)
+    points = np.array([point.split(",") for point in re.findall(r'points="([^"]+)"', svg)[0].split()], float)
+    assert points[0].tolist() == [0, 100]
+    assert points[-1].tolist() == [100, 100]
+    x, y = points[1:-1].T
+    assert (np.diff(x) > 0).all()
+    # A tenth is one of three equal steps down.
+    np.testing.assert_allclose(
+        100 - y[[0, 100, 300, -1]], [100 * HEADROOM, 200 * HEADROOM / 3, 100 * HEADROOM / 3, 0], atol=0.01
+    )
+    assert re.findall(r'dy="-4">([\d,]+)<', svg) == ["10", "100"]
+    assert "polygon" in area([0, 0], 0)
 
 
 def test_columns_of_nothing_and_of_zeros_are_drawn() -> None:

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from raycluster.results.report.html import ReportData, render
+from raycluster.results.report.data import ReportData
+from raycluster.results.report.html import render
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: the report is not opened in a browser")

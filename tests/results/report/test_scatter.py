@@ -14,6 +14,7 @@ from raycluster.results.report.charts import colors
 from raycluster.results.report.scatter import MOST_CIRCLES, NARROW, WIDE, fit, scatter
 
 NAMES = {0: "cat", 1: "dog", 2: "tree"}
+HREFS = {cluster: f"#cluster-{cluster}" for cluster in NAMES}
 
 
 def circles(svg: str) -> np.ndarray:
@@ -22,7 +23,7 @@ def circles(svg: str) -> np.ndarray:
 
 def test_points_keep_their_distances_up_to_one_scale() -> None:
     points = np.random.default_rng(0).normal(size=(50, 2)) * [3, 1]
-    places = circles(scatter(points, np.zeros(50, int), NAMES, colors(3)))
+    places = circles(scatter(points, np.zeros(50, int), NAMES, colors(3), HREFS))
     scale = 92 / np.ptp(points[:, 0])
     np.testing.assert_allclose(
         places - places.mean(axis=0), (points - points.mean(axis=0)) * [scale, -scale], atol=0.02
@@ -33,7 +34,7 @@ def test_points_keep_their_distances_up_to_one_scale() -> None:
 
 def test_each_cluster_has_its_color_its_title_and_a_link_to_its_card() -> None:
     points, clusters = np.random.default_rng(1).normal(size=(60, 2)), np.repeat([0, 1, 2], [10, 20, 30])
-    svg = scatter(points, clusters, NAMES, colors(3))
+    svg = scatter(points, clusters, NAMES, colors(3), HREFS)
     groups = re.findall(
         r'<a href="#cluster-(\d)" tabindex="-1"><g fill="(#\w+)"><title>(\w+)</title>(.*?)</g></a>', svg
     )
@@ -45,7 +46,7 @@ def test_each_cluster_has_its_color_its_title_and_a_link_to_its_card() -> None:
 def test_many_points_become_a_picture_in_the_same_places(opened: Callable[[bytes], Image.Image]) -> None:
     points = np.concatenate([np.tile([[0.0, 0.0]], (MOST_CIRCLES, 1)), [[1.0, 1.0]]])
     clusters = np.array([0] * MOST_CIRCLES + [1])
-    svg = scatter(points, clusters, NAMES, colors(3))
+    svg = scatter(points, clusters, NAMES, colors(3), HREFS)
     assert "<circle" not in svg
     encoded = re.search(r'href="data:image/png;base64,([^"]+)"', svg)
     assert encoded
@@ -59,7 +60,7 @@ def test_many_points_become_a_picture_in_the_same_places(opened: Callable[[bytes
 
 @pytest.mark.parametrize("points", [np.zeros((1, 2)), np.zeros((5, 2)), np.full((3, 2), 7.5)])
 def test_a_map_of_one_place_is_drawn_in_the_middle(points: np.ndarray) -> None:
-    np.testing.assert_array_equal(circles(scatter(points, np.zeros(len(points), int), NAMES, colors(3))), 50)
+    np.testing.assert_array_equal(circles(scatter(points, np.zeros(len(points), int), NAMES, colors(3), HREFS)), 50)
 
 
 def test_names_never_overlap_at_either_width() -> None:
@@ -85,7 +86,7 @@ def test_long_names_are_cut_and_the_first_name_always_fits() -> None:
 def test_name_stands_on_a_point_of_its_cluster() -> None:
     # The points form two islands, so their median lies in the empty middle.
     points = np.array([[0.0, 0.0], [0.0, 0.1], [1.0, 0.0], [1.0, 0.1]])
-    svg = scatter(points, np.zeros(4, int), NAMES, colors(3))
+    svg = scatter(points, np.zeros(4, int), NAMES, colors(3), HREFS)
     text = re.search(r'<text x="([\d.]+)%" y="([\d.]+)%"[^>]*>cat</text>', svg)
     assert text
     assert np.abs(circles(svg) - np.array(text.groups(), float)).max(axis=1).min() < 0.02
