@@ -17,16 +17,19 @@ Item = TypeVar("Item")
 FILES_A_TASK = 16
 """Most part files that one task reads. Small ones are hardly worth a task of their own."""
 TASKS_A_CORE = 4
-"""Fewest tasks for each core, if there are so many files. Then no core is idle for long while others end their last task."""
+"""Fewest tasks for each core if they compute, as long as there are so many files. Then no core waits long for the last task of another."""
 
 
-def file_groups(files: Sequence[Item], resources: Resources) -> list[Sequence[Item]]:
-    """Return the files (or what stands for each of them) in groups, each of them the work of one task."""
-    size = min(FILES_A_TASK, len(files) // (TASKS_A_CORE * max(1, int(resources.cpus))))
-    return [files[start : start + max(1, size)] for start in range(0, len(files), max(1, size))]
+def file_groups(files: Sequence[Item], cores: float = 0) -> list[Sequence[Item]]:
+    """Return the files (or what stands for each of them) in groups, each of them the work of one task.
+
+    `cores`: number of cores that compute, for tasks to which reading is a small part of their work.
+    """
+    size = max(1, min(FILES_A_TASK, int(len(files) / (TASKS_A_CORE * cores)))) if cores else FILES_A_TASK
+    return [files[start : start + size] for start in range(0, len(files), size)]
 
 
-def map_groups(function: Callable[..., Any], files: list[Location], *values: Any, common: Common) -> Iterator[Any]:
+def map_groups(function: Callable[..., Any], files: Sequence[Item], *values: Any, common: Common) -> Iterator[Any]:
     """Call `function(group, *values)` for each group of the files (:func:`file_groups`), and yield the results as they come.
 
     Each group is a Ray task, which gets one read-only copy of the `values` per node. A single group is done here, because starting a task

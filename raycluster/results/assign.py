@@ -54,7 +54,7 @@ def assign(
                 )
         return counts
 
-    groups = file_groups(wanted_by_file(embeddings, wanted), resources)
+    groups = file_groups(wanted_by_file(embeddings, wanted), resources.cpus)
     yield from map_tasks(assign_parts, groups, known, common=resources.common)
 
 

@@ -113,5 +113,5 @@ def pair(
         return rows
 
     demand = resources.heavy_task if resources.use_gpu else None
-    groups = file_groups(wanted_by_file(embeddings, wanted), resources)
+    groups = file_groups(wanted_by_file(embeddings, wanted), resources.cpus)
     yield from map_tasks(pair_parts, groups, ray.put(kept), common=resources.common, demand=demand)

@@ -22,7 +22,7 @@ from raycluster.compute.resources import resolve
 from raycluster.config import EncoderConfig, ResourcesConfig, StorageConfig
 from raycluster.demo.drawing import draw_dataset
 from raycluster.encoder.clip import resolve_encoder
-from raycluster.encoder.embed import EmbedJob, EncodeRows, decode_rows, embed, embedding
+from raycluster.encoder.embed import EmbedJob, EncodeRows, decode_rows, embed, embedding, rounds
 from raycluster.errors import ConfigError
 from raycluster.storage.location import Location, locate, read_table
 from raycluster.tables.blocks import find_blocks
@@ -92,6 +92,15 @@ def test_a_node_that_has_not_what_it_must_have_does_nothing(
     # An error that a notebook keeps must not keep an actor alive: the next run would wait for its cores.
     wait_for_free_cores()
     assert kept.value.__context__ is None
+
+
+def test_many_rows_are_embedded_in_rounds_of_some_thousand_blocks() -> None:
+    resources = resolve(ResourcesConfig(encoder_actors=1))
+    assert [len(some) for some in rounds(np.arange(300_000), resources)] == [256_000, 44_000]
+    assert [len(some) for some in rounds(np.arange(100), resources)] == [100]
+    assert rounds(np.empty(0, np.int64), resources) == []
+    gpus = replace(resources, gpus=8.0, encoder_actors=8)
+    assert [len(some) for some in rounds(np.arange(10_000_000), gpus)] == [4_096_000, 4_096_000, 1_808_000]
 
 
 def test_an_encoder_actor_compiles_when_it_is_asked_to(
