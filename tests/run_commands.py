@@ -21,9 +21,14 @@ TABLES = ("manifest", "embeddings", "assignments")
 
 
 def start(file: Path, log: Path, **environment: str) -> subprocess.Popen[bytes]:
-    """Start the command with the configuration in `file`; standard error is appended to `log`."""
+    """Start a run with the configuration in `file`; standard error is appended to `log`."""
+    return start_command(["run", "--config", str(file)], log, **environment)
+
+
+def start_command(words: list[str], log: Path, **environment: str) -> subprocess.Popen[bytes]:
+    """Start any command; standard error is appended to `log`."""
     own = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
-    command = [str(Path(sys.executable).parent / "raycluster"), "run", "--config", str(file)]
+    command = [str(Path(sys.executable).parent / "raycluster"), *words]
     with log.open("ab") as stderr:
         return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, env={**own, **environment})
 

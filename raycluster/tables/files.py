@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from raycluster.storage.location import Location
 from raycluster.tables.footers import map_files, read_footer, with_footer
+from raycluster.tables.rows import file_ids
 
 PARTITION_ROWS = 16_384
 """Row ids of a partition."""
@@ -80,11 +81,14 @@ def split_files(files: Sequence[Location]) -> tuple[list[Location], list[Locatio
         newest[partition] = max(newest.get(partition, (-1, file)), (generation, file), key=lambda found: found[0])
     finished = [file for _, file in newest.values()]
     footers = dict(zip(newest, map_files(read_footer, finished), strict=True))
-    counting = set(finished)
-    pieces = [(file, int(found[1])) for file in files if (found := _PIECE.fullmatch(file.name))]
-    for file, first in pieces:
-        footer = footers.get(first // PARTITION_ROWS)
-        if footer is None or not footer.covers(first):
-            counting.add(file)
-    ours = sorted((file for file, _ in (*pieces, *numbered)), key=lambda file: file.path)
+    pieces = {file: int(found[1]) // PARTITION_ROWS for file in files if (found := _PIECE.fullmatch(file.name))}
+    # The row that a piece is named after may have been removed from it since, so its own footer says what is in it.
+    beside = [file for file, partition in pieces.items() if partition in newest]
+    covered = {
+        file
+        for file, ids in zip(beside, map_files(file_ids, beside), strict=True)
+        if len(ids) and (footer := footers[pieces[file]]) is not None and footer.covers(int(ids.min()))
+    }
+    counting = (set(finished) | pieces.keys()) - covered
+    ours = sorted((*pieces, *(file for file, _ in numbered)), key=lambda file: file.path)
     return [file for file in ours if file in counting], [file for file in ours if file not in counting]
