@@ -121,7 +121,8 @@ def _manifest_ids(folder: RunFolder, marker: Marker) -> np.ndarray:
 def _of_rows_alone(path: str, known: Iterable[Marker]) -> list[Marker]:
     """Return the markers that name a table; none if its folder holds more than rows, such as nouns."""
     markers = [marker for marker in known if marker.path == path]
-    return markers if all(STAGES[marker.stage].keeps is Keeps.ROWS for marker in markers) else []
+    kinds = [STAGES.get(marker.stage) for marker in markers]
+    return markers if all(kind is not None and kind.keeps is Keeps.ROWS for kind in kinds) else []
 
 
 def _has_seen(marker: Marker, lineage: str, finds_rows: bool) -> bool:
