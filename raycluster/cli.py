@@ -27,6 +27,7 @@ from pydantic import BaseModel
 from raycluster.compute import interrupts
 from raycluster.config import AssignConfig, RunConfig, StorageConfig
 from raycluster.errors import ConfigError, RayclusterError
+from raycluster.pipeline.prune import prune
 from raycluster.pipeline.stages import RUN
 from raycluster.pipeline.status import status
 from raycluster.section import validate
@@ -37,6 +38,7 @@ COMMANDS = {
     "run": "do every stage that is not done yet, up to the report",
     **{stage.name: stage.help for stage in RUN if stage.help is not None},
     "status": "say what is done, what is left and how many images failed and why",
+    "prune": "say, and with --yes delete, what no result needs any more, and all rows of images that the manifest no longer has",
     "doctor": "check storage, credentials, Ray and its nodes, and say how to repair what is wrong",
     "serve": "answer over HTTP which cluster a picture belongs to, until stopped",
     "demo": "draw a few hundred pictures and cluster them, without a network",
@@ -73,6 +75,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _execute(options: argparse.Namespace, overrides: dict[str, Any]) -> dict[str, Any]:
     if options.command == "status":
         return status(options.output, validate(overrides.get("storage", {}), StorageConfig, "storage"))
+    if options.command == "prune":
+        storage = validate(overrides.get("storage", {}), StorageConfig, "storage")
+        return prune(options.output, storage, options.yes)
     if options.command == "doctor":
         from raycluster.pipeline.doctor import doctor
 
@@ -167,6 +172,10 @@ def _parse(arguments: list[str]) -> tuple[argparse.Namespace, dict[str, Any]]:
         command = commands.add_parser(name, help=what, description=what[0].upper() + what[1:] + ".", allow_abbrev=False)
         if name == "status":
             command.add_argument("output", help="the run folder, local or s3://")
+            _add_fields(command, StorageConfig, "storage.")
+        elif name == "prune":
+            command.add_argument("--output", required=True, help="the run folder, local or s3://")
+            command.add_argument("--yes", action="store_true", help="delete it; without this, nothing is deleted")
             _add_fields(command, StorageConfig, "storage.")
         elif name == "serve":
             _add_serve(command)

@@ -21,13 +21,20 @@ TABLES = ("manifest", "embeddings", "assignments")
 
 
 def start(file: Path, log: Path, program: str | None = None, **environment: str) -> subprocess.Popen[bytes]:
-    """Start the command with the configuration in `file`; standard error is appended to `log`.
+    """Start a run with the configuration in `file`; standard error is appended to `log`.
 
     `program`: Python code that takes the arguments of the command and is run in its place.
     """
+    return start_command(["run", "--config", str(file)], log, program, **environment)
+
+
+def start_command(
+    words: list[str], log: Path, program: str | None = None, **environment: str
+) -> subprocess.Popen[bytes]:
+    """Start any command; standard error is appended to `log`. `program`: as in :func:`start`."""
     own = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
     begin = [sys.executable, "-c", program] if program else [str(Path(sys.executable).parent / "raycluster")]
-    command = [*begin, "run", "--config", str(file)]
+    command = [*begin, *words]
     with log.open("ab") as stderr:
         return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, env={**own, **environment})
 

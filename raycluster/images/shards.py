@@ -24,8 +24,8 @@ from raycluster.images.shard_pictures import shard_rows
 from raycluster.storage.location import Location, locate
 from raycluster.storage.parallel import THREADS
 from raycluster.tables.blocks import Block, check_found, find_blocks
-from raycluster.tables.files import part_name
 from raycluster.tables.footers import footer_of, map_files
+from raycluster.tables.names import part_name
 from raycluster.tables.rows import among
 from raycluster.tables.schemas import SHARDS
 

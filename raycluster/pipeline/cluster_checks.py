@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Sequence
 from itertools import chain
 
-from raycluster.compute.node_checks import Common, check_seen, local_path, own_node, place, versions_question
+from raycluster.compute.node_checks import Common, Place, check_seen, local_path, own_node, place, versions_question
 from raycluster.compute.nodes import Node, ask, others
 from raycluster.config import EncoderConfig, RunConfig
 from raycluster.encoder.clip import EncoderSpec, resolve_encoder
@@ -23,9 +23,7 @@ def find_common(
 
     `root`: the run folder; `samples`: URIs of some pictures of each source; `spec`: the encoder, None if there is none.
     """
-    places = []
-    if root.scheme == "file" and (lock := root / LOCK_FILE).exists():
-        places.append(place("output", lock.path, root.path))
+    places = _output(root)
     if spec is not None and spec.tower is not None and spec.tower.file.scheme == "file":
         places.append(place("model", spec.tower.file.path))
     places += [place("images", path) for path in dict.fromkeys(chain(*map(_files_here, samples)))]
@@ -33,7 +31,24 @@ def find_common(
     check_seen(nodes, *places)
     if nodes and spec is not None and (field := local_weights(spec)):
         _check_weights(field, config.encoder, spec, [node for node in nodes if node.gpus > 0] or nodes)
+    return _common(places)
+
+
+def find_common_output(root: Location) -> Common:
+    """Return what every node must have to write in a run folder. Raises :class:`ConfigError` if a node that is there now lacks it."""
+    places = _output(root)
+    check_seen(others(), *places)
+    return _common(places)
+
+
+def _common(places: Sequence[Place]) -> Common:
     return Common(own_node().id, tuple(versions_question()().items()), tuple(places))
+
+
+def _output(root: Location) -> list[Place]:
+    """Return the lock of a run folder on this machine's disk: it tells the folder from others at the same path."""
+    lock = root / LOCK_FILE
+    return [place("output", lock.path, root.path)] if root.scheme == "file" and lock.exists() else []
 
 
 def local_weights(spec: EncoderSpec) -> str | None:

@@ -56,7 +56,7 @@ def prepare(
 
 def check_output(folder: RunFolder, model: Model) -> None:
     """Raise :class:`ConfigError` if the output is the folder of a run or lies in the folder of the model."""
-    of_a_run = "train" in folder.plan()
+    of_a_run = "train" in folder.plan().stages
     if of_a_run or f"{folder.root.uri}/".startswith(f"{model.folder.uri}/"):
         what = "a run" if of_a_run else "the model"
         raise ConfigError(

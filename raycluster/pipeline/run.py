@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from typing import Any
@@ -17,6 +17,7 @@ from raycluster.errors import ConfigError, RayclusterError
 from raycluster.model.files import load_model
 from raycluster.pipeline import new_pictures
 from raycluster.pipeline.context import RunContext
+from raycluster.pipeline.exclusive import alone, check_writable
 from raycluster.pipeline.plan import make_plan
 from raycluster.pipeline.prepare import prepare
 from raycluster.pipeline.stage import Outcome, Stage
@@ -24,7 +25,6 @@ from raycluster.pipeline.stages import FACTS, NEW_PICTURES, RUN
 from raycluster.pipeline.stages.train import TrainFacts
 from raycluster.pipeline.step import Step
 from raycluster.section import Section, validate
-from raycluster.storage import lock
 from raycluster.storage.location import locate
 from raycluster.storage.s3 import from_environment
 from raycluster.tables.markers import MODEL_FOLDER, Marker, RunFolder, now
@@ -128,13 +128,13 @@ def _carry_out(
 ) -> RunResult:
     """Do what is not done of the stages up to `until`, under the folder's lock. `begin` checks everything that can be checked."""
     if not dry_run:
-        _check_writable(folder)
-    with interrupts.noticed(), nullcontext() if dry_run else _alone(folder, stages):
+        check_writable(folder)
+    with interrupts.noticed(), nullcontext() if dry_run else alone(folder, (stage.folder for stage in stages)):
         ctx = begin()
         ctx.warnings = result.warnings
         make_plan(ctx, stages)
         if not dry_run:
-            folder.set_plan(ctx.plan)
+            folder.set_plan(_paths(ctx))
             # From the start: who finds the folder sees what it is, and with it tasks can tell dead credentials from a private object.
             _record(settings, folder, result, stages)
         for stage in stages:
@@ -158,41 +158,15 @@ def _carry_out(
 
 def _plan_again(ctx: RunContext, stages: Sequence[Stage]) -> None:
     """Plan the rest of the run: what a stage has found may change what comes after it."""
-    before = list(ctx.plan)
+    before = _paths(ctx)
     make_plan(ctx, stages)
-    if list(ctx.plan) != before:
-        ctx.folder.set_plan(ctx.plan)
+    if _paths(ctx) != before:
+        ctx.folder.set_plan(_paths(ctx))
 
 
-@contextmanager
-def _alone(folder: RunFolder, stages: Sequence[Stage]) -> Iterator[None]:
-    """Hold the lock of the run folder; before it is released, all that this run has going on in Ray is ended."""
-    going, ends, folders = work.Work(), ExitStack(), {stage.folder for stage in stages}
-    try:
-        mine = ends.enter_context(lock.held(folder.root, on_loss=going.end))
-        folder.remove_drafts(folders)
-        ends.callback(lambda: folder.remove_drafts(folders) if not mine.lost else None)
-        ends.enter_context(work.of_run(going, mine.check))
-        try:
-            yield
-        except Exception:
-            # A lost lock ends all work, and stages then fail with errors of many kinds. `check` raises the one that tells why.
-            mine.check()
-            raise
-    finally:
-        with interrupts.shielded():
-            ends.close()
-
-
-def _check_writable(folder: RunFolder) -> None:
-    probe = folder.root / "_writable"
-    try:
-        try:
-            probe.write_bytes(b"")
-        finally:
-            probe.delete()
-    except OSError as error:
-        raise ConfigError(f"output: {folder.root.uri} cannot be written ({error}); choose another `output`") from None
+def _paths(ctx: RunContext) -> dict[str, str]:
+    """The folders of the planned stages, in order."""
+    return {stage: step.path for stage, step in ctx.plan.items()}
 
 
 def _describe(step: Step, result: RunResult) -> None:

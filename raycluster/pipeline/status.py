@@ -21,7 +21,7 @@ def status(output: str, storage: StorageConfig) -> dict[str, Any]:
     """Return what the markers of a run folder say. Reads no table and starts nothing. Raises :class:`ConfigError` if there is no marker."""
     folder = RunFolder(locate(output, storage), FACTS)
     known = {stage.name: stage for stage in (*NEW_PICTURES, *RUN)}
-    markers = {name: folder.marker(name) for name in folder.plan() or known}
+    markers = {name: folder.marker(name) for name in folder.plan().stages or known}
     if not any(markers.values()):
         raise ConfigError(f"{folder.root.uri}: no stage of a run was finished here; give the `output` of a run")
     stages: dict[str, dict[str, Any]] = {}

@@ -88,6 +88,17 @@ class Location:
         paths = sorted(i.path for i in infos if i.type == fs.FileType.File and i.path.endswith(suffix))
         return [Location(path, self.scheme, self.options) for path in paths]
 
+    def folders(self) -> tuple[Location, ...]:
+        """Return the folders directly in this one, sorted by path; none if the folder is absent."""
+        infos = self.filesystem.get_file_info(fs.FileSelector(self.path, allow_not_found=True))
+        paths = sorted(i.path.rstrip("/") for i in infos if i.type == fs.FileType.Directory)
+        return tuple(Location(path, self.scheme, self.options) for path in paths)
+
+    def sizes(self) -> tuple[int, ...]:
+        """Return the size in bytes of each file below this folder, in any order."""
+        infos = self.filesystem.get_file_info(fs.FileSelector(self.path, allow_not_found=True, recursive=True))
+        return tuple(i.size for i in infos if i.type == fs.FileType.File)
+
     def read_bytes(self) -> bytes:
         """Return the content of the file. Raises :class:`FileNotFoundError` if there is none."""
         content = self.read_if_there()
@@ -238,7 +249,7 @@ def delete_files(files: Sequence[Location]) -> None:
         bucket = files[0].bucket_and_key[0]
         return s3.delete(files[0].located_options, bucket, [file.bucket_and_key[1] for file in files])
     for file in files:
-        Path(file.path).unlink(missing_ok=True)
+        file.delete()
 
 
 def locate(uri: str, options: StorageConfig | None = None) -> Location:

@@ -15,15 +15,10 @@ import pyarrow.parquet as pq
 
 from raycluster.storage.location import Location, delete_files
 from raycluster.storage.parallel import map_threads
-from raycluster.tables.files import (
-    GROUP_ROWS,
-    PARTITION_ROWS,
-    partition_and_generation,
-    partition_name,
-    split_files,
-)
+from raycluster.tables.files import GROUP_ROWS, split_files
 from raycluster.tables.footers import map_files, with_footer
 from raycluster.tables.gates import check_rows
+from raycluster.tables.names import PARTITION_ROWS, partition_and_generation, partition_name
 from raycluster.tables.rows import among, file_ids
 
 

@@ -1,14 +1,12 @@
-"""The part files of a table: how they are named, which of them count, and how they are written.
+"""The part files of a table: which of them count, and how they are written. :mod:`raycluster.tables.names` tells their names.
 
-Partition p of a table holds the rows with the ids from p·16,384 on. While a stage works, it writes small pieces, `part-<first row id>`, so
-that a kill costs seconds. When all rows of a partition are there, they are compacted into one file, `partition-<p>-<generation>`
-(:mod:`raycluster.tables.compaction`). No finished file is overwritten: if rows are added to a partition, its next file has another
+While a stage works, it writes small pieces, so that a kill costs seconds. When all rows of a partition are there, they are compacted into
+one file (:mod:`raycluster.tables.compaction`). No finished file is overwritten: if rows are added to a partition, its next file has another
 generation. Pieces and earlier generations are deleted after that. Until then they are there but do not count.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
@@ -17,41 +15,17 @@ import pyarrow as pa
 
 from raycluster.storage.location import Location
 from raycluster.tables.footers import map_files, read_footer, with_footer
+from raycluster.tables.names import (
+    PARTITION_ROWS,
+    first_and_end,
+    part_name,
+    partition_and_generation,
+    partition_name,
+)
+from raycluster.tables.rows import file_ids
 
-PARTITION_ROWS = 16_384
-"""Row ids of a partition."""
 GROUP_ROWS = 4_096
 """Rows of a row group: a task that needs few rows of a file reads one of them."""
-
-_PIECE = re.compile(r"part-(\d+)(?:-(\d+))?\.parquet")
-_PARTITION = re.compile(r"partition-(\d+)-(\d+)\.parquet")
-
-
-def part_name(row_ids: pa.ChunkedArray | pa.Array | np.ndarray) -> str:
-    """Return the file name for a piece: its smallest row id and, if no id is left out, the id after its largest one.
-
-    A row lies in one piece only, so no other piece has this name. A piece that Ray computes twice replaces its own file.
-    """
-    ids = np.asarray(row_ids)
-    first, end = int(ids.min()), int(ids.max()) + 1
-    return f"part-{first:012d}-{end:012d}.parquet" if end - first == len(ids) else f"part-{first:012d}.parquet"
-
-
-def named_ids(file: Location) -> np.ndarray | None:
-    """Return the row ids of a piece, int64 ascending, if its name tells them."""
-    found = _PIECE.fullmatch(file.name)
-    return np.arange(int(found[1]), int(found[2])) if found and found[2] else None
-
-
-def partition_name(partition: int, generation: int) -> str:
-    """Return the file name of a whole partition."""
-    return f"partition-{partition:08d}-{generation}.parquet"
-
-
-def partition_and_generation(file: Location) -> tuple[int, int] | None:
-    """Return the numbers in the name of a partition's file; None for any other file."""
-    found = _PARTITION.fullmatch(file.name)
-    return None if found is None else (int(found[1]), int(found[2]))
 
 
 def write_pieces(folder: Location, rows: pa.Table) -> None:
@@ -89,10 +63,28 @@ def split_files(files: Sequence[Location]) -> tuple[list[Location], list[Locatio
     finished = [file for _, file in newest.values()]
     footers = dict(zip(newest, map_files(read_footer, finished), strict=True))
     counting = set(finished)
-    pieces = [(file, int(found[1])) for file in files if (found := _PIECE.fullmatch(file.name))]
-    for file, first in pieces:
+    pieces = _pieces(files)
+    firsts = _first_rows([file for file, first, _ in pieces if first // PARTITION_ROWS in newest])
+    for piece, following in pairwise([*pieces, None]):
+        assert piece is not None
+        file, first, end = piece
         footer = footers.get(first // PARTITION_ROWS)
-        if footer is None or not footer.covers(first):
+        covered = footer is not None and footer.covers(firsts[file])
+        # A row lies in one piece only. So a piece that begins within another one has replaced it.
+        if not covered and (following is None or following[1] >= end):
             counting.add(file)
-    ours = sorted((file for file, _ in (*pieces, *numbered)), key=lambda file: file.path)
+    every = [*(file for file, _, _ in pieces), *(file for file, _ in numbered)]
+    ours = sorted(every, key=lambda file: file.path)
     return [file for file in ours if file in counting], [file for file in ours if file not in counting]
+
+
+def _pieces(files: Sequence[Location]) -> list[tuple[Location, int, int]]:
+    """Return the pieces with the numbers in their names, in the order of their first rows; if those are equal, the longer name first."""
+    pieces = [(file, *numbers) for file in files if (numbers := first_and_end(file))]
+    return sorted(pieces, key=lambda piece: (piece[1], -piece[2]))
+
+
+def _first_rows(pieces: Sequence[Location]) -> dict[Location, int]:
+    """Return the smallest row id of each piece. The row that a piece of an earlier version is named after may have been removed since."""
+    ids = map_files(file_ids, pieces)
+    return {file: int(each.min()) if len(each) else -1 for file, each in zip(pieces, ids, strict=True)}

@@ -68,6 +68,8 @@ class Plan(Section):
     """The stages that a run consists of."""
 
     stages: list[str]
+    paths: dict[str, str] | None = None
+    """Folder of each stage's result, relative to the run folder, finished or not; None in plans of earlier versions."""
 
 
 @dataclass(frozen=True)
@@ -80,20 +82,18 @@ class RunFolder:
 
     def marker(self, stage: str) -> Marker | None:
         """Return the current marker of `stage`; None if it never finished."""
-        return self._read(self.root / "_stages" / f"{stage}.json")
+        return self._read(self._current_file(stage))
 
     def find(self, stage: str, fingerprint: str) -> Marker | None:
         """Return the marker of `stage` with this fingerprint, the current one or one of an earlier configuration."""
-        return self._read(self.root / "_stages" / "history" / f"{stage}-{fingerprint}.json")
+        return self._read(self._history_file(stage, fingerprint))
 
     def latest_with(self, stage: str, recipe: Mapping[str, Any]) -> Marker | None:
         """Return the newest marker of `stage` with the same recipe, whatever rows it saw. The current marker is preferred."""
         current = self.marker(stage)
         if current and current.recipe == recipe:
             return current
-        files = (self.root / "_stages" / "history").list(suffix=".json")
-        markers = [self._read(file) for file in files if file.name.startswith(f"{stage}-")]
-        same = [marker for marker in markers if marker and marker.recipe == recipe]
+        same = [marker for marker in self.history(f"{stage}-") if marker.recipe == recipe]
         return max(same, key=lambda marker: marker.finished, default=None)
 
     def model(self) -> Marker | None:
@@ -101,17 +101,35 @@ class RunFolder:
         trained, tuned = self.marker("train"), self.marker("finetune")
         return tuned if trained and tuned and tuned.recipe.get("train") == trained.fingerprint else trained
 
-    def set_plan(self, stages: Iterable[str]) -> None:
-        """Record which stages the run consists of. Stages of an earlier configuration that it leaves out are no longer current."""
-        planned = list(stages)
-        (self.root / PLAN).write_json({"stages": planned})
-        files = (self.root / "_stages").list(suffix=".json")
-        delete_files([file for file in files if file.name.removesuffix(".json") not in (*planned, "plan")])
+    def set_plan(self, paths: Mapping[str, str]) -> None:
+        """Record which stages the run consists of, in order, and the folders that they write, relative to the run folder.
 
-    def plan(self) -> list[str]:
-        """Return the stages of the run, in order; empty if no run was planned here."""
-        plan = _read(self.root / PLAN, Plan)
-        return [] if plan is None else plan.stages
+        Stages of an earlier configuration that it leaves out are no longer current.
+        """
+        (self.root / PLAN).write_json(Plan(stages=list(paths), paths=dict(paths)).model_dump())
+        files = (self.root / "_stages").list(suffix=".json")
+        delete_files([file for file in files if file.name.removesuffix(".json") not in (*paths, "plan")])
+
+    def plan(self) -> Plan:
+        """Return what the run consists of; no stages if no run was planned here."""
+        return _read(self.root / PLAN, Plan) or Plan(stages=[], paths={})
+
+    def current(self) -> dict[str, Marker]:
+        """Return the current markers by the names of their stages, with those of stages that this version does not know."""
+        files = [file for file in (self.root / "_stages").list(suffix=".json") if file.name != "plan.json"]
+        return {marker.stage: marker for marker in self._read_all(files)}
+
+    def history(self, prefix: str = "") -> list[Marker]:
+        """Return the markers of finished results, current or not, whose files have names with this prefix, `<stage>-<fingerprint>`."""
+        files = (self.root / "_stages" / "history").list(suffix=".json")
+        return self._read_all([file for file in files if file.name.startswith(prefix)])
+
+    def forget(self, marker: Marker) -> None:
+        """Delete a marker, from the history too. Readers follow the current marker, so that one goes first."""
+        current = self.marker(marker.stage)
+        if current is not None and current.fingerprint == marker.fingerprint:
+            self._current_file(marker.stage).delete()
+        self._history_file(marker.stage, marker.fingerprint).delete()
 
     def located(self, marker: Marker) -> Location:
         """Return the folder that a marker names."""
@@ -130,8 +148,8 @@ class RunFolder:
     def finish(self, marker: Marker) -> None:
         """Publish a stage's result. The history is written first, because readers follow the current marker."""
         record = marker.model_dump(mode="json")
-        (self.root / "_stages" / "history" / f"{marker.stage}-{marker.fingerprint}.json").write_json(record)
-        (self.root / "_stages" / f"{marker.stage}.json").write_json(record)
+        self._history_file(marker.stage, marker.fingerprint).write_json(record)
+        self._current_file(marker.stage).write_json(record)
 
     def remove_drafts(self, folders: Iterable[str]) -> None:
         """Delete files that a killed or ended process has left half-written in these folders. Call it while no other process writes here.
@@ -142,6 +160,15 @@ class RunFolder:
             return
         for name in ("_stages", *folders):
             delete_files((self.root / name).list(suffix=DRAFT, recursive=True))
+
+    def _current_file(self, stage: str) -> Location:
+        return self.root / "_stages" / f"{stage}.json"
+
+    def _history_file(self, stage: str, fingerprint: str) -> Location:
+        return self.root / "_stages" / "history" / f"{stage}-{fingerprint}.json"
+
+    def _read_all(self, files: Iterable[Location]) -> list[Marker]:
+        return [marker for file in files if (marker := self._read(file)) is not None]
 
     def _read(self, file: Location) -> Marker | None:
         marker = _read(file, Marker)

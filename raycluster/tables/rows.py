@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raycluster.storage.location import Location, iter_tables, read_table
-from raycluster.tables.files import named_ids
 from raycluster.tables.footers import map_files, read_footer
+from raycluster.tables.names import named_ids
 
 
 def file_ids(file: Location) -> np.ndarray:

@@ -13,8 +13,9 @@ from raycluster.compute import gather as room
 from raycluster.compute.node_checks import ALONE
 from raycluster.compute.tasks import FILES_A_TASK
 from raycluster.storage.location import Location, locate
-from raycluster.tables.files import PARTITION_ROWS, part_files, partition_name, write_pieces
+from raycluster.tables.files import part_files, write_pieces
 from raycluster.tables.footers import with_footer
+from raycluster.tables.names import PARTITION_ROWS, partition_name
 from raycluster.tables.rows import vector_column
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]

@@ -17,6 +17,7 @@ from serving_kit import LocalEndpoint, post
 import raycluster
 from raycluster.config import StorageConfig
 from raycluster.demo.drawing import draw_dataset
+from raycluster.pipeline.prune import prune
 from raycluster.pipeline.run import RunResult
 from raycluster.pipeline.stages import RUN
 from raycluster.pipeline.status import status
@@ -42,6 +43,14 @@ def states(result: RunResult) -> dict[str, str]:
 
 def assignments(table: str | Path) -> list[dict[str, Any]]:
     return sorted(pq.read_table(table).to_pylist(), key=lambda row: row["image_id"])
+
+
+def test_prune_finds_nothing_to_delete(old: Path) -> None:
+    # The plan of that version does not name its folders.
+    assert '"paths"' not in (old / "out" / "_stages" / "plan.json").read_text()
+    for output in (old / "out", old / "assigned"):
+        result = prune(str(output), StorageConfig(), yes=True)
+        assert (result["folders"], result["rows"], result["redo"]) == ({}, {}, [])
 
 
 def test_every_stage_is_skipped(old: Path) -> None:
@@ -75,3 +84,23 @@ def test_it_goes_on_with_added_pictures(old: Path) -> None:
     assert {stage for stage, state in states(grown).items() if state == "skipped"} == {"train", "finetune"}
     assert len(assignments(grown.tables["assignments"])) == 29
     assert set(states(raycluster.run(old_run.configuration())).values()) == {"skipped"}
+
+
+def test_removed_pictures_are_pruned(old: Path) -> None:
+    config, gone = old_run.configuration(), next((old / "photos" / "fish").iterdir())
+    gone.unlink()
+    assert states(raycluster.run(config))["train"] == "skipped"
+    result = prune(config["output"], StorageConfig(), yes=True)
+    assert sorted(path.partition("/")[0] for path in result["rows"]) == [
+        "embeddings",
+        "embeddings",
+        "semantics",
+        "shards",
+    ]
+    assert len(result["warnings"]) == 2
+    tables = [pq.read_table(file, partitioning=None) for file in (old / "out").rglob("*.parquet")]
+    # A picture that was added has a longer path with the same end.
+    name = gone.relative_to(old / "photos").as_posix()
+    for trace in (f"photos/{name}", f"'image_id': '{name}'"):
+        assert not any(trace in repr(table.to_pylist()) for table in tables)
+    assert set(states(raycluster.run(config)).values()) == {"skipped"}

@@ -23,8 +23,9 @@ from raycluster.model.drift import snapshot
 from raycluster.pipeline.context import RunContext
 from raycluster.pipeline.stages import describe, drift, evaluate
 from raycluster.storage.location import Location, locate
-from raycluster.tables.files import PARTITION_ROWS, part_files, partition_name, write_pieces
+from raycluster.tables.files import part_files, write_pieces
 from raycluster.tables.footers import with_footer
+from raycluster.tables.names import PARTITION_ROWS, partition_name
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
 

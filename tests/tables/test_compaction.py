@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
+from kill_points import Killed, killed_at
 
 from raycluster.config import StorageConfig
 from raycluster.errors import DataQualityError
-from raycluster.storage.location import Location, _Replacing, locate, read_table
-from raycluster.tables import compaction
+from raycluster.storage.location import Location, locate, read_table
 from raycluster.tables.compaction import merge, plan_merges
-from raycluster.tables.files import PARTITION_ROWS, part_files, part_name, split_files, write_partitions, write_pieces
+from raycluster.tables.files import part_files, split_files, write_partitions, write_pieces
 from raycluster.tables.footers import read_footer
+from raycluster.tables.names import PARTITION_ROWS, part_name
 from raycluster.tables.rows import find_spans, row_ids, rows_by_id, statuses
 
 
@@ -109,40 +108,6 @@ def test_a_column_that_earlier_pieces_lack_is_null_there(folder: Location) -> No
     write_pieces(folder, table(range(3, 5)).append_column("content", pa.array([b"a", b"b"])))
     compact(folder, np.arange(5))
     assert read_table(part_files(folder)).column("content").to_pylist() == [None, None, None, b"a", b"b"]
-
-
-class Killed(BaseException):
-    """The end of the process."""
-
-
-@contextmanager
-def killed_at(step: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Kill the process at the write or delete number `step`: before it, when a file is written but not in its place, or after it."""
-    seen = 0
-
-    def count() -> None:
-        nonlocal seen
-        seen += 1
-        if seen == step:
-            raise Killed
-
-    leave = _Replacing.__exit__
-
-    def counted_delete(files: Sequence[Location]) -> None:
-        for file in files:
-            count()
-            file.delete()
-            count()
-
-    def counted_exit(self: _Replacing, *error: Any) -> Any:
-        count()
-        leave(self, *error)
-        count()
-
-    with monkeypatch.context() as patch:
-        patch.setattr(compaction, "delete_files", counted_delete)
-        patch.setattr(_Replacing, "__exit__", counted_exit)
-        yield
 
 
 @pytest.mark.parametrize("grown", [False, True], ids=["pieces", "pieces beside an earlier generation"])

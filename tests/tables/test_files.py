@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from raycluster.storage.location import locate
-from raycluster.tables.files import named_ids, part_name
+from raycluster.tables.names import named_ids, part_name
 
 
 def test_part_names_sort_like_their_rows_and_tell_them() -> None:

@@ -63,11 +63,12 @@ def test_the_model_is_the_tuned_one_where_it_comes_from_the_current_training(tmp
 
 def test_a_stage_that_is_not_planned_any_more_is_not_current(tmp_path: Path) -> None:
     folder = RunFolder(locate(str(tmp_path)))
-    assert folder.plan() == []
+    assert folder.plan().stages == []
     folder.finish(marker(fingerprint="aa"))
     folder.finish(marker("finetune", "cc", recipe={"train": "aa"}))
-    folder.set_plan(["train"])
-    assert folder.plan() == ["train"]
+    folder.set_plan({"train": "model/aa"})
+    assert folder.plan().stages == ["train"]
+    assert folder.plan().paths == {"train": "model/aa"}
     assert folder.marker("finetune") is None
     assert folder.find("finetune", "cc") is not None
     assert (folder.model() or marker("x")).fingerprint == "aa"
@@ -102,10 +103,13 @@ def test_a_marker_that_lacks_something_is_an_error_in_words(tmp_path: Path, stag
             folder.marker(stage)
 
 
-@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"stages": "train"}', '{"stages": [1]}', "null", '"\ud800'])
+@pytest.mark.parametrize(
+    "content",
+    ["{", "[]", "{}", '{"stages": "train"}', '{"stages": [1]}', '{"stages": [], "paths": [1]}', "null", '"\ud800'],
+)
 def test_a_damaged_plan_is_an_error_in_words(tmp_path: Path, content: str) -> None:
     folder = RunFolder(locate(str(tmp_path)))
-    folder.set_plan(["train"])
+    folder.set_plan({"train": "model/aa"})
     (tmp_path / "_stages" / "plan.json").write_bytes(content.encode("utf-8", "surrogatepass"))
     with pytest.raises(ArtifactError, match=r"plan\.json is damaged .*; restore it, or delete it"):
         folder.plan()

@@ -18,7 +18,7 @@ from raycluster.images.listing.hashes import hash_rows
 from raycluster.images.listing.spill import BATCH_ROWS, Spill
 from raycluster.storage.location import Location, read_table
 from raycluster.storage.parallel import map_threads
-from raycluster.tables.files import PARTITION_ROWS
+from raycluster.tables.names import PARTITION_ROWS
 from raycluster.tables.rows import Span, among, find_spans, rows_by_id
 from raycluster.tables.schemas import MANIFEST
 

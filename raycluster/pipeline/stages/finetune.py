@@ -45,6 +45,8 @@ class FinetuneFacts(Facts):
     """`lora` or `last stage`."""
     history: list[dict[str, float]] = Field(default_factory=list)
     """Figures of each epoch."""
+    lineage: str | None = None
+    """Lineage of the manifest then, which tells whether images were removed since; None in markers of earlier versions."""
 
 
 def recipe(ctx: RunContext) -> Recipe | None:
@@ -76,7 +78,7 @@ def run(ctx: RunContext, step: Step) -> Outcome:
     readable = _embed_sample(ctx, step, tuned, guarded)
     _save(ctx, step, before, tuned, ctx.gather("reembed", readable))
     measures = _measure(ctx, before, readable)
-    facts = FinetuneFacts(guard=measures, kind=tuned.kind, history=tuned.history)
+    facts = FinetuneFacts(guard=measures, kind=tuned.kind, history=tuned.history, lineage=ctx.manifest.lineage)
     return Outcome(len(images), facts=facts, note=f"{tuned.kind}, {measures['agreement']:.1%} keep their cluster")
 
 

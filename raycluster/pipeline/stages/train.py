@@ -27,6 +27,8 @@ class TrainFacts(Facts):
     constants: dict[str, Any]
     """The method's constants, including those that follow from the data."""
     used_clusters: int = 0
+    lineage: str | None = None
+    """Lineage of the manifest then, which tells whether images were removed since; None in markers of earlier versions."""
 
 
 def recipe(ctx: RunContext) -> Recipe:
@@ -54,7 +56,13 @@ def run(ctx: RunContext, step: Step) -> Outcome:
     record = {"seed": config.seed, "training": training}
     save_model(ctx.place(step), method, memory, _encoder_record(ctx), _names(ctx, data["images"], assigned), record)
     used = _count_used(ctx, assigned)
-    facts = TrainFacts(seed=config.seed, training=training, constants=method.constants, used_clusters=used)
+    facts = TrainFacts(
+        seed=config.seed,
+        training=training,
+        constants=method.constants,
+        used_clusters=used,
+        lineage=ctx.manifest.lineage,
+    )
     return Outcome(n, facts=facts, note=f"{ctx.method.name}, {used} clusters used")
 
 

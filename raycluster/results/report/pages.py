@@ -15,7 +15,7 @@ from markupsafe import Markup
 from raycluster.results.report.data import ClusterCard, ReportData
 from raycluster.results.report.html import by_size, overview, page, palette
 from raycluster.storage.location import Location
-from raycluster.tables.files import PARTITION_ROWS
+from raycluster.tables.names import PARTITION_ROWS
 
 ONE_PAGE = 500
 """Up to this number of clusters the report is one page."""

@@ -18,7 +18,8 @@ from raycluster.images.listing.duplicates import refuse_duplicates
 from raycluster.images.listing.numbering import NumberedListing
 from raycluster.images.listing.spill import Spill
 from raycluster.storage.location import Location, locate
-from raycluster.tables.files import PARTITION_ROWS, part_files, write_partitions
+from raycluster.tables.files import part_files, write_partitions
+from raycluster.tables.names import PARTITION_ROWS
 from raycluster.tables.schemas import MANIFEST
 
 
