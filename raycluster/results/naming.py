@@ -59,25 +59,33 @@ def best_nouns(images: Tensor, clusters: Tensor, nouns: Tensor, n_clusters: int)
     whole = votes(0) if len(firsts) == 1 else None
     total = torch.stack([_total(votes(first) if whole is None else whole) for first in firsts]).sum(dim=0)
     prior = 0.5 * (total / len(images) + 1e-12).log()
-    found = [
-        _best(votes(first) if whole is None else whole, sizes[first : first + block], prior, considered)
-        for first in firsts
-    ]
-    return Candidates(*(torch.cat(parts).cpu().numpy() for parts in zip(*found, strict=True)))
+    affinity, places = (torch.empty(n_clusters, considered, dtype=kind) for kind in (torch.float32, torch.int64))
+    for first in firsts:
+        some = slice(first, first + block)
+        _best(votes(first) if whole is None else whole, sizes[some], prior, affinity[some], places[some])
+    return Candidates(affinity.numpy(), places.numpy())
 
 
 def _total(votes: Tensor) -> Tensor:
-    return votes.sum(dim=0, dtype=torch.float64)
+    """Return the votes of all clusters together, float64 [M]. Some clusters at a time, because torch copies what it sums as float64."""
+    total = torch.zeros(votes.shape[1], dtype=torch.float64, device=votes.device)
+    for some in _chunks(votes, 8 * votes.shape[1]):
+        total += some.double().sum(dim=0)
+    return total
 
 
-def _best(votes: Tensor, sizes: Tensor, prior: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Return the affinities and the indices of the k best nouns of some clusters, by their votes [clusters, M] and sizes [clusters]."""
-    found = []
+def _best(votes: Tensor, sizes: Tensor, prior: Tensor, best: Tensor, places: Tensor) -> None:
+    """Fill in the affinities and the indices of the best nouns of some clusters, both [clusters, K] on the CPU.
+
+    `votes` [clusters, M] and `sizes` [clusters] are theirs. The results have their place before, because small tensors that stay between
+    large ones that go would break up the memory.
+    """
     # The affinities are float64, and several steps of their computation are held at once.
-    for part, size in zip(*(_chunks(each, 8 * votes.shape[1]) for each in (votes, sizes.unsqueeze(1))), strict=True):
-        affinity = (part.double() / size.clamp_min(1) + 1e-12).log() - prior
-        found.append(_highest(affinity.where(size > 0, -torch.inf).float(), k))
-    return torch.cat([values for values, _ in found]), torch.cat([places for _, places in found])
+    parts = (_chunks(each, 8 * votes.shape[1]) for each in (votes, sizes.unsqueeze(1), best, places))
+    for part, size, values, indices in zip(*parts, strict=True):
+        affinity = ((part.double() / size.clamp_min(1) + 1e-12).log() - prior).where(size > 0, -torch.inf)
+        for found, target in zip(_highest(affinity.float(), best.shape[1]), (values, indices), strict=True):
+            target.copy_(found)
 
 
 def _votes(images: Tensor, clusters: Tensor, nouns: Tensor, rows: Tensor, first: int, count: int) -> Tensor:
