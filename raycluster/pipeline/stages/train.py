@@ -6,7 +6,7 @@ Libraries that are slow to import are imported in the functions that use them, s
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,6 +17,12 @@ from raycluster.pipeline.stages.semantics import kept_nouns, noun_embeddings, tr
 from raycluster.pipeline.step import Step
 from raycluster.tables import rows
 from raycluster.tables.markers import MODEL_FOLDER, Facts
+
+if TYPE_CHECKING:
+    import ray
+
+NAMED = 200_000
+"""Largest number of training images that clusters are named by: 0.4 GB in float32 at 512 dimensions, and every one votes on every noun."""
 
 
 class TrainFacts(Facts):
@@ -41,21 +47,25 @@ def recipe(ctx: RunContext) -> Recipe:
 
 def run(ctx: RunContext, step: Step) -> Outcome:
     """Train the heads, name the clusters, write the model."""
+    import ray
+
     from raycluster.methods.base import TrainedMethod
     from raycluster.model.files import save_model
     from raycluster.model.model import make_memory
     from raycluster.training.heads import HeadsJob, train_heads
 
     ctx.warn_of_missing_cuda()
-    config, data = ctx.config, _training_data(ctx)
-    n, dim = data["images"].shape
+    config = ctx.config
+    data = _training_data(ctx)
+    images = ray.get(data["images"])
+    n, dim = images.shape
     job = HeadsJob(ctx.method, dim, config.clusters, n, config.seed)
     method, history = train_heads(job, data, ctx.folder.root / "training" / step.fingerprint, ctx.resources)
-    memory, assigned = make_memory(method, data["images"])
+    memory, assigned = make_memory(method, images)
     schedule = asdict(method.schedule()) if isinstance(method, TrainedMethod) else {}
     training = {**schedule, "history": history}
     record = {"seed": config.seed, "training": training}
-    save_model(ctx.place(step), method, memory, _encoder_record(ctx), _names(ctx, data["images"], assigned), record)
+    save_model(ctx.place(step), method, memory, _encoder_record(ctx), _names(ctx, images, assigned), record)
     used = _count_used(ctx, assigned)
     facts = TrainFacts(
         seed=config.seed,
@@ -67,17 +77,22 @@ def run(ctx: RunContext, step: Step) -> Outcome:
     return Outcome(n, facts=facts, note=f"{ctx.method.name}, {used} clusters used")
 
 
-def _training_data(ctx: RunContext) -> dict[str, np.ndarray]:
-    """What the method's training takes: `row_ids` and `images`, and what it needs of the nouns."""
+def _training_data(ctx: RunContext) -> dict[str, ray.ObjectRef]:
+    """What the method's training takes, in Ray's shared memory: `row_ids` and `images`, and what it needs of the nouns.
+
+    Every array is put there as soon as it is read, so that this process holds one of them at a time.
+    """
+    import ray
+
     from raycluster.methods import registry
 
     sample, method = ctx.training_rows(), registry.method_class(ctx.method.name)
-    data = {"row_ids": sample, "images": rows.gather(ctx.part_files("embed"), sample)}
+    data = {"row_ids": ray.put(sample), "images": ray.put(rows.gather(ctx.part_files("embed"), sample))}
     if method.text == "required":
-        data["counterparts"] = rows.gather(ctx.part_files("semantics"), sample, "counterpart")
-        data["nouns"] = kept_nouns(ctx)[1]
+        data["counterparts"] = ray.put(rows.gather(ctx.part_files("semantics"), sample, "counterpart"))
+        data["nouns"] = ray.put(kept_nouns(ctx)[1])
     if ctx.uses_text and method.wants_vocabulary(ctx.method):
-        data["vocabulary"] = noun_embeddings(ctx)
+        data["vocabulary"] = ray.put(noun_embeddings(ctx))
     return data
 
 
@@ -91,13 +106,15 @@ def _encoder_record(ctx: RunContext) -> dict[str, Any]:
 
 
 def _names(ctx: RunContext, images: np.ndarray, assigned: np.ndarray) -> list[dict[str, Any]]:
-    """A name for each cluster, from the nouns nearest to it."""
+    """A name for each cluster, from the nouns nearest to its images, or to some of them if there are very many."""
     from raycluster.results.describe import name_clusters, noun_affinity
 
     if "semantics" not in ctx.plan:
         return name_clusters(np.empty((ctx.config.clusters, 0)), [])
     nouns, embeddings = kept_nouns(ctx)
-    return name_clusters(noun_affinity(rows.unit(images), assigned, embeddings, ctx.config.clusters), nouns)
+    some = np.unique(np.linspace(0, len(images) - 1, min(len(images), NAMED)).round().astype(np.int64))
+    affinity = noun_affinity(rows.unit(images[some]), assigned[some], embeddings, ctx.config.clusters)
+    return name_clusters(affinity, nouns)
 
 
 def _count_used(ctx: RunContext, assigned: np.ndarray) -> int:
