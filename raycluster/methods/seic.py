@@ -17,7 +17,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from raycluster.clustering.kmeans import kmeans
+from raycluster.clustering.kmeans import SAMPLE_ROWS_A_CENTER, kmeans
 from raycluster.config import MethodConfig
 from raycluster.methods import scaling
 from raycluster.methods.base import BY_PROFILE, TrainedConfig, TrainedMethod, TrainingData, detached
@@ -205,7 +205,10 @@ class SEIC(TrainedMethod):
         """
         if self.config.head_init == "random":
             return
-        centers = kmeans(data.side_by_side(), self.n_clusters, seed=self.seed).centers
+        # k-means looks at a sample of so many rows anyway. Joined rows of all images would take 2 GB for a million.
+        order = torch.randperm(len(data.row_ids), generator=torch.Generator().manual_seed(self.seed))
+        some = order[: SAMPLE_ROWS_A_CENTER * self.n_clusters].sort().values.to(data.row_ids.device)
+        centers = kmeans(data.side_by_side(some), self.n_clusters, seed=self.seed).centers
         for side, half in zip(("image", "text"), centers.split(self.dim, dim=1), strict=True):
             projection, clustering = getattr(self, f"{side}_projection"), getattr(self, f"{side}_clustering")
             projection.weight.copy_(torch.eye(self.dim))

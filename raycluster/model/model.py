@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -45,7 +46,10 @@ def make_memory(method: Method, embeddings: np.ndarray) -> tuple[Memory, np.ndar
     chunks = np.array_split(embeddings, max(1, len(embeddings) // CHUNK))
     found = [top_two(probabilities(method, chunk)) for chunk in chunks]
     clusters, confidence = (np.concatenate([one[column] for one in found]) for column in (0, 1))
-    novelty = fit_novelty(torch.from_numpy(embeddings))
+    with warnings.catch_warnings():
+        # Ray's shared memory is read-only; that is safe, because nothing writes to this tensor.
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+        novelty = fit_novelty(torch.from_numpy(embeddings))
     sizes = np.bincount(clusters, minlength=method.n_clusters)
     return Memory(novelty, snapshot(sizes, confidence)), clusters
 

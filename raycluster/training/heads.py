@@ -52,15 +52,16 @@ class HeadsJob:
 
 
 def train_heads(
-    job: HeadsJob, data: Mapping[str, np.ndarray], folder: Location, resources: Resources
+    job: HeadsJob, data: Mapping[str, ray.ObjectRef], folder: Location, resources: Resources
 ) -> tuple[Method, History]:
     """Train (or fit) the heads of one method.
 
-    `data`: the fields of :class:`TrainingData` as arrays, embeddings in float16 as stored. Each node keeps one copy in shared memory.
+    `data`: references from :func:`ray.put` to the fields of :class:`TrainingData` as arrays, embeddings in float16 as stored. Each node
+    keeps one copy in shared memory.
     `folder`: Ray Train's folder. Its name must hold the fingerprint, because Ray returns the old result of a finished run of that name.
     Returns the trained method on the CPU and the means of each epoch. The history of a fitted method is one entry, its facts.
     """
-    method, shared = job.build(), ray.put(dict(data))
+    method, shared = job.build(), ray.put(dict(data))  # references alone: the arrays are not copied again
     if isinstance(method, TrainedMethod):
         state, history = _train(job, method, shared, folder, resources)
     else:
@@ -76,7 +77,7 @@ def _fit(job: HeadsJob, data: ray.ObjectRef, resources: Resources) -> tuple[dict
     Ray Train would add ten seconds for its own start, and a fit has no steps from which a training could resume.
     """
 
-    def fit(arrays: Mapping[str, np.ndarray]) -> tuple[dict[str, Tensor], dict[str, float]]:
+    def fit(arrays: Mapping[str, ray.ObjectRef]) -> tuple[dict[str, Tensor], dict[str, float]]:
         resources.use_heavy_threads()
         device = own_device()
         found = job.build().to(device)
@@ -94,15 +95,13 @@ def _train(
     job: HeadsJob, method: TrainedMethod, shared: ray.ObjectRef, folder: Location, resources: Resources
 ) -> tuple[dict[str, Tensor], History]:
     workers = resources.train_workers
-    neighbors = find_graphs(job.build, job.n_rows, shared, resources) if method.graphs() else {}
-    clusters = _find_consensus(job, shared, resources) if method.config.init == "consensus" else None
     cpus = resources.head_worker_cpus
     config = {
         "job": job,
         # References inside a list reach the workers as references. So each node, not each worker, holds one copy of the data.
         "data": [shared],
-        "neighbors": [ray.put(neighbors)],
-        "consensus": [ray.put(clusters)],
+        "neighbors": [ray.put(find_graphs(job.build, job.n_rows, shared, resources) if method.graphs() else {})],
+        "consensus": [ray.put(_find_consensus(job, shared, resources) if method.config.init == "consensus" else None)],
         "threads": max(1, int(cpus)),
     }
     return trainer.fit(_worker, config, folder, workers, cpus, resources)
@@ -111,7 +110,7 @@ def _train(
 def _find_consensus(job: HeadsJob, data: ray.ObjectRef, resources: Resources) -> np.ndarray:
     """Return the clusters of the method `consensus`, int64 [N], computed in one task."""
 
-    def find(arrays: Mapping[str, np.ndarray]) -> np.ndarray:
+    def find(arrays: Mapping[str, ray.ObjectRef]) -> np.ndarray:
         resources.use_heavy_threads()
         rows = training_data(arrays, own_device())
         return consensus_clusters(rows, job.n_clusters, job.seed, spread_search(resources)).cpu().numpy()

@@ -22,9 +22,10 @@ Blocks = Callable[..., dict[str, Tensor]]
 """A search over one block: (rows, *shared arrays) → int32 [len(rows), k] for each name."""
 
 
-def training_data(arrays: Mapping[str, np.ndarray], device: str | torch.device) -> TrainingData:
-    """Return the arrays as tensors. On the CPU these are views of Ray's shared memory, on a GPU copies."""
-    return TrainingData(**{name: as_tensor(array, device) for name, array in arrays.items()})
+def training_data(data: Mapping[str, ray.ObjectRef], device: str | torch.device) -> TrainingData:
+    """Return the arrays that are referred to as tensors. On the CPU these are views of Ray's shared memory, on a GPU copies."""
+    arrays = zip(data, ray.get(list(data.values())), strict=True)
+    return TrainingData(**{name: as_tensor(array, device) for name, array in arrays})
 
 
 def as_tensor(array: np.ndarray, device: str | torch.device) -> Tensor:
@@ -40,10 +41,10 @@ def find_graphs(
 ) -> dict[str, np.ndarray]:
     """Return int32 [N, k] for each graph of the method that `build` makes.
 
-    `data`: the fields of :class:`TrainingData` as arrays.
+    `data`: a reference to those of the fields of :class:`TrainingData`, as arrays.
     """
 
-    def find(rows: range, arrays: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
+    def find(rows: range, arrays: Mapping[str, ray.ObjectRef]) -> dict[str, Tensor]:
         method = build()
         assert isinstance(method, TrainedMethod)
         return find_neighbors(method, training_data(arrays, own_device()), rows)

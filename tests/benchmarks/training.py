@@ -2,6 +2,8 @@
 
     python tests/benchmarks/training.py --rows 100000 --clusters 1000 --steps 20
 
+`training_growth.py` measures whether a step takes as long on a million rows as on few.
+
 `ours` is the loop that every Ray Train worker runs, on shared float16 rows, with counted draws and the global batch's losses; `plain` is
 the loop that one would write by hand: everything in float32, torch's own draws and optimizer, no bookkeeping. Both run in turns, and the
 script prints the median seconds of a step.

@@ -51,7 +51,8 @@ def trained(folder: Path, workers: int = 1, **constants: Any) -> tuple[Method, H
     job = HeadsJob(config, DIM, CLUSTERS, N, seed=3, checkpoint_steps=200)
     cpus = max(2, os.cpu_count() or 2)
     resources = Resources(cpus, cpus, 0, encoder_actors=1, train_workers=workers)
-    return train_heads(job, arrays(), locate(str(folder)), resources)
+    data = {name: ray.put(array) for name, array in arrays().items()}
+    return train_heads(job, data, locate(str(folder)), resources)
 
 
 def clusters(method: Method) -> torch.Tensor:
@@ -59,11 +60,11 @@ def clusters(method: Method) -> torch.Tensor:
 
 
 def test_workers_read_the_arrays_of_shared_memory_themselves() -> None:
-    given = ray.get(ray.put(arrays()))
-    data = training_data(given, "cpu")
-    assert np.shares_memory(data.images.numpy(), given["images"])
+    references = {name: ray.put(array) for name, array in arrays().items()}
+    data = training_data(references, "cpu")
+    assert np.shares_memory(data.images.numpy(), ray.get(references["images"]))
     assert data.counterparts is not None
-    assert np.shares_memory(data.counterparts.numpy(), given["counterparts"])
+    assert np.shares_memory(data.counterparts.numpy(), ray.get(references["counterparts"]))
 
 
 @pytest.mark.torture

@@ -41,7 +41,8 @@ def test_every_graph_of_a_method_is_found_in_blocks() -> None:
     x = torch.randn(90, 8, generator=torch.Generator().manual_seed(1)).half()
     counterparts = x.roll(1, dims=1)
     config = MethodConfig.model_validate({"name": "dxmc", "neighbors": 6})
-    data = {"row_ids": np.arange(90), "images": x.numpy(), "counterparts": counterparts.numpy()}
+    given = {"row_ids": np.arange(90), "images": x.numpy(), "counterparts": counterparts.numpy()}
+    data = {name: ray.put(array) for name, array in given.items()}
     found = find_graphs(lambda: registry.build(config, 8, 4, 90, 0), 90, ray.put(data), MANY_NODES)
     assert set(found) == {"image_neighbors", "text_neighbors"}
     np.testing.assert_array_equal(found["image_neighbors"], nearest_neighbors(x, 6).numpy())

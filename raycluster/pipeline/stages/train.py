@@ -6,7 +6,7 @@ Libraries that are slow to import are imported in the functions that use them, s
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,6 +16,12 @@ from raycluster.pipeline.stage import Keeps, Outcome, Recipe, Stage
 from raycluster.pipeline.stages.semantics import kept_nouns, noun_embeddings, training_recipe
 from raycluster.pipeline.step import Step
 from raycluster.tables.markers import MODEL_FOLDER, Facts
+
+if TYPE_CHECKING:
+    import ray
+
+NAMED = 200_000
+"""Largest number of training images that clusters are named by: 0.4 GB in float32 at 512 dimensions, and every one votes on every noun."""
 
 
 class TrainFacts(Facts):
@@ -40,17 +46,21 @@ def recipe(ctx: RunContext) -> Recipe:
 
 def run(ctx: RunContext, step: Step) -> Outcome:
     """Train the heads, name the clusters, write the model."""
+    import ray
+
     from raycluster.methods.base import TrainedMethod
     from raycluster.model.files import save_model
     from raycluster.model.model import make_memory
     from raycluster.training.heads import HeadsJob, train_heads
 
     ctx.warn_of_missing_cuda()
-    config, data = ctx.config, _training_data(ctx)
-    n, dim = data["images"].shape
+    config = ctx.config
+    data = _training_data(ctx)
+    images = ray.get(data["images"])
+    n, dim = images.shape
     job = HeadsJob(ctx.method, dim, config.clusters, n, config.seed)
     method, history = train_heads(job, data, ctx.folder.root / "training" / step.fingerprint, ctx.resources)
-    memory, assigned = make_memory(method, data["images"])
+    memory, assigned = make_memory(method, images)
     schedule = asdict(method.schedule()) if isinstance(method, TrainedMethod) else {}
     training = {**schedule, "history": history}
     record = {"seed": config.seed, "training": training}
@@ -66,17 +76,22 @@ def run(ctx: RunContext, step: Step) -> Outcome:
     return Outcome(n, facts=facts, note=f"{ctx.method.name}, {used} clusters used")
 
 
-def _training_data(ctx: RunContext) -> dict[str, np.ndarray]:
-    """What the method's training takes: `row_ids` and `images`, and what it needs of the nouns."""
+def _training_data(ctx: RunContext) -> dict[str, ray.ObjectRef]:
+    """What the method's training takes, in Ray's shared memory: `row_ids` and `images`, and what it needs of the nouns.
+
+    Every array is put there as soon as it is read, so that this process holds one of them at a time.
+    """
+    import ray
+
     from raycluster.methods import registry
 
     sample, method = ctx.training_rows(), registry.method_class(ctx.method.name)
-    data = {"row_ids": sample, "images": ctx.gather("embed", sample)}
+    data = {"row_ids": ray.put(sample), "images": ray.put(ctx.gather("embed", sample))}
     if method.text == "required":
-        data["counterparts"] = ctx.gather("semantics", sample, "counterpart")
-        data["nouns"] = kept_nouns(ctx)[1]
+        data["counterparts"] = ray.put(ctx.gather("semantics", sample, "counterpart"))
+        data["nouns"] = ray.put(kept_nouns(ctx)[1])
     if ctx.uses_text and method.wants_vocabulary(ctx.method):
-        data["vocabulary"] = noun_embeddings(ctx)
+        data["vocabulary"] = ray.put(noun_embeddings(ctx))
     return data
 
 
@@ -89,8 +104,11 @@ def _encoder_record(ctx: RunContext) -> dict[str, Any]:
     }
 
 
-def _names(ctx: RunContext, images: np.ndarray, assigned: np.ndarray) -> list[dict[str, Any]]:
-    """A name for each cluster, from the nouns nearest to it. One Ray task finds them, on a GPU if the cluster has one."""
+def _names(ctx: RunContext, images: ray.ObjectRef, assigned: np.ndarray) -> list[dict[str, Any]]:
+    """A name for each cluster, from the nouns nearest to its images, or to some of them if there are very many.
+
+    One Ray task finds the names, on a GPU if the cluster has one.
+    """
     import ray
     import torch
 
@@ -102,13 +120,15 @@ def _names(ctx: RunContext, images: np.ndarray, assigned: np.ndarray) -> list[di
     if "semantics" not in ctx.plan:
         return unnamed(n_clusters)
     nouns, embeddings = kept_nouns(ctx)
+    some = np.unique(np.linspace(0, len(assigned) - 1, min(len(assigned), NAMED)).round().astype(np.int64))
 
     def name(images: np.ndarray, assigned: np.ndarray, embeddings: np.ndarray) -> list[dict[str, Any]]:
         resources.use_heavy_threads()
-        x, own, t = (torch.from_numpy(np.array(each)).to(own_device()) for each in (images, assigned, embeddings))
+        chosen = (images[some], assigned[some], np.array(embeddings))
+        x, own, t = (torch.from_numpy(each).to(own_device()) for each in chosen)
         return name_clusters(best_nouns(x, own.long(), t, n_clusters), nouns)
 
-    return one_task(name, resources, *map(ray.put, (images, assigned, embeddings)))
+    return one_task(name, resources, images, ray.put(assigned), ray.put(embeddings))
 
 
 def _count_used(ctx: RunContext, assigned: np.ndarray) -> int:
