@@ -5,6 +5,7 @@ Libraries that are slow to import are imported in the functions that use them, s
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -66,6 +67,11 @@ def judged(ctx: RunContext, marker: Marker) -> Marker:
     return marker.model_copy(update={"facts": {**marker.facts, **_facts(ctx).model_dump(mode="json")}})
 
 
+def forget_listing(ctx: RunContext) -> None:
+    """Let go of the listing, which takes memory and a temporary file: later stages read the manifest."""
+    ctx.manifest = replace(ctx.manifest, listed=None)
+
+
 def _facts(ctx: RunContext) -> ManifestFacts:
     manifest = ctx.manifest
     return ManifestFacts(
@@ -87,4 +93,5 @@ STAGE = Stage(
     facts=ManifestFacts,
     table="manifest",
     judged=judged,
+    after=forget_listing,
 )
