@@ -6,6 +6,7 @@ pictures. A row group is one request to object storage, and a reader needs only 
 
 from __future__ import annotations
 
+import math
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,7 +27,7 @@ from raycluster.storage.parallel import THREADS
 from raycluster.tables.blocks import Block, check_found, find_blocks
 from raycluster.tables.footers import footer_of, map_files
 from raycluster.tables.names import part_name
-from raycluster.tables.rows import among
+from raycluster.tables.rows import among, wanted_by_file
 from raycluster.tables.schemas import SHARDS
 
 PART_ROWS = 1024
@@ -48,8 +49,13 @@ class ShardJob:
 
 def shard(job: ShardJob, manifest: list[Location], wanted: np.ndarray, resources: Resources) -> Iterator[Counter[str]]:
     """Write shards of the manifest's rows with an id in `wanted` (ascending), and yield the status counts of each part."""
-    # Every block but the last has whole row groups. Few images make smaller blocks, so that every core is still busy.
-    blocks = find_blocks(manifest, wanted, PART_ROWS, fair=4 * max(1, int(resources.cpus)), multiple=GROUP_ROWS)
+    # A part lies in one partition, as the files of the manifest do. Every block of a file but the last has whole row groups. Few images
+    # make smaller blocks, so that every core is still busy.
+    shares = wanted_by_file(manifest, wanted)
+    fair = math.ceil(4 * max(1, int(resources.cpus)) / max(1, len(shares)))
+    blocks = (
+        block for file, ids in shares for block in find_blocks([file], ids, PART_ROWS, fair=fair, multiple=GROUP_ROWS)
+    )
 
     def write_part(block: Block) -> Counter[str]:
         rows = block.read((*ROW, *ORIGINAL)).sort_by("row_id")

@@ -7,6 +7,8 @@ botocore takes 0.2 s to import, so functions import it when they need it: `raycl
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import logging
 import os
 from collections.abc import Sequence
@@ -143,14 +145,21 @@ def get(options: StorageConfig, path: str) -> tuple[bytes, str] | None:
 
 def delete(options: StorageConfig, bucket: str, keys: Sequence[str]) -> None:
     """Delete objects of one bucket, a thousand a request. Raises :class:`OSError`."""
+    client = python_client(options)
+    # A second registration under the same id does nothing.
+    client.meta.events.register("before-sign.s3.DeleteObjects", _add_md5, unique_id="raycluster")
     for start in range(0, len(keys), KEYS_A_DELETION):
         objects = [{"Key": key} for key in keys[start : start + KEYS_A_DELETION]]
         with botocore_errors():
-            answer = python_client(options).delete_objects(
-                Bucket=bucket, Delete={"Objects": objects, "Quiet": True}, **payer(options)
-            )
+            answer = client.delete_objects(Bucket=bucket, Delete={"Objects": objects, "Quiet": True}, **payer(options))
         for problem in answer.get("Errors", ())[:1]:
             raise OSError(f"{bucket}/{problem['Key']} cannot be deleted: {problem['Code']}: {problem.get('Message')}")
+
+
+def _add_md5(request: Any, **_: object) -> None:
+    """Add the hash that many S3-compatible servers demand of this request. botocore sends another one since its version 1.36."""
+    digest = hashlib.md5(request.body, usedforsecurity=False).digest()
+    request.headers["Content-MD5"] = base64.b64encode(digest).decode()
 
 
 def _put_if(options: StorageConfig, path: str, data: bytes, **condition: str) -> bool:

@@ -46,15 +46,18 @@ def rows(options: argparse.Namespace) -> dict[str, Callable[[float], str]]:
 
     def dollars(n: float) -> float:
         pieces = math.ceil(n / GPU_BLOCK)
-        requests = PRICES["read"] * (n * READS + pieces + OTHERS * n / PARTITION) + PRICES["write"] * (n * LISTS + pieces)
+        requests = PRICES["read"] * (n * READS + pieces + OTHERS * n / PARTITION) + PRICES["write"] * (
+            n * LISTS + pieces
+        )
         return requests + hours(n) * options.gpus * options.dollars
 
     return {
         "files of each table": lambda n: f"{math.ceil(n / PARTITION):,}",
         "GB of tables, counterparts included": lambda n: f"{disk(n) / 1e9:,.1f}",
         "GiB of the driver beside the training sample": lambda n: f"{DRIVER_LIBRARIES + n * DRIVER_ROW / 2**30:.1f}",
-        "GiB of a training sample of "
-        + f"{options.sample:,.0f}": lambda n: f"{min(n, options.sample) * vector / 2**30:.2f}",
+        "GiB of a training sample of " + f"{options.sample:,.0f}": lambda n: (
+            f"{min(n, options.sample) * vector / 2**30:.2f}"
+        ),
         "LIST requests": lambda n: f"{math.ceil(n * LISTS):,}",
         "requests of embed": lambda n: f"{n * READS + 2 * math.ceil(n / GPU_BLOCK):,.0f}",
         f"hours of embed on {options.gpus} GPUs of {options.rate:,.0f} images/s": lambda n: f"{hours(n):.1f}",
@@ -69,7 +72,9 @@ def main() -> None:
     parser.add_argument("--dim", type=int, default=512, help="of an embedding")
     parser.add_argument("--sample", type=float, default=200_000, help="method.train_sample")
     parser.add_argument("--gpus", type=int, default=8)
-    parser.add_argument("--rate", type=float, default=1000, help="images/s of a GPU with its CPUs (embed.py measures it)")
+    parser.add_argument(
+        "--rate", type=float, default=1000, help="images/s of a GPU with its CPUs (embed.py measures it)"
+    )
     parser.add_argument("--dollars", type=float, default=1.21, help="of a GPU an hour (default: g5.2xlarge)")
     options = parser.parse_args()
     print("| images | " + " | ".join(f"{n:,.0f}" for n in options.images) + " |")

@@ -26,7 +26,7 @@ from raycluster.images.fetch import StorageError, fetch, fetch_batch
 from raycluster.images.listing.manifest import list_images
 from raycluster.section import validate
 from raycluster.storage import s3 as clients
-from raycluster.storage.location import locate, read_table
+from raycluster.storage.location import delete_files, locate, read_table
 
 BUCKET = "raycluster-test"
 
@@ -185,6 +185,28 @@ def test_the_payers_dead_keys_are_no_status(s3: StorageConfig, monkeypatch: pyte
     nowhere = StorageConfig(endpoint_url="http://127.0.0.1:9", region="us-east-1", requester_pays=True)
     with pytest.raises(StorageError, match=r"127\.0\.0\.1:9"):
         fetch(f"s3://{BUCKET}/paid/photos/a.jpg", nowhere, 100, sleep=lambda seconds: None)
+
+
+@pytest.mark.parametrize("count", [1, 1001])
+def test_many_files_are_deleted_with_few_requests_that_older_servers_accept(s3: StorageConfig, count: int) -> None:
+    """They demand a header that botocore does not send of itself."""
+    with gateway(str(s3.endpoint_url), needs="Content-MD5") as (url, noted):
+        there, folder = (
+            locate(f"s3://{BUCKET}/many", s3),
+            locate(f"s3://{BUCKET}/many", StorageConfig(endpoint_url=url)),
+        )
+        names = [f"ä {number}.txt" for number in range(count)]
+        for name in (*names[:3], "kept.txt"):
+            (there / name).write_bytes(b"x")
+        delete_files([folder / name for name in names])
+        assert [command for command, _, _ in noted] == ["POST"] * (1 + count // 1001)
+    assert [file.name for file in there.list()] == ["kept.txt"]
+    delete_files([])
+
+
+def test_a_deletion_that_is_refused_is_an_error(s3: StorageConfig) -> None:
+    with gateway(str(s3.endpoint_url), needs="X-None") as (url, _), pytest.raises(OSError, match="pay"):
+        delete_files([locate(f"s3://{BUCKET}/many/a.txt", StorageConfig(endpoint_url=url))])
 
 
 @pytest.mark.parametrize(("path_style", "in_path"), [(None, True), (True, True), (False, False)])

@@ -6,7 +6,6 @@ Nothing needs a server: the folder can be opened from a disk. Pictures are files
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from jinja2.utils import htmlsafe_json_dumps
@@ -15,6 +14,7 @@ from markupsafe import Markup
 from raycluster.results.report.data import ClusterCard, ReportData
 from raycluster.results.report.html import by_size, overview, page, palette
 from raycluster.storage.location import Location
+from raycluster.storage.parallel import map_threads
 from raycluster.tables.names import PARTITION_ROWS
 
 ONE_PAGE = 500
@@ -24,8 +24,6 @@ CARDS = 100
 TYPICAL, LEAST_TYPICAL = 6, 3
 """Most pictures of a cluster: a row of typical ones and half a row of others. 10,000 clusters have 90,000 of them."""
 INDEX = "index.html"
-THREADS = 16
-"""Number of files that are written at a time. On object storage each waits for an answer."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +91,5 @@ def _rows(cards: list[ClusterCard], hrefs: dict[int, str]) -> Markup:
 
 def write_files(folder: Location, contents: Iterable[tuple[str, bytes]]) -> None:
     """Write files, each given by its path in the folder and its content, several at a time."""
-    with ThreadPoolExecutor(THREADS) as pool:
-        for _ in pool.map(lambda item: (folder / item[0]).write_bytes(item[1]), contents):
-            pass
+    for _ in map_threads(lambda item: (folder / item[0]).write_bytes(item[1]), contents):
+        pass
