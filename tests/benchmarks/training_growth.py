@@ -5,14 +5,15 @@
 
 Every measurement is a process of its own, which does what a Ray Train worker does. Embeddings are made up and lie in files that the process
 maps, as a worker maps Ray's shared memory: these bytes are the same for all workers of a node, and are printed as `shared`. `private` is
-the peak of the memory that each worker has for itself, less what it has before it sees the rows. The neighbors of dxmc are drawn: an exact
-search over a million rows is not part of a step. Fine-tuning streams the same few drawn pictures again and again, as rows of their own,
-through Ray Data into a small tower.
+the peak of the memory that each worker has for itself, less what it has before it sees the rows. Steps a second follow from the median
+step. The neighbors of dxmc are drawn, because an exact search over a million rows is no part of a step. Fine-tuning streams the same few
+drawn pictures again and again, as rows of their own, through Ray Data into a small tower.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import subprocess
@@ -20,6 +21,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -59,39 +61,41 @@ class Peak:
         return self.highest - self.before
 
 
+class Enough(Exception):
+    """As many steps were taken as are to be measured. An epoch of a million rows has many more."""
+
+
 def heads(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Train the heads of one method for about `--steps` steps, at least one epoch."""
+    """Train the heads of one method for `--steps` steps."""
     from raycluster.config import MethodConfig
     from raycluster.methods import registry
     from raycluster.methods.base import TrainedMethod, TrainingData
-    from raycluster.training import loop
+    from raycluster.training.loop import train
 
     torch.set_num_threads(options.threads)
     sides, neighbors = _made_up(options, folder)
-    given: dict[str, Any] = {"name": options.methods[0]}
-    if options.batch:
-        given["batch_size"] = options.batch
-    plan = registry.build(MethodConfig.model_validate(given), options.dim, options.clusters, options.rows, 0)
-    assert isinstance(plan, TrainedMethod)
-    given["epochs"] = max(1, -(-options.steps // plan.schedule().steps_per_epoch))
+    constants = {"batch_size": options.batch} if options.batch else {}
+    config = MethodConfig.model_validate({"name": options.methods[0], "epochs": 10**6, **constants})
     with Peak() as peak:
-        method = registry.build(MethodConfig.model_validate(given), options.dim, options.clusters, options.rows, 0)
+        method = registry.build(config, options.dim, options.clusters, options.rows, 0)
         assert isinstance(method, TrainedMethod)
-        data = TrainingData(torch.arange(options.rows), *sides)
-        began = time.perf_counter()
-        method.setup(data)
-        set_up = time.perf_counter() - began
-        method.setup = lambda data: None  # type: ignore[method-assign]
-        ends: list[float] = [time.perf_counter()]
         graphs = {name: neighbors[:, : graph.k] for name, graph in method.graphs().items()}
-        loop.train(method, data, graphs, after_epoch=lambda *_: ends.append(time.perf_counter()))
+        ends, after_step = [time.perf_counter()], method.after_step
+
+        def counted(outputs: Mapping[str, torch.Tensor]) -> None:
+            after_step(outputs)
+            ends.append(time.perf_counter())
+            if len(ends) > WARM_UP + options.steps:
+                raise Enough
+
+        method.after_step = counted  # type: ignore[method-assign]
+        with contextlib.suppress(Enough):
+            train(method, TrainingData(torch.arange(options.rows), *sides), graphs)
     shared = sum(side.nbytes for side in sides) + sum(graph.numel() * 4 for graph in graphs.values())
-    steps = method.schedule().steps_per_epoch * (len(ends) - 1)
     return {
         "batch": method.schedule().batch_size,
-        "steps": steps,
-        "rate": steps / (ends[-1] - ends[0]),
-        "set_up": set_up,
+        "rate": 1 / float(np.median(np.diff(ends[WARM_UP:]))),
+        "set_up": ends[1] - ends[0],
         "private": peak.grown,
         "shared": shared / 2**20,
     }
@@ -152,8 +156,7 @@ def finetuning(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         train(model, optimizer, stream, progress, 10**9, lambda: ends.append(time.perf_counter()))
     return {
         "batch": pixels.batch_size,
-        "steps": options.steps,
-        "rate": options.steps / (ends[-1] - ends[WARM_UP]),
+        "rate": 1 / float(np.median(np.diff(ends[WARM_UP:]))),
         "set_up": ends[1] - ends[0],
         "private": peak.grown,
         "shared": shared / 2**20,
@@ -185,8 +188,8 @@ def main() -> None:
             done = subprocess.run([sys.executable, __file__, *words], stdout=subprocess.PIPE, text=True, check=True)
             found = json.loads(done.stdout.splitlines()[-1])
             print(
-                f"  {method:9} {rows:9,} rows, batch {found['batch']:5}: {found['rate']:7.2f} steps/s over {found['steps']} steps, "
-                f"first {found['set_up']:6.1f} s, private {found['private']:6.0f} MiB, shared {found['shared']:6.0f} MiB",
+                f"  {method:9} {rows:9,} rows, batch {found['batch']:5}: {found['rate']:7.2f} steps/s, the first after "
+                f"{found['set_up']:6.1f} s, private {found['private']:6.0f} MiB, shared {found['shared']:6.0f} MiB",
                 flush=True,
             )
 

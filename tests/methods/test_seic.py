@@ -11,6 +11,7 @@ from golden import load as golden
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
+from raycluster.clustering.kmeans import SAMPLE_ROWS_A_CENTER
 from raycluster.methods.base import TrainingData
 from raycluster.methods.losses.info_nce import info_nce
 from raycluster.methods.seic import (
@@ -175,3 +176,19 @@ def test_training_finds_plain_groups_and_predicts_by_the_image_side() -> None:
     torch.testing.assert_close(found, expected)
     assert len(torch.stack([found.argmax(dim=1), truth]).unique(dim=1).T) == 3
     assert float(cross_entropy(found, found.argmax(dim=1))) > 0
+
+
+def test_the_start_looks_at_a_sample_that_the_seed_decides() -> None:
+    rows = SAMPLE_ROWS_A_CENTER * 2 + 900
+    generator = torch.Generator().manual_seed(4)
+    images, texts = (normalize(torch.randn(rows, 6, generator=generator), dim=1).half() for _ in range(2))
+    data = TrainingData(torch.arange(rows), images, texts)
+    some = torch.tensor([3, 700, rows - 1])
+    assert torch.equal(data.side_by_side(some), data.side_by_side()[some])
+    starts = []
+    for seed in (1, 1, 2):
+        method = SEIC(SEICConfig(name="seic"), 6, 2, rows, seed)
+        method.setup(data)
+        starts.append(method.state_dict()["image_clustering.weight"])
+    assert torch.equal(starts[0], starts[1])
+    assert not torch.equal(starts[0], starts[2])
