@@ -16,13 +16,13 @@ PARTITION = 16_384
 """Rows of a part file (raycluster.tables.names)."""
 GPU_BLOCK = 512
 """Most images of a piece that encoders on GPUs write (raycluster.encoder.embed)."""
-DRIVER_LIBRARIES = 0.5
-"""GiB of the driver's private memory with next to no rows: Ray, torch, Arrow (scale.py rows --rows 1000, second call)."""
-DRIVER_ROW = 75
+DRIVER_LIBRARIES = 0.76
+"""GiB of the driver's private memory with next to no rows: Ray, torch, Arrow (scale.py rows: that at 1 million less its rows)."""
+DRIVER_ROW = 70
 """Bytes a row of the driver at its peak: ids of the manifest and of the rows that are ok in each table, and hashes while it lists
 (scale.py rows: private memory at 10 million rows less that at 1 million)."""
-DISK_ROW = {"manifest": 40, "embeddings": 60, "assignments": 75}
-"""Bytes a row on the disk beside the vectors, compressed, with URIs of 40 characters (scale.py rows)."""
+DISK_ROW = {"manifest": 18 + 24, "embeddings": 7 + 16, "assignments": 19}
+"""Bytes a row on the disk beside the vectors, compressed, with numbered names (scale.py rows). An ETag adds 24 bytes, a hash 16."""
 LISTS = 1.2 / 1000
 """LIST requests an image (scale.py manifest --prefix: pages of a thousand keys, and the ranges that are cut in vain)."""
 READS = 2
@@ -60,7 +60,7 @@ def rows(options: argparse.Namespace) -> dict[str, Callable[[float], str]]:
         ),
         "LIST requests": lambda n: f"{math.ceil(n * LISTS):,}",
         "requests of embed": lambda n: f"{n * READS + 2 * math.ceil(n / GPU_BLOCK):,.0f}",
-        f"hours of embed on {options.gpus} GPUs of {options.rate:,.0f} images/s": lambda n: f"{hours(n):.1f}",
+        f"hours of embed on {options.gpus} GPUs of {options.rate:,.0f} images/s": lambda n: f"{hours(n):.2f}",
         f"dollars of requests and of GPUs at ${options.dollars:.2f} an hour": lambda n: f"{dollars(n):,.2f}",
     }
 

@@ -148,7 +148,8 @@ def rows(options: argparse.Namespace) -> None:
                     for name, entry in result["stages"].items():
                         print(f"  {name:10} {entry['seconds']:8.1f} s", flush=True)
             for table in ("manifest", "embeddings", "assignments"):
-                print(f"  {table}: {sum(1 for _ in (folder / 'run' / table).rglob('*.parquet'))} files")
+                sizes = [file.stat().st_size for file in (folder / "run" / table).rglob("*.parquet")]
+                print(f"  {table}: {len(sizes)} files, {sum(sizes) / count:.0f} bytes a row")
             started = time.perf_counter()
             ok, _ = statuses(part_files(locate(result["tables"]["embeddings"])), np.arange(count))
             print(f"  statuses of {len(ok)} rows in {time.perf_counter() - started:.2f} s", flush=True)
