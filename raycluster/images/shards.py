@@ -65,7 +65,7 @@ def shard(job: ShardJob, manifest: list[Location], wanted: np.ndarray, resources
 
 
 def _groups(rows: pa.Table, job: ShardJob) -> Iterator[pa.Table]:
-    """Yield the row groups of a part. Memory holds one of them, and some originals (:func:`fetched_slices`)."""
+    """Yield the row groups of a part. Memory holds one of them and some originals (:func:`fetched_slices`), beside the part itself."""
     made: list[pa.Table] = []
     for part, fetched in fetched_slices(rows, job.storage, job.limits.max_bytes, GROUP_ROWS):
         made.append(shard_rows(part, fetched, job.size, job.limits.max_pixels))
@@ -78,26 +78,27 @@ def _groups(rows: pa.Table, job: ShardJob) -> Iterator[pa.Table]:
 
 
 def write_groups(part: Location, groups: Iterable[pa.Table]) -> Counter[str]:
-    """Write a part group by group, and return its status counts."""
+    """Write a part group by group, and return its status counts.
+
+    The file is made in memory: a bucket would keep what was written of it before an error, under a name that promises all rows.
+    """
     counts: Counter[str] = Counter()
-    with (
-        part.replacing() as (filesystem, path),
-        pq.ParquetWriter(
-            path,
-            SHARDS,
-            filesystem=filesystem,
-            # Picture files are compressed already, and hardly any are equal.
-            compression={name: "NONE" if name == "image" else "ZSTD" for name in SHARDS.names},
-            use_dictionary=["status", "error"],
-            write_statistics=["row_id"],
-        ) as writer,
-    ):
+    sink = pa.BufferOutputStream()
+    with pq.ParquetWriter(
+        sink,
+        SHARDS,
+        # Picture files are compressed already, and hardly any are equal.
+        compression={name: "NONE" if name == "image" else "ZSTD" for name in SHARDS.names},
+        use_dictionary=["status", "error"],
+        write_statistics=["row_id"],
+    ) as writer:
         ids = []
         for group in groups:
             writer.write_table(group)
             ids.append(group.column("row_id").to_numpy())
             counts.update(group.column("status").to_pylist())
         writer.add_key_value_metadata(footer_of(np.concatenate(ids), dict(counts)).metadata())
+    part.write_bytes(sink.getvalue())
     return counts
 
 

@@ -130,7 +130,7 @@ class Location:
             )
         return content
 
-    def write_bytes(self, data: bytes) -> None:
+    def write_bytes(self, data: bytes | pa.Buffer) -> None:
         """Write the file atomically: readers see the old file or the new one, never a part."""
         with self.replacing() as (filesystem, path), filesystem.open_output_stream(path) as stream:
             stream.write(data)
@@ -180,9 +180,13 @@ class Location:
         self.write_bytes((json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
 
     def write_table(self, table: pa.Table, row_group_size: int | None = None) -> None:
-        """Write `table` as one Parquet file, atomically."""
-        with self.replacing() as (filesystem, path):
-            pq.write_table(table, path, filesystem=filesystem, compression="zstd", row_group_size=row_group_size)
+        """Write `table` as one Parquet file, atomically.
+
+        The file is made in memory: a bucket would keep what was written of it before an error, which is a valid file with fewer rows.
+        """
+        sink = pa.BufferOutputStream()
+        pq.write_table(table, sink, compression="zstd", row_group_size=row_group_size)
+        self.write_bytes(sink.getvalue())
 
     def delete(self) -> None:
         """Delete this file or folder if it exists."""

@@ -51,8 +51,7 @@ def plan_removals(folder: Location, kept: np.ndarray) -> tuple[list[Removal], li
 def remove_rows(work: Removal) -> int:
     """Write a part file without the rows that are to go, and return their number. The file before is deleted after that.
 
-    If the process dies in between, Ray calls this again on another node: what is done by then is not done again. The new file is made in
-    memory, because a bucket would keep what was written of it before an error.
+    If the process dies in between, Ray calls this again on another node: what is done by then is not done again.
     """
     target = _target(work)
     if work.remaining and work.file.exists() and (target == work.file or not target.exists()):

@@ -31,6 +31,7 @@ from raycluster.images.shards import GROUP_ROWS, GroupReader, ShardJob, find_row
 from raycluster.pipeline.run import RunResult
 from raycluster.storage.location import Location, locate
 from raycluster.tables.files import part_files
+from raycluster.tables.names import part_name
 from raycluster.tables.rows import row_ids, unit
 from raycluster.tables.schemas import SHARDS
 
@@ -279,7 +280,7 @@ def test_killed_while_it_writes_shards_it_goes_on(tmp_path: Path) -> None:
     assert not list((tmp_path / "out" / "shards").glob("*/*.tmp"))
 
 
-def test_in_a_bucket_a_part_that_was_broken_off_is_completed(photos: Path, s3: StorageConfig) -> None:
+def test_in_a_bucket_a_part_that_was_broken_off_leaves_nothing(photos: Path, s3: StorageConfig) -> None:
     root = locate(f"s3://raycluster-test/shards-{time.time_ns()}", s3)
     for file in sorted(photos.glob("*-*.jpg")):
         (root / "photos" / file.name).write_bytes(file.read_bytes())
@@ -293,14 +294,11 @@ def test_in_a_bucket_a_part_that_was_broken_off_is_completed(photos: Path, s3: S
         raise OSError("the network is gone")
 
     with pytest.raises(OSError, match="the network is gone"):
-        write_groups(job.folder / "part-000000000000.parquet", broken())
-    done = row_ids(part_files(job.folder))
-    assert set(done.tolist()) <= set(range(10))
-    left = np.setdiff1d(np.arange(48), done)
-    counts = list(
-        shard(job, part_files(root / "manifest"), left, Resources(1, 1, 0, encoder_actors=1, train_workers=1))
-    )
-    assert sum(count["ok"] for count in counts) == len(left)
+        write_groups(job.folder / part_name(np.arange(48)), broken())
+    assert job.folder.list() == []
+    resources = Resources(1, 1, 0, encoder_actors=1, train_workers=1)
+    counts = list(shard(job, part_files(root / "manifest"), np.arange(48), resources))
+    assert sum(count["ok"] for count in counts) == 48
     assert np.array_equal(np.sort(row_ids(part_files(job.folder))), np.arange(48))
     where = find_rows(part_files(job.folder), np.arange(48))
     where = where.set_column(1, "uri", where["uri"].cast(pa.string()))
