@@ -17,16 +17,21 @@ from raycluster.storage.lock import LOCK_FILE
 
 
 def find_common(
-    config: RunConfig, root: Location, samples: Iterable[Sequence[str]], spec: EncoderSpec | None
+    config: RunConfig,
+    root: Location,
+    samples: Iterable[Sequence[str]],
+    spec: EncoderSpec | None,
+    source: str = "images",
 ) -> Common:
     """Return what every node must have for this run. Raises :class:`ConfigError` if a node that is there now lacks any of it.
 
-    `root`: the run folder; `samples`: URIs of some pictures of each source; `spec`: the encoder, None if there is none.
+    `root`: the run folder; `samples`: URIs of some pictures or files of each source, which `source`, a field of the configuration, names; `spec`: the
+    encoder, None if there is none.
     """
     places = _output(root)
     if spec is not None and spec.tower is not None and spec.tower.file.scheme == "file":
         places.append(place("model", spec.tower.file.path))
-    places += [place("images", path) for path in dict.fromkeys(chain(*map(_files_here, samples)))]
+    places += [place(source, path) for path in dict.fromkeys(chain(*map(_files_here, samples)))]
     nodes = others()
     check_seen(nodes, *places)
     if nodes and spec is not None and (field := local_weights(spec)):

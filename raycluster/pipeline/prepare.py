@@ -221,7 +221,8 @@ def list_inputs(config: RunConfig, folder: RunFolder, retry_failed: bool, dry_ru
 def _in_tasks(config: RunConfig, root: Location, function: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[Any]:
     """Call a function for files or for slices of files, in tasks, and yield the results in order. Every node must see local files."""
     files = [item if isinstance(item, Location) else item.file for item in items]
-    common = find_common(config, root, [[file.uri for file in files]], None)
+    field = "embeddings" if config.images is None else "images"
+    common = find_common(config, root, [[file.uri for file in files]], None, field)
     return map_tasks(function, items, common=common, ordered=True)
 
 

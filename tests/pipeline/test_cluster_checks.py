@@ -56,7 +56,8 @@ def test_every_kind_of_source_is_compared(tmp_path: Path) -> None:
     uris = [str(path) for path in sorted((hidden / "photos").rglob("*.jpg"))]
     pq.write_table(pa.table({"uri": uris}), seen / "list.parquet")
     vectors = np.eye(2, 8)[np.arange(12) % 2] + 0.1 * np.random.default_rng(0).normal(size=(12, 8))
-    pq.write_table(pa.table({"image_id": uris, "uri": uris, "embedding": list(vectors)}), hidden / "vectors.parquet")
+    for place in (hidden, seen):
+        pq.write_table(pa.table({"image_id": uris, "uri": uris, "embedding": list(vectors)}), place / "vectors.parquet")
     shutil.copytree(ROOT / "raycluster" / "demo" / "clip", seen / "clip")
     config = EncoderConfig(model=f"local-dir:{seen / 'clip'}", precision="fp32")
     spec = resolve_encoder(config, use_gpu=False)
@@ -90,8 +91,9 @@ def test_every_kind_of_source_is_compared(tmp_path: Path) -> None:
         # The other node has a file of that name, but its content differs.
         f"images: {seen}/a.tar": words(f"{seen}/a.tar"),
         f"images: {seen}/a.parquet": words(f"{seen}/a.parquet", model=seen / "model"),
+        f"embeddings: {hidden}/vectors.parquet": words(str(hidden / "vectors.parquet"), embeddings=True),
     }
-    taken = [words(photos, model=seen / "model"), words(str(hidden / "vectors.parquet"), embeddings=True)]
+    taken = [words(photos, model=seen / "model"), words(str(seen / "vectors.parquet"), embeddings=True)]
     taken = [(*command_words, "--dry-run") for command_words in taken]
     changes = [f"mount -t tmpfs none {hidden}"]
     changes += [f"mount --bind {other}/{name} {seen}/{name}" for name in ("a.tar", "a.parquet")]
