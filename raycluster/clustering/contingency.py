@@ -8,8 +8,9 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from scipy.sparse import csr_array
-from scipy.sparse.csgraph import min_weight_full_bipartite_matching
+from scipy.sparse import coo_array, csr_array
+
+from raycluster.clustering.matching import full_matching
 
 
 def contingency_table(labels: np.ndarray, clusters: np.ndarray) -> csr_array:
@@ -20,7 +21,8 @@ def contingency_table(labels: np.ndarray, clusters: np.ndarray) -> csr_array:
     known = labels >= 0
     rows, columns = labels[known].astype(np.int64), np.asarray(clusters)[known].astype(np.int64)
     shape = (int(rows.max(initial=-1)) + 1, int(columns.max(initial=-1)) + 1)
-    return csr_array((np.ones(len(rows), np.int64), (rows, columns)), shape=shape)
+    # Only this conversion adds up equal pairs in all versions of SciPy.
+    return coo_array((np.ones(len(rows), np.int64), (rows, columns)), shape=shape).tocsr()
 
 
 def supervised_scores(table: csr_array) -> dict[str, float | int | None]:
@@ -54,7 +56,7 @@ def _matched(table: csr_array) -> int:
     counts = np.concatenate([used.data + 1, np.ones(n_labels, np.int64)]).astype(np.float64)
     edges = np.concatenate([used.row, alone]), np.concatenate([used.col, n_clusters + alone])
     graph = csr_array((counts, edges), shape=(n_labels, n_clusters + n_labels))
-    rows, columns = min_weight_full_bipartite_matching(graph, maximize=True)
+    rows, columns = full_matching(graph, maximize=True)
     return int(graph[rows, columns].sum()) - n_labels
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from scipy.sparse import csr_array
+from scipy.sparse import coo_array, csr_array
 
 from raycluster.clustering.contingency import contingency_table
 from raycluster.clustering.modality import HELPS, text_asymmetry
@@ -49,7 +49,8 @@ def add_counts(one: LabelCounts, other: LabelCounts) -> LabelCounts:
     columns = np.concatenate([table.col for table in tables])
     counts = np.concatenate([table.data for table in tables])
     # Entries of the same label and cluster are added.
-    table = csr_array((counts, (rows, columns)), shape=(len(joined.dictionary), one.table.shape[1]))
+    # Only this conversion adds up equal pairs in all versions of SciPy.
+    table = coo_array((counts, (rows, columns)), shape=(len(joined.dictionary), one.table.shape[1])).tocsr()
     return LabelCounts(joined.dictionary, table)
 
 

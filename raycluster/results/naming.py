@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import torch
 from scipy.sparse import csr_array
-from scipy.sparse.csgraph import min_weight_full_bipartite_matching
 from torch import Tensor
 from torch.nn.functional import normalize
+
+from raycluster.clustering.matching import full_matching
 
 NOUNS = 5
 """Number of nouns that describe a cluster."""
@@ -151,5 +152,5 @@ def _match(affinity: np.ndarray, nouns: np.ndarray) -> np.ndarray:
     data = np.concatenate([costs, nothing[:, None]], axis=1)
     places = np.concatenate([columns.reshape(n, k), len(known) + np.arange(n)[:, None]], axis=1)
     graph = csr_array((data.ravel(), places.ravel(), np.arange(n + 1) * (k + 1)), shape=(n, len(known) + n))
-    matched = min_weight_full_bipartite_matching(graph)[1]
+    matched = full_matching(graph)[1]
     return np.where(matched < len(known), known[np.minimum(matched, len(known) - 1)], -1)

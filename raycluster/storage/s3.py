@@ -146,8 +146,8 @@ def get(options: StorageConfig, path: str) -> tuple[bytes, str] | None:
 def delete(options: StorageConfig, bucket: str, keys: Sequence[str]) -> None:
     """Delete objects of one bucket, a thousand a request. Raises :class:`OSError`."""
     client = python_client(options)
-    # A second registration under the same id does nothing.
-    client.meta.events.register("before-sign.s3.DeleteObjects", _add_md5, unique_id="raycluster")
+    # A second registration under the same id does nothing, so each hook has an id of its own.
+    client.meta.events.register("before-sign.s3.DeleteObjects", _add_md5, unique_id="raycluster-md5")
     for start in range(0, len(keys), KEYS_A_DELETION):
         objects = [{"Key": key} for key in keys[start : start + KEYS_A_DELETION]]
         with botocore_errors():

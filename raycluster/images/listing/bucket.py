@@ -127,8 +127,8 @@ def _request(client: Any, **parameters: Any) -> Page:
     """Request one page. Raises :class:`OSError`; its text includes the message of AWS."""
     if not parameters["StartAfter"]:
         del parameters["StartAfter"]
-    # A second registration under the same id does nothing.
-    client.meta.events.register_first("before-parse.s3.ListObjectsV2", _parse, unique_id="raycluster")
+    # A second registration under the same id does nothing, so each hook has an id of its own.
+    client.meta.events.register_first("before-parse.s3.ListObjectsV2", _parse, unique_id="raycluster-objects")
     with botocore_errors():
         answer = client.list_objects_v2(**parameters)
     objects: list[Object] = answer["Objects"]

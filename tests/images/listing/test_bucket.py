@@ -16,7 +16,7 @@ from raycluster.images.listing import bucket
 from raycluster.images.listing.bucket import Object, Page, halfway, list_objects, list_ranges
 from raycluster.images.listing.manifest import list_images
 from raycluster.images.listing.walk import call_storage
-from raycluster.storage.location import locate
+from raycluster.storage.location import delete_files, locate
 
 LETTERS = "09AZaz-_/. é日😀"
 
@@ -108,6 +108,15 @@ def test_an_error_of_one_page_ends_the_listing() -> None:
 
     with pytest.raises(OSError, match="SlowDown"):
         list(list_ranges(failing, "p/", 4))
+
+
+def test_a_process_that_has_deleted_files_lists_others(s3: StorageConfig) -> None:
+    """Both hook into the same client of botocore."""
+    root = locate("s3://raycluster-test/deleted-and-listed", s3.model_copy(update={"region": "eu-west-1"}))
+    for name in ("a.jpg", "b.jpg"):
+        (root / name).write_bytes(b"x")
+    delete_files([root / "a.jpg"])
+    assert list_images((root.uri,), root.options, None).rows.read()["image_id"].to_pylist() == ["b.jpg"]
 
 
 def test_s3_pages_make_one_listing(s3: StorageConfig, monkeypatch: pytest.MonkeyPatch) -> None:
