@@ -14,11 +14,12 @@ from raycluster.errors import ArtifactError
 from raycluster.storage import credentials
 from raycluster.storage.location import Location
 from raycluster.tables.footers import map_files
+from raycluster.tables.names import named_ids, partition_and_generation
 from raycluster.tables.rows import among, file_ids
 
 KEPT_GROUPS = 4
-"""Row groups that a process keeps in memory. The next block of a process often lies in the row group of the one before, and part files of
-one name never change."""
+"""Row groups that a process keeps in memory: the next block of a process often lies in the row group of the one before. They are only of
+files that never change: those of a manifest, whose folder is named after the content, and pieces whose names tell their rows."""
 
 
 @dataclass(frozen=True)
@@ -85,10 +86,12 @@ def _positions(file: Location, wanted: np.ndarray) -> np.ndarray:
 
 
 def _read_positions(file: Location, positions: np.ndarray, columns: Sequence[str]) -> Iterator[pa.Table]:
-    starts = _group_starts(file)
+    fixed = partition_and_generation(file) is not None or named_ids(file) is not None
+    starts = _group_starts(file) if fixed else _group_starts.__wrapped__(file)
+    read = _read_group if fixed else _read_group.__wrapped__
     groups = np.searchsorted(starts, positions, side="right") - 1
     for group in np.unique(groups).tolist():
-        yield _read_group(file, group, tuple(columns)).take(positions[groups == group] - starts[group])
+        yield read(file, group, tuple(columns)).take(positions[groups == group] - starts[group])
 
 
 @lru_cache(maxsize=256)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, TypeVar
 
 import numpy as np
@@ -17,14 +16,11 @@ import pyarrow.parquet as pq
 
 from raycluster.storage.location import Location
 from raycluster.storage.parallel import map_threads
-from raycluster.tables.names import partition_and_generation
 
 Result = TypeVar("Result")
 
 KEY = b"raycluster"
 """Key of the file's metadata."""
-FOOTERS = 65_536
-"""Most footers that a process keeps, of some hundred bytes each."""
 
 
 @dataclass(frozen=True)
@@ -75,19 +71,7 @@ def with_footer(table: pa.Table) -> pa.Table:
 
 
 def read_footer(file: Location) -> Footer | None:
-    """Return what a part file says of its rows; None for a file of an earlier version.
-
-    The file of a partition never changes, so its footer is read once by each process.
-    """
-    return _read_once(file) if partition_and_generation(file) else _read(file)
-
-
-@lru_cache(maxsize=FOOTERS)
-def _read_once(file: Location) -> Footer | None:
-    return _read(file)
-
-
-def _read(file: Location) -> Footer | None:
+    """Return what a part file says of its rows; None for a file of an earlier version."""
     metadata = pq.read_metadata(file.path, filesystem=file.filesystem).metadata or {}
     if KEY not in metadata:
         return None

@@ -32,7 +32,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.timeout(900), pytest.mark.usefixtures
 IMAGES = 5000
 TABLES = 5
 """Tables that one stage reads at most: the manifest, the embeddings, the counterparts, and the assignments before and after fine-tuning."""
-CONSTANT = 60
+CONSTANT = 100
 """Requests of a stage whatever its size: markers, the lock, the report."""
 SHOWN = 2 * 2 * 12
 """Most pictures of the report: the most and the least typical ones of two clusters."""
