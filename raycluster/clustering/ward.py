@@ -56,8 +56,11 @@ def ward_kmeans(
     return lloyd(x, merged[fine], k, seed=seed, rows=last_rows), fine
 
 
-def lloyd(x: Tensor, labels: Tensor, k: int, *, seed: int, rows: int) -> Tensor:
-    """Return labels [N] int64 of spherical k-means that starts from the means of `labels` [N] and runs on `rows` rows a cluster."""
+def lloyd(x: Tensor, labels: Tensor, k: int, *, seed: int, rows: int | None = None) -> Tensor:
+    """Return labels [N] int64 of spherical k-means that starts from the means of `labels` [N].
+
+    It runs on `rows` rows a cluster; the default is that of :func:`kmeans`.
+    """
     start = normalize(class_means(x, labels, k), dim=1)
     return kmeans(
         x,

@@ -146,7 +146,7 @@ def neighbor_count(n_images: int, n_clusters: int) -> int:
 def _refined(whitened: Tensor, labels: Tensor, k: int, cells: Cells, settings: _Settings) -> Tensor:
     """Return the labels [N] of Lloyd steps that start from `labels`, on smoothed rows. The cells of the first metric still hold near rows."""
     smoothed = settings.smooth(whitened, settings.search(whitened, k, cells))
-    return lloyd(smoothed, labels, settings.n_clusters, seed=settings.seed, rows=settings.shortcuts.last_rows)
+    return lloyd(smoothed, labels, settings.n_clusters, seed=settings.seed)
 
 
 def _text_views(

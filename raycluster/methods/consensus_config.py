@@ -78,7 +78,7 @@ class Shortcuts:
     split_above: int = 1000
     """Centers of the fine k-means above which small clusters are found in two levels."""
     last_rows: int = 64
-    """Images that the last Lloyd steps run on, for each cluster."""
+    """Images that the last Lloyd steps of each vote run on, for each cluster. Those of the refinements run on all images."""
 
 
 SHORTCUTS = Shortcuts()
