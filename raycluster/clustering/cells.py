@@ -19,6 +19,8 @@ from raycluster.clustering.whitening import class_means
 
 CELL_ROWS = 200
 """Mean number of rows of a cell."""
+OVERSIZE = 10
+"""Largest size of a cell, as a multiple of the mean size."""
 CHUNK_BYTES = 2**27
 """Bytes of the largest matrix of scores that is held at once."""
 SPLIT_ITERATIONS = 6
@@ -53,11 +55,16 @@ class Cells:
 def make_cells(x: Tensor, *, seed: int, count: int | None = None) -> Cells:
     """Divide unit rows [N, d] float32 into `count` cells, by default one for every CELL_ROWS rows.
 
-    Cells need not be good clusters, so a few iterations on a few rows are enough.
+    Cells need not be good clusters, so a few iterations on a few rows are enough. A cell of more than OVERSIZE times the mean is cut into
+    pieces. So copies of one image, however many, do not make the search quadratic.
     """
     count = count or max(1, round(len(x) / CELL_ROWS))
-    found = kmeans(x, count, seed=seed, rows_a_center=24, max_iterations=6, tolerance=1e-2, warn=False)
-    return Cells(found.labels, count)
+    labels = kmeans(x, count, seed=seed, rows_a_center=24, max_iterations=6, tolerance=1e-2, warn=False).labels
+    order, sizes = labels.argsort(stable=True), torch.bincount(labels)
+    place = torch.arange(len(x), device=x.device) - (sizes.cumsum(0) - sizes)[labels[order]]
+    piece = torch.empty_like(labels).index_copy_(0, order, place // math.ceil(OVERSIZE * len(x) / count))
+    used, labels = (labels * len(x) + piece).unique(return_inverse=True)
+    return Cells(labels, len(used))
 
 
 def cell_neighbors(x: Tensor, k: int, cells: Cells, candidates: int) -> Tensor:
@@ -85,14 +92,14 @@ def cell_neighbors(x: Tensor, k: int, cells: Cells, candidates: int) -> Tensor:
 
 
 def _near_cells(cells: Cells, centers: Tensor, rows: int) -> tuple[list[list[int]], list[int]]:
-    """Return for each cell all cells, nearest first and itself before all others, and how many of them hold at least `rows` rows."""
+    """Return for each cell the nearest cells, itself before all others, and how many of them hold at least `rows` rows."""
     closeness = centers @ centers.T
     closeness.fill_diagonal_(2)
     # Empty cells come last.
     closeness[:, cells.sizes == 0] = -2
     near = closeness.argsort(dim=1, descending=True, stable=True)
     needed = (cells.sizes[near].cumsum(dim=1) < rows).sum(dim=1) + 1
-    return near.tolist(), needed.tolist()
+    return near[:, : int(needed.max())].tolist(), needed.tolist()
 
 
 def find_neighbors(x: Tensor, k: int, cells: Cells, *, exact_rows: int, candidates: int) -> Tensor:

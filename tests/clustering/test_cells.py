@@ -63,6 +63,16 @@ def test_the_seed_decides() -> None:
     assert torch.equal(small_clusters(x, 90, seed=3)[0], small_clusters(x, 90, seed=3)[0])
 
 
+def test_copies_of_one_row_are_cut_into_cells_of_bounded_size() -> None:
+    x, _ = groups(4000)
+    x[:3000] = x[0]
+    cells = make_cells(x, seed=0)
+    assert int(cells.sizes.max()) <= 10 * module.CELL_ROWS
+    assert int(cells.sizes.sum()) == 4000
+    near = cell_neighbors(x, 5, cells, candidates=500)
+    assert int(near[:3000].max()) < 3000
+
+
 def test_cells_list_each_row_once_and_skip_empty_cells() -> None:
     cells = Cells(torch.tensor([3, 1, 3, 1, 1]), 5)
     assert {cell: cells.order[rows].tolist() for cell, rows in cells} == {1: [1, 3, 4], 3: [0, 2]}
