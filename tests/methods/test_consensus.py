@@ -129,6 +129,18 @@ def test_shortcuts_find_the_same_groups() -> None:
     assert adjusted_rand_score(group, found[1]) > 0.95
 
 
+def test_the_number_of_threads_changes_nothing_but_rounding() -> None:
+    x, _, nouns = groups(1200, 0, 2.5)
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            found.append(consensus(x, nouns, GROUPS, 0, ConsensusConfig(name="consensus"), FEW))
+    finally:
+        torch.set_num_threads(before)
+    assert adjusted_rand_score(found[0].labels, found[1].labels) > 0.98
+
+
 @pytest.mark.parametrize("limits", [Shortcuts(), FEW, NO_SHORTCUTS])
 @pytest.mark.parametrize(("n", "distinct", "clusters"), [(2, 2, 2), (9, 9, 8), (9, 9, 9), (40, 3, 5), (40, 1, 2)])
 def test_few_rows_and_copies_get_a_cluster_each(limits: Shortcuts, n: int, distinct: int, clusters: int) -> None:
