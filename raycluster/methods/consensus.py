@@ -33,7 +33,8 @@ class ConsensusMethod(FittedMethod):
     config: ConsensusConfig
 
     def __init__(self, config: ConsensusConfig, dim: int, n_clusters: int, n_rows: int, seed: int) -> None:
-        super().__init__(config, dim, n_clusters, n_rows, seed)
+        filled = {"train_sample": config.train_sample or default_sample(n_clusters)}
+        super().__init__(config.model_copy(update=filled), dim, n_clusters, n_rows, seed)
         # `fit` sets these weights. `skip_init` draws no random start, which would advance torch's global generator.
         self.image_projection = nn.utils.skip_init(nn.Linear, dim, dim)
         self.image_clustering = nn.utils.skip_init(nn.Linear, dim, n_clusters, bias=False)

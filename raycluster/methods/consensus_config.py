@@ -68,7 +68,10 @@ class Shortcuts:
     text_dims: int = 192
     """Principal directions of the whitened text counterparts that are kept."""
     exact_rows: int = 10_000
-    """Images up to which the neighbor search is exact. With more, searching in cells is faster."""
+    """Images up to which the neighbor search is exact.
+
+    One search takes 0.6 CPU seconds for 6,000 images either way, 1.3 for 10,000 (in cells 0.9), and 4.1 for 20,000 (in cells 1.7).
+    """
     candidates: int = 4000
     """Images that an image is compared with in the search: 20 mean clusters of the default sample."""
     nouns: int = 512

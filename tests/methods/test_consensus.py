@@ -161,6 +161,14 @@ def test_more_clusters_than_rows_are_refused() -> None:
 @pytest.mark.parametrize(("clusters", "size"), [(2, 20_000), (100, 20_000), (101, 20_200), (1000, 200_000)])
 def test_the_default_sample_follows_from_the_clusters(clusters: int, size: int) -> None:
     assert default_sample(clusters) == ConsensusMethod.default_sample(clusters) == size
+    for given, expected in ((None, size), (5000, 5000)):
+        config = registry.configure(
+            MethodConfig.model_validate({"name": "consensus", "train_sample": given} if given else {})
+        )
+        made = registry.build(config, DIM, clusters, 30_000, seed=0)
+        assert made.constants["train_sample"] == expected
+        again = registry.restore("consensus", made.constants, DIM, clusters, 30_000, made.state_dict())
+        assert again.constants == made.constants
 
 
 @pytest.mark.long
