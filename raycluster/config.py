@@ -89,7 +89,10 @@ class MethodConfig(Section):
     profile: Literal["default", "paper"] = "default"
     """`paper` takes the authors' constants as published; `default` scales steps, batch and neighbors to the data."""
     train_sample: int = Field(default=1_000_000, ge=2)
-    """With more images than this, heads are trained on a seeded sample of this size; all images are assigned. Default for `consensus`: 200,000."""
+    """With more images than this, heads are trained on a seeded sample of this size; all images are assigned.
+
+    Default for `consensus`: 200 for each cluster, but at least 20,000.
+    """
 
 
 class FinetuneConfig(Section):

@@ -69,10 +69,10 @@ def _best(x: Tensor, queries: range, k: int, prepare: RowScale) -> Tensor:
             scores = _scores(block, database, buffer, prepare)
             if -len(database) < other - start < len(block):
                 scores.diagonal(start - other).fill_(-torch.inf)
-            _merge(best[mine], index[mine], scores, other)
+            merge_best(best[mine], index[mine], scores, other)
             if symmetric and other > start:
                 theirs = slice(other, other + len(database))
-                _merge(best[theirs], index[theirs], scores.T, start)
+                merge_best(best[theirs], index[theirs], scores.T, start)
     return index
 
 
@@ -85,8 +85,8 @@ def _scores(a: Tensor, b: Tensor, buffer: Tensor, prepare: RowScale) -> Tensor:
     return scores.addmm_(a, b.T, beta=-0.5)
 
 
-def _merge(best: Tensor, index: Tensor, scores: Tensor, first: int) -> None:
-    """Update `best` and `index` [n, k] in place with `scores` [n, m] of the rows from `first` on.
+def merge_best(best: Tensor, index: Tensor, scores: Tensor, first: int) -> None:
+    """Update the k best scores so far, `best` and `index` [n, k], in place with `scores` [n, m] of the rows from `first` on.
 
     The k best lie in the at most k groups with the largest maxima, and only in groups with a maximum above the worst score kept so far.
     Maxima are cheap to find, and all other work is done on few columns.
@@ -107,7 +107,7 @@ def _merge(best: Tensor, index: Tensor, scores: Tensor, first: int) -> None:
             columns = found.indices // wanted * groups + near.gather(1, found.indices % wanted)
         _keep(best, index, found.values, columns + first)
     if groups * GROUP < scores.shape[1]:
-        _merge(best, index, scores[:, groups * GROUP :], first + groups * GROUP)
+        merge_best(best, index, scores[:, groups * GROUP :], first + groups * GROUP)
 
 
 def _keep(best: Tensor, index: Tensor, values: Tensor, rows: Tensor) -> None:

@@ -11,6 +11,7 @@ from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from raycluster.clustering.cells import small_clusters
 from raycluster.clustering.kmeans import kmeans
 from raycluster.clustering.whitening import class_means
 
@@ -18,24 +19,59 @@ FINE_CENTERS = 4
 """Centers a cluster that the fine k-means finds and Ward's criterion merges."""
 MOST_CENTERS = 8192
 """Most centers that are merged, unless there are more clusters than this. The distances take 8 bytes a pair of centers."""
-FINE_TOLERANCE = 1e-3
-"""Relative improvement at which the fine k-means ends. It may end early, because its centers are merged anyway."""
+FINE_ITERATIONS, FINE_TOLERANCE = 15, 1e-3
+"""Where the fine k-means ends. It may end early, because its centers are merged anyway."""
+LAST_ITERATIONS, LAST_TOLERANCE = 25, 1e-4
+"""Where the last Lloyd steps end."""
 
 
-def ward_kmeans(x: Tensor, k: int, *, seed: int) -> Tensor:
+def ward_kmeans(
+    x: Tensor, k: int, *, seed: int, fine_rows: int = 16, last_rows: int = 64, split_above: int = 1000
+) -> tuple[Tensor, Tensor]:
     """Return labels [N] int64 of spherical k-means that starts from `4 k` small clusters, merged into `k` by Ward's criterion.
 
-    `x` [N, d] float32 unit rows. Merging sees the whole set at once, so that no two seeds fall into one cluster while another gets
-    none. This is better than many restarts and takes a fraction of the time.
+    The labels [N] of the small clusters come second. `x` [N, d] float32 unit rows. Merging sees the whole set at once, so that no two seeds
+    fall into one cluster while another gets none. This is better than many restarts and takes a fraction of the time.
+
+    The small clusters are those of k-means on `fine_rows` rows for each, or of :func:`small_clusters` if there are more than `split_above`.
+    The last Lloyd steps run on `last_rows` rows a cluster.
     """
-    fine_k = max(k, min(FINE_CENTERS * k, len(x) // 2, MOST_CENTERS))
-    fine = kmeans(x, fine_k, seed=seed, tolerance=FINE_TOLERANCE).labels
-    counts = torch.bincount(fine, minlength=fine_k)
+    count = max(k, min(FINE_CENTERS * k, len(x) // 2, MOST_CENTERS))
+    if count > split_above:
+        fine, count = small_clusters(x, count, seed=seed)
+    else:
+        fine = kmeans(
+            x,
+            count,
+            seed=seed,
+            rows_a_center=fine_rows,
+            max_iterations=FINE_ITERATIONS,
+            tolerance=FINE_TOLERANCE,
+            warn=False,
+        ).labels
+    counts = torch.bincount(fine, minlength=count)
     used = (counts > 0).nonzero().squeeze(1)
-    means = class_means(x, fine, fine_k)[used]
     merged = torch.zeros_like(counts)
-    merged[used] = ward(means, counts[used], k).to(x.device)
-    return kmeans(x, k, seed=seed, start=normalize(class_means(x, merged[fine], k), dim=1)).labels
+    merged[used] = ward(class_means(x, fine, count)[used], counts[used], k).to(x.device)
+    return lloyd(x, merged[fine], k, seed=seed, rows=last_rows), fine
+
+
+def lloyd(x: Tensor, labels: Tensor, k: int, *, seed: int, rows: int | None = None) -> Tensor:
+    """Return labels [N] int64 of spherical k-means that starts from the means of `labels` [N].
+
+    It runs on `rows` rows a cluster; the default is that of :func:`kmeans`.
+    """
+    start = normalize(class_means(x, labels, k), dim=1)
+    return kmeans(
+        x,
+        k,
+        seed=seed,
+        start=start,
+        rows_a_center=rows,
+        max_iterations=LAST_ITERATIONS,
+        tolerance=LAST_TOLERANCE,
+        warn=False,
+    ).labels
 
 
 def ward(means: Tensor, counts: Tensor, k: int) -> Tensor:

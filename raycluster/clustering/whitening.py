@@ -6,17 +6,16 @@ differences gives more weight to the directions that separate clusters (as in li
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 from torch.nn.functional import embedding_bag, normalize
 
-NeighborSearch = Callable[[Tensor, int], Tensor]
-"""A function of rows [N, d] and k that returns each row's nearest others by cosine, indices int32 [N, k]; it may use many processes."""
+from raycluster.clustering.neighbors import nearest_neighbors
 
 CHUNK_ROWS = 65_536
 """Rows that the sums of a covariance take at once."""
+MOMENT_ROWS = 50_000
+"""Rows that principal directions are measured on."""
 SMALLEST_SHARE = 1e-3
 """Least share of the rows' mean variance to add: directions may have no difference between neighbors (copies of one image)."""
 
@@ -34,17 +33,22 @@ def smooth(x: Tensor, neighbors: Tensor, steps: int, share: float) -> Tensor:
     return smoothed
 
 
-def pair_covariance(x: Tensor, neighbors: Tensor) -> Tensor:
-    """Return the mean of (x_i − x_j)(x_i − x_j)ᵀ over all rows i and their neighbors j, [d, d] float64.
+def pair_covariance(x: Tensor, neighbors: Tensor, rows: Tensor | None = None) -> Tensor:
+    """Return the mean of (x_i − x_j)(x_i − x_j)ᵀ over the rows i and their neighbors j, [d, d] float64.
 
-    `x` [N, d], `neighbors` [N, k]. The mean is computed from sums over neighbors; the pairs are never formed.
+    `x` [N, d], `rows` [n] int64 without repeats (default: all), `neighbors` [n, k], row numbers of `x`. The mean is computed from sums over
+    neighbors; the pairs are never formed.
     """
     n, k = neighbors.shape
-    uses = k + torch.bincount(neighbors.flatten(), minlength=n)
+    rows = torch.arange(len(x), device=x.device) if rows is None else rows
+    uses = torch.bincount(neighbors.flatten(), minlength=len(x))
+    uses[rows] += k
     total = torch.zeros(x.shape[1], x.shape[1], dtype=torch.float64, device=x.device)
-    for rows in torch.arange(n, device=x.device).split(CHUNK_ROWS):
-        cross = x[rows].T @ neighbor_sums(x, neighbors[rows])
-        total += (x[rows] * uses[rows].unsqueeze(1)).T @ x[rows] - cross - cross.T
+    for some in uses.nonzero().squeeze(1).split(CHUNK_ROWS):
+        total += (x[some] * uses[some].unsqueeze(1)).T @ x[some]
+    for some, near in zip(rows.split(CHUNK_ROWS), neighbors.split(CHUNK_ROWS), strict=True):
+        cross = x[some].T @ neighbor_sums(x, near)
+        total -= cross + cross.T
     return total / (n * k)
 
 
@@ -78,15 +82,31 @@ def whitening(x: Tensor, covariance: Tensor, shrinkage: float) -> Tensor:
     return (vectors * kept.rsqrt()).to(x.dtype)
 
 
-def neighbor_whitened(
-    x: Tensor, k: int, shrinkage: float, rounds: int, search: NeighborSearch
-) -> tuple[Tensor, Tensor]:
-    """Whiten centered rows [N, d] by their neighbors' differences; return unit rows [N, d] and their neighbors, int32 [N, k].
+def neighbor_whitening(
+    x: Tensor, k: int, shrinkage: float, rounds: int, *, queries: int, database: int, seed: int
+) -> Tensor:
+    """Return W [d, d] that whitens centered rows [N, d] by their neighbors' differences.
 
-    Each round finds the neighbors again in the space that the last round's whitening has made.
+    Each round finds the neighbors again in the space that the last round's whitening has made. A covariance of d × d numbers needs few
+    rows: `queries` drawn rows ask among `database` drawn rows. They ask for neighbors in proportion, so that these are as near as the `k`
+    nearest among all rows.
     """
-    neighbors = search(x, k)
+    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:database].to(x.device)
+    some, asked = x[order], slice(0, min(queries, len(order)))
+    k = k if len(order) == len(x) else max(2, round(k * len(order) / len(x)))
+    space = torch.eye(x.shape[1], device=x.device)
     for _ in range(rounds):
-        whitened = normalize(x @ whitening(x, pair_covariance(x, neighbors), shrinkage), dim=1)
-        neighbors = search(whitened, k)
-    return whitened, neighbors
+        neighbors = nearest_neighbors(some @ space, k, rows=asked)
+        space = whitening(some, pair_covariance(some, neighbors, torch.arange(asked.stop, device=x.device)), shrinkage)
+    return space
+
+
+def principal_directions(x: Tensor, dims: int, *, seed: int) -> Tensor:
+    """Return the directions [d, r] of largest second moment of rows [N, d], r = min(dims, d), measured on up to 50,000 of the rows.
+
+    Where `dims` cut nothing, the directions are the axes, so that rows stay as they are.
+    """
+    if dims >= x.shape[1]:
+        return torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
+    some = x[torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:MOMENT_ROWS].to(x.device)]
+    return torch.linalg.eigh(some.T @ some)[1][:, -dims:]

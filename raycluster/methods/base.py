@@ -12,8 +12,6 @@ from pydantic import ConfigDict, Field
 from torch import Tensor, nn
 from torch.nn.functional import nll_loss, normalize
 
-from raycluster.clustering.neighbors import nearest_neighbors
-from raycluster.clustering.whitening import NeighborSearch
 from raycluster.config import MethodConfig
 from raycluster.semantics.pairing import SemanticSpace, TACSpace
 
@@ -144,6 +142,11 @@ class Method(nn.Module, ABC):
         """Return whether training uses all nouns, not only the kept ones."""
         return False
 
+    @classmethod
+    def default_sample(cls, n_clusters: int) -> int | None:
+        """Return the number of images that a method is fitted to where the configuration gives none; None: that of its class of constants."""
+        return None
+
     @property
     def constants(self) -> dict[str, Any]:
         """Return the method's section of the configuration as plain data, with every constant filled in."""
@@ -169,8 +172,8 @@ class FittedMethod(Method):
     """A method that one process fits in one call."""
 
     @abstractmethod
-    def fit(self, data: TrainingData, search: NeighborSearch = nearest_neighbors) -> dict[str, float]:
-        """Fit to the data and return facts for the report. `search` finds neighbors, in one process or in many."""
+    def fit(self, data: TrainingData) -> dict[str, float]:
+        """Fit to the data and return facts for the report."""
 
     @abstractmethod
     def explain(self, facts: Mapping[str, float]) -> str:

@@ -10,8 +10,6 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from raycluster.clustering.kmeans import kmeans
-from raycluster.clustering.neighbors import nearest_neighbors
-from raycluster.clustering.whitening import NeighborSearch
 from raycluster.config import MethodConfig
 from raycluster.methods.base import FittedMethod, TrainingData
 
@@ -42,7 +40,7 @@ class KMeansMethod(FittedMethod):
         super().__init__(config, dim, n_clusters, n_rows, seed)
         self.register_buffer("centers", torch.zeros(n_clusters, dim))
 
-    def fit(self, data: TrainingData, search: NeighborSearch = nearest_neighbors) -> dict[str, float]:
+    def fit(self, data: TrainingData) -> dict[str, float]:
         """Fit the centers, [C, d] unit rows, and return the mean cosine and the number of iterations."""
         config = self.config
         result = kmeans(

@@ -15,8 +15,6 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from raycluster.clustering.kmeans import kmeans
-from raycluster.clustering.neighbors import nearest_neighbors
-from raycluster.clustering.whitening import NeighborSearch
 from raycluster.config import MethodConfig
 from raycluster.errors import ConfigError
 from raycluster.methods import scaling
@@ -215,7 +213,7 @@ class TrainingFreeTAC(FittedMethod):
         """Return TAC's semantic space with the constants of the configuration."""
         return _space(config)
 
-    def fit(self, data: TrainingData, search: NeighborSearch = nearest_neighbors) -> dict[str, float]:
+    def fit(self, data: TrainingData) -> dict[str, float]:
         """Fit the centers, [C, 2d] unit rows, store the kept nouns, and return the mean cosine and the number of iterations."""
         if data.counterparts is None or data.nouns is None:
             raise ConfigError("method: tac needs nouns; give a `vocabulary`")

@@ -41,6 +41,9 @@ at 64 to 129 pixels. Their mean cosine is 0.997 to 0.998 at 1.15, 0.9986 to 0.99
 smallest crop of fine-tuning, half the area, also still has more pixels than the encoder takes.
 """
 
+FORMER_SAMPLE = 200_000
+"""Default of `method.train_sample` for `consensus` in versions that wrote it into the recipes of older run folders."""
+
 
 def prepare(
     config: RunConfig,
@@ -55,7 +58,7 @@ def prepare(
     `retry_failed`: treat images that could not be read in an earlier run as new ones. `lists`: list the images again even if there is a
     manifest of the same sources. `dry_run`: write nothing.
     """
-    method = registry.configure(config.method)
+    method = sized(registry.configure(config.method), config.clusters, None if retrain else folder)
     if method.train_sample < config.clusters:
         raise ConfigError(
             f"method.train_sample: {method.train_sample} images cannot train {config.clusters} clusters; raise it, or lower `clusters`"
@@ -89,6 +92,22 @@ def prepare(
         manifest=manifest,
         retrain=retrain,
     )
+
+
+def sized(method: MethodConfig, clusters: int, folder: RunFolder | None) -> MethodConfig:
+    """Return the method with its `train_sample`: the given number, else the method's default for so many clusters.
+
+    A finished fit of an earlier version to FORMER_SAMPLE images or fewer stays, if the default of today would take the same images. Its
+    recipe then differs in nothing but a number that does not matter.
+    """
+    default = registry.method_class(method.name).default_sample(clusters)
+    if default is None or "train_sample" in method.model_fields_set:
+        return method
+    marker = (folder.marker("train") or folder.marker("semantics")) if folder else None
+    former = {"train_sample": FORMER_SAMPLE, "clusters": clusters}
+    if marker and former.items() <= marker.recipe.items() and marker.rows <= min(default, FORMER_SAMPLE - 1):
+        default = FORMER_SAMPLE
+    return method.model_copy(update={"train_sample": default})
 
 
 def _shard_size(config: RunConfig, spec: EncoderSpec | None) -> int | None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from raycluster.clustering.cells import Cells
 from raycluster.clustering.kmeans import kmeans
 from raycluster.section import Section
 
@@ -85,6 +86,22 @@ def text_counterparts(images: Tensor, kept: Tensor, temperature: float) -> Tenso
     """
     parts = [(chunk @ kept.T / temperature).softmax(dim=1) @ kept for chunk in chunks(images, len(kept))]
     return normalize(torch.cat(parts), dim=1)
+
+
+def near_counterparts(images: Tensor, nouns: Tensor, temperature: float, cells: Cells, most: int) -> Tensor:
+    """Return the :func:`text_counterparts` [N, d] of images [N, d], made only of the `most` nouns nearest to the center of the image's cell.
+
+    Images of a cell are alike, and nouns far from all of them have no weight. With a vocabulary of 100,000 nouns, comparing every image
+    with every noun would take most of the time of a clustering.
+    """
+    if most >= len(nouns):
+        return text_counterparts(images, nouns, temperature)
+    centers = chunks(cells.centers(images), len(nouns))
+    near = torch.cat([(some @ nouns.T).topk(most, dim=1, sorted=False).indices for some in centers])
+    paired, ordered = torch.empty_like(images), images[cells.order]
+    for cell, rows in cells:
+        paired[cells.order[rows]] = text_counterparts(ordered[rows], nouns[near[cell]], temperature)
+    return paired
 
 
 def chunks(rows: Tensor, width: int) -> tuple[Tensor, ...]:

@@ -29,7 +29,7 @@ from raycluster.storage.location import Location
 from raycluster.training import trainer
 from raycluster.training.backend import worker_device
 from raycluster.training.loop import History, train
-from raycluster.training.neighbors import as_tensor, find_graphs, spread_search, training_data
+from raycluster.training.neighbors import as_tensor, find_graphs, training_data
 
 CHECKPOINT_STEPS = 500
 """Optimizer steps between two checkpoints, rounded down to whole epochs, but at least one epoch.
@@ -86,7 +86,7 @@ def _fit(job: HeadsJob, data: ray.ObjectRef, resources: Resources) -> tuple[dict
         device = own_device()
         found = job.build().to(device)
         assert isinstance(found, FittedMethod)
-        facts = found.fit(training_data(arrays, device), spread_search(resources))
+        facts = found.fit(training_data(arrays, device))
         state = {name: value.cpu() for name, value in found.state_dict().items()}
         trainer.check_finite(state, facts)
         return state, facts
@@ -117,7 +117,7 @@ def _find_consensus(job: HeadsJob, data: ray.ObjectRef, resources: Resources) ->
     def find(arrays: Mapping[str, ray.ObjectRef]) -> np.ndarray:
         resources.use_heavy_threads()
         rows = training_data(arrays, own_device())
-        return consensus_clusters(rows, job.n_clusters, job.seed, spread_search(resources)).cpu().numpy()
+        return consensus_clusters(rows, job.n_clusters, job.seed).cpu().numpy()
 
     return one_task(find, resources, data)
 

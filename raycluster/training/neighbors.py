@@ -11,8 +11,6 @@ import ray
 import torch
 from torch import Tensor
 
-from raycluster.clustering.neighbors import nearest_neighbors
-from raycluster.clustering.whitening import NeighborSearch
 from raycluster.compute.resources import Resources, own_device
 from raycluster.compute.tasks import map_tasks
 from raycluster.methods.base import Method, TrainedMethod, TrainingData
@@ -50,27 +48,6 @@ def find_graphs(
         return find_neighbors(method, training_data(arrays, own_device()), rows)
 
     return _in_blocks(find, n_rows, resources.heavy_tasks, resources, data)
-
-
-def spread_search(resources: Resources) -> NeighborSearch:
-    """Return a neighbor search by cosine, for use in a heavy task.
-
-    That task occupies one of the places of `resources.heavy_tasks`. The search runs on the other places if there are more than two of
-    them, else in the calling process.
-    """
-    places = resources.heavy_tasks - 1
-
-    def find(rows: range, x: np.ndarray, k: int) -> dict[str, Tensor]:
-        return {"": nearest_neighbors(as_tensor(x, own_device()), k, rows=rows)}
-
-    def search(x: Tensor, k: int) -> Tensor:
-        # One process alone computes each score once for both of its rows, so two other tasks would be no faster.
-        if places <= 2:
-            return nearest_neighbors(x, k)
-        found = _in_blocks(find, len(x), places, resources, ray.put(x.cpu().numpy()), ray.put(k))
-        return torch.from_numpy(found[""]).to(x.device)
-
-    return search
 
 
 def _in_blocks(

@@ -301,6 +301,7 @@ def test_a_run_that_does_not_converge_is_a_warning(caplog: pytest.LogCaptureFixt
     x, _ = blobs(noise=0.8)
     with caplog.at_level(logging.WARNING):
         kmeans(x, 6, seed=0, tolerance=1e-3, max_iterations=100)
+        kmeans(x, 6, seed=0, tolerance=0, max_iterations=1, warn=False)
         assert not caplog.records
         kmeans(x, 6, seed=0, tolerance=0, max_iterations=1)
     assert "not converged after 1 iterations" in caplog.text

@@ -46,7 +46,7 @@ def groups(sizes: list[int], spread: float = 0.25) -> tuple[Tensor, Tensor]:
 
 def test_it_finds_groups_that_one_seeding_misses() -> None:
     x, group = groups([60] * 30, spread=0.7)
-    scores = [adjusted_rand_score(group, ward_kmeans(x, 30, seed=seed)) for seed in range(5)]
+    scores = [adjusted_rand_score(group, ward_kmeans(x, 30, seed=seed)[0]) for seed in range(5)]
     single = [adjusted_rand_score(group, kmeans(x, 30, seed=seed).labels) for seed in range(5)]
     assert sum(scores) >= sum(single)
     assert min(scores) > 0.9
@@ -54,17 +54,34 @@ def test_it_finds_groups_that_one_seeding_misses() -> None:
 
 @pytest.mark.parametrize(("n", "k"), [(7, 6), (6, 6), (20, 6), (9, 2)])
 def test_few_rows_a_cluster(n: int, k: int) -> None:
-    labels = ward_kmeans(normalize(rows(n), dim=1), k, seed=0)
-    assert len(labels) == n
+    labels, fine = ward_kmeans(normalize(rows(n), dim=1), k, seed=0)
+    assert len(labels) == len(fine) == n
     assert len(labels.unique()) == k
 
 
 def test_so_many_clusters_that_nothing_is_merged(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MOST_CENTERS", 10)
     x, group = groups([40] * 12)
-    assert adjusted_rand_score(group, ward_kmeans(x, 12, seed=0)) > 0.8
+    assert adjusted_rand_score(group, ward_kmeans(x, 12, seed=0)[0]) > 0.8
 
 
 def test_the_seed_decides() -> None:
     x, _ = groups([30, 90, 10, 50], spread=0.9)
-    assert torch.equal(ward_kmeans(x, 4, seed=3), ward_kmeans(x, 4, seed=3))
+    first, again = (ward_kmeans(x, 4, seed=3) for _ in range(2))
+    assert all(torch.equal(one, other) for one, other in zip(first, again, strict=True))
+
+
+def test_few_rows_a_center_and_two_levels_find_the_same_groups() -> None:
+    x, group = groups([120] * 20, spread=0.5)
+    for limits in ({}, {"fine_rows": 4}, {"last_rows": 8}, {"split_above": 50}):
+        labels, fine = ward_kmeans(x, 20, seed=0, **limits)
+        assert adjusted_rand_score(group, labels) > 0.95
+        assert 40 < len(fine.unique()) <= 100
+
+
+def test_copies_of_fewer_rows_than_clusters() -> None:
+    x = normalize(rows(3), dim=1).repeat(40, 1)
+    for split_above in (1000, 1):
+        labels, _ = ward_kmeans(x, 9, seed=0, split_above=split_above)
+        assert len(labels.unique()) == 3
+        assert int(labels.max()) < 9

@@ -10,8 +10,9 @@ from raycluster.clustering import whitening as module
 from raycluster.clustering.neighbors import nearest_neighbors
 from raycluster.clustering.whitening import (
     class_means,
-    neighbor_whitened,
+    neighbor_whitening,
     pair_covariance,
+    principal_directions,
     smooth,
     whitening,
     within_covariance,
@@ -30,6 +31,14 @@ def test_pair_covariance_is_the_mean_over_pairs() -> None:
     pairs = [(x[i] - x[j]).double() for i in range(len(x)) for j in neighbors[i].tolist()]
     expected = torch.stack([torch.outer(pair, pair) for pair in pairs]).mean(dim=0)
     torch.testing.assert_close(pair_covariance(x, neighbors), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_pair_covariance_of_some_rows_is_the_mean_over_their_pairs() -> None:
+    x, some = rows(), torch.tensor([4, 17, 3])
+    neighbors = nearest_neighbors(x, 5)[some]
+    pairs = [(x[i] - x[j]).double() for i, near in zip(some, neighbors, strict=True) for j in near.tolist()]
+    expected = torch.stack([torch.outer(pair, pair) for pair in pairs]).mean(dim=0)
+    torch.testing.assert_close(pair_covariance(x, neighbors, some), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_sums_in_chunks_are_the_same() -> None:
@@ -91,10 +100,25 @@ def test_directions_that_differ_between_neighbors_shrink() -> None:
     x[torch.arange(300), group] += 1
     x[:, 4:] += 2 * torch.randn(300, 4, generator=generator)
     x = x - x.mean(dim=0)
-    whitened, neighbors = neighbor_whitened(x, 8, 0.01, 3, nearest_neighbors)
-    before, after = (
-        (group[graph.long()] == group.unsqueeze(1)).double().mean() for graph in (nearest_neighbors(x, 8), neighbors)
-    )
-    assert before < 0.6
-    assert after > 0.99
-    torch.testing.assert_close(whitened.norm(dim=1), torch.ones(300))
+
+    def in_group(rows: Tensor) -> float:
+        near = nearest_neighbors(rows, 8).long()
+        return float((group[near] == group.unsqueeze(1)).double().mean())
+
+    assert in_group(x) < 0.6
+    everything = neighbor_whitening(x, 8, 0.01, 3, queries=300, database=300, seed=0)
+    assert in_group(x @ everything) > 0.99
+    # A part of the rows that asks among another part, for fewer neighbors, gives nearly the same metric.
+    some = neighbor_whitening(x, 8, 0.01, 3, queries=150, database=250, seed=0)
+    assert in_group(x @ some) > 0.98
+    again = neighbor_whitening(x, 8, 0.01, 3, queries=150, database=250, seed=0)
+    assert torch.equal(some, again)
+
+
+def test_principal_directions_are_those_of_the_largest_second_moment() -> None:
+    x = rows(500)
+    directions = principal_directions(x, 2, seed=0)
+    assert directions.shape == (6, 2)
+    kept = (x @ directions).square().sum()
+    torch.testing.assert_close(kept, torch.linalg.eigvalsh(x.T @ x)[-2:].sum(), rtol=1e-4, atol=0)
+    assert torch.equal(x @ principal_directions(x, 6, seed=0), x)

@@ -16,7 +16,6 @@ import torch
 from PIL import Image
 from ray_workers import worker_killed_after_a_checkpoint
 
-from raycluster.clustering.neighbors import nearest_neighbors
 from raycluster.compute.resources import Resources
 from raycluster.config import EncoderConfig, FinetuneConfig, MethodConfig, StorageConfig
 from raycluster.demo.drawing import draw_dataset
@@ -71,7 +70,7 @@ def method(images: pa.Table) -> Method:
     """A method that is fitted to the four kinds."""
     made = registry.build(MethodConfig(name="consensus"), 96, CLUSTERS, N, seed=0)
     assert isinstance(made, FittedMethod)
-    made.fit(TrainingData(torch.arange(N - 1), encoded(images)), nearest_neighbors)
+    made.fit(TrainingData(torch.arange(N - 1), encoded(images)))
     return made
 
 

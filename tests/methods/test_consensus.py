@@ -15,17 +15,13 @@ from torch.nn.functional import normalize
 
 from raycluster.clustering.contingency import supervised_scores
 from raycluster.clustering.kmeans import kmeans
-from raycluster.clustering.neighbors import nearest_neighbors
 from raycluster.config import MethodConfig
+from raycluster.errors import ConfigError
 from raycluster.methods import registry
 from raycluster.methods.base import TrainedMethod, TrainingData
-from raycluster.methods.consensus import (
-    ConsensusConfig,
-    ConsensusMethod,
-    consensus,
-    consensus_clusters,
-    neighbor_count,
-)
+from raycluster.methods.consensus import ConsensusMethod, consensus_clusters
+from raycluster.methods.consensus_algorithm import consensus, neighbor_count
+from raycluster.methods.consensus_config import NO_SHORTCUTS, ConsensusConfig, Shortcuts, default_sample
 from raycluster.results.evaluate import count_labels
 from raycluster.tables.rows import unit, vectors
 from raycluster.training.loop import find_neighbors, train
@@ -104,25 +100,75 @@ def test_without_nouns_or_text_weight_the_images_vote_alone() -> None:
 def test_the_report_says_who_voted() -> None:
     method, facts = fitted(300, 5)
     words = method.explain(facts)
-    assert words.startswith("9 labelings voted, 3 of each view: the images, the images with the nouns chosen")
+    assert words.startswith(
+        "The clusters were fitted to 300 images. 9 labelings voted, 3 of each view: the images, the images with the nouns chosen"
+    )
     assert f"{facts['agreement_image_text']:.2f} between labelings of images alone and of images with text" in words
 
 
 def test_a_single_labeling_needs_no_agreement() -> None:
     _, facts = fitted(300, 5, text_weight=0, labelings=1)
-    assert set(facts) == {"views", "votes", "nearest_own_center"}
+    assert set(facts) == {"images", "views", "votes", "nearest_own_center"}
 
 
-def test_other_searches_are_asked_for_every_graph() -> None:
-    calls = []
+FEW = Shortcuts(
+    metric_queries=200, metric_database=400, dims=24, text_dims=16, exact_rows=500, candidates=500, nouns=20,
+    fine_rows=8, split_above=20, last_rows=32,
+)  # fmt: skip
+"""Every shortcut leaves out work on 1,200 rows in 12 groups with 80 nouns."""
 
-    def search(x: Tensor, k: int) -> Tensor:
-        calls.append((x.shape[1], k))
-        return nearest_neighbors(x, k)
 
-    x, _, nouns = groups(300, 0, 2.5)
-    consensus(x, nouns, 5, 0, ConsensusConfig(name="consensus"), search)
-    assert calls == [(DIM, 15)] * 3 + [(2 * DIM, 15)] * 2 + [(DIM, 15)] * 3
+def test_shortcuts_find_the_same_groups() -> None:
+    x, group, nouns = groups(1200, 0, 2.5)
+    nouns = torch.cat([nouns, normalize(torch.randn(68, DIM, generator=torch.Generator().manual_seed(5)), dim=1)])
+    config = ConsensusConfig(name="consensus")
+    found = [consensus(x, nouns, GROUPS, 0, config, limits).labels for limits in (NO_SHORTCUTS, FEW, FEW)]
+    assert torch.equal(found[1], found[2])
+    assert not torch.equal(found[0], found[1])
+    assert adjusted_rand_score(group, found[0]) > 0.95
+    assert adjusted_rand_score(group, found[1]) > 0.95
+
+
+def test_the_number_of_threads_changes_nothing_but_rounding() -> None:
+    x, _, nouns = groups(1200, 0, 2.5)
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            found.append(consensus(x, nouns, GROUPS, 0, ConsensusConfig(name="consensus"), FEW))
+    finally:
+        torch.set_num_threads(before)
+    assert adjusted_rand_score(found[0].labels, found[1].labels) > 0.98
+
+
+@pytest.mark.parametrize("limits", [Shortcuts(), FEW, NO_SHORTCUTS])
+@pytest.mark.parametrize(("n", "distinct", "clusters"), [(2, 2, 2), (9, 9, 8), (9, 9, 9), (40, 3, 5), (40, 1, 2)])
+def test_few_rows_and_copies_get_a_cluster_each(limits: Shortcuts, n: int, distinct: int, clusters: int) -> None:
+    x, _, nouns = groups(distinct, 0, 2.5)
+    found = consensus(x.repeat(n, 1)[:n], nouns, clusters, 0, ConsensusConfig(name="consensus"), limits)
+    assert found.labels.shape == (n,)
+    assert int(found.labels.min()) >= 0
+    assert int(found.labels.max()) < clusters
+    assert torch.isfinite(found.centers).all()
+    assert torch.isfinite(found.whitening).all()
+
+
+def test_more_clusters_than_rows_are_refused() -> None:
+    with pytest.raises(ConfigError, match="needs at least 5 images, but there are 4"):
+        consensus(groups(4, 0, 2.5)[0], None, 5, 0, ConsensusConfig(name="consensus"))
+
+
+@pytest.mark.parametrize(("clusters", "size"), [(2, 20_000), (100, 20_000), (101, 20_200), (1000, 200_000)])
+def test_the_default_sample_follows_from_the_clusters(clusters: int, size: int) -> None:
+    assert default_sample(clusters) == ConsensusMethod.default_sample(clusters) == size
+    for given, expected in ((None, size), (5000, 5000)):
+        config = registry.configure(
+            MethodConfig.model_validate({"name": "consensus", "train_sample": given} if given else {})
+        )
+        made = registry.build(config, DIM, clusters, 30_000, seed=0)
+        assert made.constants["train_sample"] == expected
+        again = registry.restore("consensus", made.constants, DIM, clusters, 30_000, made.state_dict())
+        assert again.constants == made.constants
 
 
 @pytest.mark.long

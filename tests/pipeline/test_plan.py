@@ -14,6 +14,7 @@ from raycluster.config import MethodConfig, RunConfig
 from raycluster.methods import registry
 from raycluster.pipeline.context import Manifest, RunContext, Vocabulary
 from raycluster.pipeline.plan import make_plan
+from raycluster.pipeline.prepare import sized
 from raycluster.pipeline.stage import Keeps, Outcome, Recipe, Stage
 from raycluster.pipeline.stages import NEW_PICTURES, RUN
 from raycluster.pipeline.step import Step
@@ -291,3 +292,32 @@ def test_a_stage_is_one_file_and_a_word_in_a_list(folder: RunFolder) -> None:
     assert to_run(make(folder, stages=(*RUN, toy))) == []
     steps = make(folder, config(clusters=11), stages=(*RUN, toy))
     assert steps["toy"].reason == "changed: assign, clusters"
+
+
+@pytest.mark.parametrize(
+    ("rows", "clusters", "retrain", "given", "size"),
+    [
+        (15_000, 10, False, {}, 200_000),  # both defaults mean all images
+        (20_001, 10, False, {}, 20_000),
+        (200_000, 2000, False, {}, 400_000),
+        (15_000, 11, False, {}, 20_000),
+        (15_000, 10, True, {}, 20_000),
+        (15_000, 10, False, {"train_sample": 5000}, 5000),
+    ],
+)
+def test_heads_of_the_former_default_stay_if_todays_takes_the_same_images(
+    folder: RunFolder, rows: int, clusters: int, retrain: bool, given: dict[str, int], size: int
+) -> None:
+    for name in ("semantics", "train"):
+        recipe = {"train_sample": 200_000, "clusters": 2000 if clusters == 2000 else 10}
+        folder.finish(
+            Marker(
+                stage=name, fingerprint=name, path="x", recipe=recipe, rows=rows, seconds=1.0, finished=now(), facts={}
+            )
+        )
+    method = registry.configure(MethodConfig.model_validate({"name": "consensus", **given}))
+    assert sized(method, clusters, None if retrain else folder).train_sample == size
+
+
+def test_the_default_sample_of_other_methods_is_a_constant(folder: RunFolder) -> None:
+    assert sized(registry.configure(MethodConfig(name="kmeans")), 10, folder).train_sample == 1_000_000

@@ -10,7 +10,14 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from raycluster.semantics.pairing import TACSpace, nouns_of_centers, semantic_center_count, text_counterparts
+from raycluster.clustering.cells import make_cells
+from raycluster.semantics.pairing import (
+    TACSpace,
+    near_counterparts,
+    nouns_of_centers,
+    semantic_center_count,
+    text_counterparts,
+)
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "tac_filter_retrieve_N90_K12_M200.npz"
 
@@ -98,3 +105,15 @@ def test_a_center_without_nouns_keeps_none_and_few_nouns_are_all_kept() -> None:
     nouns = normalize(torch.tensor([[1.0, 0.1, 0.0], [0.1, 1.0, 0.0], [1.0, 0.3, 0.0]]), dim=1)
     assert nouns_of_centers(centers, nouns, 5).tolist() == [0, 1, 2]
     assert nouns_of_centers(centers, nouns, 1).tolist() == [0, 1]
+
+
+def test_nouns_near_the_cell_make_nearly_the_same_counterparts() -> None:
+    generator = torch.Generator().manual_seed(0)
+    nouns = normalize(torch.randn(400, 16, generator=generator), dim=1)
+    images = normalize(nouns[:30].repeat(20, 1) + 0.1 * torch.randn(600, 16, generator=generator), dim=1)
+    cells = make_cells(images, seed=0, count=30)
+    whole = text_counterparts(images, nouns, 0.03)
+    assert torch.equal(near_counterparts(images, nouns, 0.03, cells, 400), whole)
+    near = near_counterparts(images, nouns, 0.03, cells, 40)
+    torch.testing.assert_close(near.norm(dim=1), torch.ones(600))
+    assert (near * whole).sum(dim=1).min() > 0.99

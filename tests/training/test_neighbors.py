@@ -11,30 +11,12 @@ from raycluster.clustering.neighbors import nearest_neighbors
 from raycluster.compute.resources import Resources
 from raycluster.config import MethodConfig
 from raycluster.methods import registry
-from raycluster.training import neighbors as module
-from raycluster.training.neighbors import find_graphs, spread_search
+from raycluster.training.neighbors import find_graphs
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
 
 MANY_NODES = Resources(cpus=4, node_cpus=1, gpus=0, encoder_actors=1, train_workers=1)
 """Resources as if each core were a node. A search takes three places beside the caller's own."""
-
-
-def test_spread_search_is_exact(monkeypatch: pytest.MonkeyPatch) -> None:
-    x = torch.randn(301, 12, generator=torch.Generator().manual_seed(0))
-    blocks: list[int] = []
-    whole = module._in_blocks
-
-    def counted(find: module.Blocks, n_rows: int, count: int, *rest: object) -> dict[str, np.ndarray]:
-        blocks.append(count)
-        return whole(find, n_rows, count, *rest)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(module, "_in_blocks", counted)
-    assert torch.equal(spread_search(MANY_NODES)(x, 7), nearest_neighbors(x, 7))
-    assert blocks == [3]
-    alone = Resources(cpus=4, node_cpus=4, gpus=0, encoder_actors=1, train_workers=1)
-    assert torch.equal(spread_search(alone)(x, 7), nearest_neighbors(x, 7))
-    assert blocks == [3]
 
 
 def test_every_graph_of_a_method_is_found_in_blocks() -> None:
