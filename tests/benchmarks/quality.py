@@ -107,7 +107,7 @@ def one_run(features: Path, name: str, method: dict[str, Any], seed: int, unseen
     everywhere = top_two(probabilities(built, images))
     found, confidence, margin = (values[shown] for values in everywhere[:3])
     free = label_free_scores(images[shown], paired.numpy()[shown], found, confidence, margin, clusters)
-    own = pa.chunked_array([pa.array(labels, pa.string()).filter(pa.array(shown))])
+    own = pa.chunked_array([pa.array(labels).cast(pa.string()).filter(pa.array(shown))])
     scores = supervised_scores(count_labels(own, found, clusters).table)
     if unseen:
         scores["acc"] = unseen_accuracy(labels, everywhere[0], held)
