@@ -62,10 +62,11 @@ def kmeans(
     """Cluster rows by cosine (Dhillon & Modha 2001) or by Euclidean distance, seeded by greedy k-means++ (Arthur & Vassilvitskii 2007).
 
     `x` [N, d] float16 or float32, any scale. The result is the best of `restarts` runs by objective. A run ends when the objective grows
-    by less than `tolerance` of itself. With more than `rows_a_center`·k rows (default: SAMPLE_ROWS_A_CENTER), it runs on a drawn sample of
-    that many, which is held in float32, and then assigns all rows to the centers found. `start` [k, d], unit rows if spherical, replaces
-    the seeding; there is one run then. `warn`: log a warning if `max_iterations` end a run. A center that loses all its rows is moved to the row that fits its own center worst. With fewer distinct rows than `k`, some
-    centers coincide and stay empty. The result is deterministic in `seed` on one device.
+    by less than `tolerance` of itself, or after `max_iterations`; `warn`: log a warning then. With more than `rows_a_center`·k rows
+    (default: SAMPLE_ROWS_A_CENTER), it runs on a drawn sample of that many, which is held in float32, and then assigns all rows to the
+    centers found. `start` [k, d], unit rows if spherical, replaces the seeding; there is one run then. A center that loses all its rows is
+    moved to the row that fits its own center worst. With fewer distinct rows than `k`, some centers coincide and stay empty. The result is
+    deterministic in `seed` on one device.
     Raises :class:`ConfigError` for k > N and for rows with NaN or infinity.
     """
     if k > len(x):
@@ -73,9 +74,8 @@ def kmeans(
             f"clusters: k-means into {k} clusters needs at least {k} images, but there are {len(x)}; lower `clusters`"
         )
     prepare = row_scale(x, spherical=spherical)
-    order = torch.randperm(len(x), generator=_generator(seed, 0))[: (rows_a_center or SAMPLE_ROWS_A_CENTER) * k].to(
-        x.device
-    )
+    drawn_rows = k * (rows_a_center or SAMPLE_ROWS_A_CENTER)
+    order = torch.randperm(len(x), generator=_generator(seed, 0))[:drawn_rows].to(x.device)
     sample = torch.empty(len(order), x.shape[1], device=x.device)
     for rows, drawn in zip(sample.split(PREPARED_ROWS), order.split(PREPARED_ROWS), strict=True):
         rows.copy_(prepare(x[drawn]))

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,7 +22,7 @@ from raycluster.images.fetch import retry
 from raycluster.images.pictures import ORIGINAL, ROW, fetched_slices
 from raycluster.images.shard_pictures import shard_rows
 from raycluster.storage.location import Location, locate
-from raycluster.storage.parallel import THREADS
+from raycluster.storage.parallel import map_threads
 from raycluster.tables.blocks import Block, check_found, find_blocks
 from raycluster.tables.footers import footer_of, map_files
 from raycluster.tables.names import part_name
@@ -163,8 +162,7 @@ class GroupReader:
 
     def _open(self, keys: list[tuple[str, int]]) -> None:
         new = [key for key in keys if key not in self.kept]
-        with ThreadPoolExecutor(THREADS) as pool:
-            self.kept.update(zip(new, pool.map(self._read, new), strict=True))
+        self.kept.update(zip(new, map_threads(self._read, new), strict=True))
         self.reads += len(new)
         for key in keys:
             self.kept.move_to_end(key)

@@ -25,8 +25,8 @@ def find_common(
 ) -> Common:
     """Return what every node must have for this run. Raises :class:`ConfigError` if a node that is there now lacks any of it.
 
-    `root`: the run folder; `samples`: URIs of some pictures or files of each source, which `source`, a field of the configuration, names; `spec`: the
-    encoder, None if there is none.
+    `root`: the run folder; `samples`: URIs of some pictures of each source, or of files that hold them; `spec`: the encoder, None if there
+    is none; `source`: the field of the configuration that names the sources, for messages.
     """
     places = _output(root)
     if spec is not None and spec.tower is not None and spec.tower.file.scheme == "file":

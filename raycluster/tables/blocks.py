@@ -17,9 +17,10 @@ from raycluster.tables.footers import map_files
 from raycluster.tables.names import named_ids, partition_and_generation
 from raycluster.tables.rows import among, file_ids
 
-KEPT_GROUPS = 4
-"""Row groups that a process keeps in memory: the next block of a process often lies in the row group of the one before. They are only of
-files that never change: those of a manifest, whose folder is named after the content, and pieces whose names tell their rows."""
+KEPT_GROUPS, KEPT_STARTS = 4, 256
+"""Row groups, and files with the places of their row groups, that a process keeps in memory: its next block often lies in the row group of
+the one before. Only files that never change are kept: those of a manifest, whose folder is named after the content, and pieces whose names
+tell their rows."""
 
 
 @dataclass(frozen=True)
@@ -87,14 +88,13 @@ def _positions(file: Location, wanted: np.ndarray) -> np.ndarray:
 
 def _read_positions(file: Location, positions: np.ndarray, columns: Sequence[str]) -> Iterator[pa.Table]:
     fixed = partition_and_generation(file) is not None or named_ids(file) is not None
-    starts = _group_starts(file) if fixed else _group_starts.__wrapped__(file)
-    read = _read_group if fixed else _read_group.__wrapped__
+    starts = _kept_starts(file) if fixed else _group_starts(file)
+    read = _kept_group if fixed else _read_group
     groups = np.searchsorted(starts, positions, side="right") - 1
     for group in np.unique(groups).tolist():
         yield read(file, group, tuple(columns)).take(positions[groups == group] - starts[group])
 
 
-@lru_cache(maxsize=256)
 def _group_starts(file: Location) -> np.ndarray:
     """Return the position of the first row of each row group."""
     metadata = pq.read_metadata(file.path, filesystem=file.filesystem)
@@ -102,7 +102,10 @@ def _group_starts(file: Location) -> np.ndarray:
     return np.cumsum([0, *sizes[:-1]])
 
 
-@lru_cache(maxsize=KEPT_GROUPS)
 def _read_group(file: Location, group: int, columns: tuple[str, ...]) -> pa.Table:
     with pq.ParquetFile(file.path, filesystem=file.filesystem, pre_buffer=True) as parquet:
         return parquet.read_row_group(group, columns=[name for name in columns if name in parquet.schema_arrow.names])
+
+
+_kept_starts = lru_cache(maxsize=KEPT_STARTS)(_group_starts)
+_kept_group = lru_cache(maxsize=KEPT_GROUPS)(_read_group)

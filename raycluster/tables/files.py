@@ -30,17 +30,17 @@ GROUP_ROWS = 4_096
 
 def write_pieces(folder: Location, rows: pa.Table) -> None:
     """Write rows of a table as pieces, one for each partition that they lie in. The footers tell ids and statuses."""
-    for _, part in _by_partition(rows):
+    for _, part in by_partition(rows):
         (folder / part_name(part.column("row_id"))).write_table(with_footer(part), GROUP_ROWS)
 
 
 def write_partitions(folder: Location, rows: pa.Table) -> None:
     """Write some rows of a table as one file a partition, of which these must be all rows."""
-    for number, part in _by_partition(rows):
+    for number, part in by_partition(rows):
         (folder / partition_name(number, 0)).write_table(with_footer(part), GROUP_ROWS)
 
 
-def _by_partition(rows: pa.Table) -> Iterator[tuple[int, pa.Table]]:
+def by_partition(rows: pa.Table) -> Iterator[tuple[int, pa.Table]]:
     """Yield each partition's number and rows, sorted by id. Sorted once, a table is cut without a pass over it for every partition."""
     rows = rows.sort_by("row_id")
     partitions = rows.column("row_id").to_numpy() // PARTITION_ROWS
@@ -65,13 +65,12 @@ def split_files(files: Sequence[Location]) -> tuple[list[Location], list[Locatio
     counting = set(finished)
     pieces = _pieces(files)
     firsts = _first_rows([file for file, first, _ in pieces if first // PARTITION_ROWS in newest])
-    for piece, following in pairwise([*pieces, None]):
-        assert piece is not None
-        file, first, end = piece
+    followed_by = [*(first for _, first, _ in pieces[1:]), None]
+    for (file, first, end), following in zip(pieces, followed_by, strict=False):
         footer = footers.get(first // PARTITION_ROWS)
         covered = footer is not None and footer.covers(firsts[file])
         # A row lies in one piece only. So a piece that begins within another one has replaced it.
-        if not covered and (following is None or following[1] >= end):
+        if not covered and (following is None or following >= end):
             counting.add(file)
     every = [*(file for file, _, _ in pieces), *(file for file, _ in numbered)]
     ours = sorted(every, key=lambda file: file.path)

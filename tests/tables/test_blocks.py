@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from raycluster.errors import ArtifactError
 from raycluster.storage.location import Location, locate
 from raycluster.tables.blocks import find_blocks
+from raycluster.tables.names import part_name
 
 
 @pytest.fixture
@@ -58,3 +61,30 @@ def test_nothing_wanted_is_no_block(files: list[Location]) -> None:
 def test_rows_that_are_gone_are_named(files: list[Location]) -> None:
     with pytest.raises(ArtifactError, match="100 of 300 rows are no longer there; restore the files"):
         find_blocks(files[:2], np.arange(300), 10, 1)
+
+
+def test_a_file_that_is_written_again_under_its_name_is_read_again(tmp_path: Path) -> None:
+    """A removal of rows does that to pieces whose names do not tell their rows; a process must not answer from its memory then."""
+    file = locate(str(tmp_path / "part-000000000000.parquet"))
+    for ids in ([0, 4, 9], [4, 9]):
+        file.write_table(pa.table({"row_id": ids, "uri": [f"u{i}" for i in ids]}))
+        (block,) = find_blocks([file], np.array(ids), 10, fair=1)
+        assert block.read(["row_id", "uri"]).to_pylist() == [{"row_id": i, "uri": f"u{i}"} for i in ids]
+
+
+def test_a_row_group_of_a_file_that_never_changes_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = locate(str(tmp_path / part_name(np.arange(100))))
+    file.write_table(pa.table({"row_id": range(100), "uri": [f"u{i}" for i in range(100)]}), row_group_size=50)
+    opened: list[str] = []
+
+    class Counting(pq.ParquetFile):
+        def __init__(self, *given: Any, **more: Any) -> None:
+            opened.append(given[0])
+            super().__init__(*given, **more)
+
+    monkeypatch.setattr(pq, "ParquetFile", Counting)
+    blocks = find_blocks([file], np.arange(100), 10, fair=1)
+    read = [row for block in blocks for row in block.read(["row_id"]).column("row_id").to_pylist()]
+    assert read == list(range(100))
+    assert len(blocks) == 10
+    assert len(opened) == 2

@@ -36,10 +36,9 @@ import sys, ray
 from raycluster.cli import main
 def small():
     from raycluster.encoder import ready_made
-    from raycluster.images.listing import numbering
     from raycluster.tables import compaction, files
     ready_made.PIECE_ROWS = 16
-    for module in (files, compaction, numbering):
+    for module in (files, compaction):
         module.PARTITION_ROWS = 128
 small()
 hook = {"worker_process_setup_hook": small}

@@ -18,7 +18,7 @@ from raycluster.images.listing.hashes import hash_rows
 from raycluster.images.listing.spill import BATCH_ROWS, Spill
 from raycluster.storage.location import Location, read_table
 from raycluster.storage.parallel import map_threads
-from raycluster.tables.names import PARTITION_ROWS
+from raycluster.tables.files import by_partition
 from raycluster.tables.rows import Span, among, find_spans, rows_by_id
 from raycluster.tables.schemas import MANIFEST
 
@@ -106,9 +106,9 @@ def _compare(partitions: Iterator[pa.Table], spans: Sequence[Span], before: np.n
         if not keep.any():
             continue
         rows = rows.filter(pa.array(keep))
-        known = rows_by_id(spans, np.unique(ids[keep]), MANIFEST.names[1:]).take(
-            pa.array(np.unique(ids[keep], return_inverse=True)[1])
-        )
+        # Two rows with the hash of one earlier row have its number here, both of them.
+        numbers, place = np.unique(ids[keep], return_inverse=True)
+        known = rows_by_id(spans, numbers, MANIFEST.names[1:]).take(pa.array(place))
         same = _all_equal(rows, known, IDENTITY)
         mistaken.append(ids[keep][~same])
         equal = equal and bool(_all_equal(rows, known, ["label"]).all())
@@ -130,14 +130,12 @@ def _partitions(listing: Spill, row_ids: np.ndarray, ordered: Spill | None) -> I
     waiting: list[pa.Table] = []
     current = -1
     for rows in _with_ids(listing, row_ids) if ordered is None else ordered.batches():
-        partitions = rows.column("row_id").to_numpy() // PARTITION_ROWS
-        starts = np.flatnonzero(np.diff(partitions, prepend=-1))
-        for start, end in zip(starts, [*starts[1:], len(rows)], strict=True):
-            if partitions[start] != current and waiting:
+        for partition, part in by_partition(rows):
+            if partition != current and waiting:
                 yield pa.concat_tables(waiting)
                 waiting = []
-            current = partitions[start]
-            waiting.append(rows.slice(start, end - start))
+            current = partition
+            waiting.append(part)
     if waiting:
         yield pa.concat_tables(waiting)
 

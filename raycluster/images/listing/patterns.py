@@ -6,7 +6,6 @@ import fnmatch
 import os
 import re
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 
 from pyarrow import fs
 
@@ -14,13 +13,12 @@ from raycluster.errors import ConfigError
 from raycluster.images.listing.run_folders import without_runs
 from raycluster.images.listing.walk import call_storage
 from raycluster.storage.location import Location
+from raycluster.storage.parallel import map_threads
 
 FILE_KINDS = (".tar", ".parquet", ".csv")
 """Suffixes of files that hold or list pictures."""
 MOST_FILES = 100_000
 """Most files that one range may name. A range that names more is taken for a mistake."""
-QUESTIONS = 16
-"""Number of files checked for existence at a time."""
 
 _RANGE = re.compile(r"\{([0-9]{1,9})\.\.([0-9]{1,9})\}")
 _GLOB = re.compile(r"[*?\[]")
@@ -83,9 +81,8 @@ def expand(path: str) -> Iterator[str]:
 
 
 def _absent(files: list[Location]) -> list[str]:
-    with ThreadPoolExecutor(QUESTIONS) as pool:
-        there = pool.map(lambda file: call_storage(file.is_file, file.uri), files)
-        return [file.uri for file, found in zip(files, there, strict=True) if not found]
+    there = map_threads(lambda file: call_storage(file.is_file, file.uri), files)
+    return [file.uri for file, found in zip(files, there, strict=True) if not found]
 
 
 def _glob(pattern: Location) -> Iterator[Location]:
